@@ -1,0 +1,307 @@
+// Additive scores, forward and backward, for one instruction set; included by every_isa.h inside its namespace.
+
+#include "../math/additive_score.h"
+
+// |x| running maximum in which a NaN stays.
+template <class V>
+HYBRIDOPS_INLINE V max_magnitude(V most, V x) {
+    const V magnitude = x < 0 ? -x : x;
+    return (magnitude > most) | (magnitude != magnitude) ? magnitude : most;
+}
+
+template <class A>
+A max_lane(Simd<A> x) {
+    A most = x[0];
+    for (int l = 1; l < lanes<A>; ++l) most = x[l] > most || x[l] != x[l] ? x[l] : most;
+    return most;
+}
+
+// ---- forward ---------------------------------------------------------------------------------------------------------
+
+inline constexpr int merge = 4;      // positions along A that share a reciprocal
+inline constexpr int key_tile = 4;   // keys in a register tile
+inline constexpr int query_block = 16, key_block = 64;  // a unit of work: the block's query rows stay in the L1/L2 cache
+
+// Rows in accumulators, padded with zeros to a multiple of merge * lanes; for tanh as e^2x, with the row's largest |x|.
+template <class A>
+struct Rows {
+    int64_t count, width, padded;
+    Buffer<A> values, bound;
+
+    Rows(int64_t count, int64_t width)
+        : count(count),
+          width(width),
+          padded((width + merge * lanes<A> - 1) / (merge * lanes<A>) * (merge * lanes<A>)),
+          values(count * padded),
+          bound(count) {}
+
+    template <class T>
+    void fill(const T* x, bool exponentials) {
+        torch::stable::parallel_for(0, count, std::max<int64_t>(1, 4096 / padded), [&](int64_t begin, int64_t end) {
+            for (int64_t row = begin; row < end; ++row) {
+                Simd<A> most = {};
+                for (int64_t a = 0; a < padded; a += lanes<A>) {
+                    const Simd<A> value =
+                        load_lanes<A>(x + row * width + a, std::clamp<int64_t>(width - a, 0, lanes<A>));
+                    most = max_magnitude(most, value);
+                    store(values.data() + row * padded + a, exponentials ? exp(value + value) : value);
+                }
+                bound.data()[row] = max_lane<A>(most);
+            }
+        });
+    }
+    const A* row(int64_t i) const { return values.data() + i * padded; }
+};
+
+// scores[j] = sum(v) - 2 sum_a v_a / (1 + P_a Q_ja): for |q| + |k| within FactoredRange::merged.
+template <class A, int keys>
+HYBRIDOPS_INLINE void merged_scores(A* scores, const A* p, const A* q, const A* v, A v_sum, int64_t padded) {
+    Simd<A> acc[keys] = {};
+    for (int64_t a = 0; a < padded; a += merge * lanes<A>) {
+        Simd<A> pa[merge], va[merge];
+        for (int m = 0; m < merge; ++m) {
+            pa[m] = load(p + a + m * lanes<A>);
+            va[m] = load(v + a + m * lanes<A>);
+        }
+        for (int j = 0; j < keys; ++j) {
+            Simd<A> x[merge];
+            for (int m = 0; m < merge; ++m) x[m] = pa[m] * load(q + j * padded + a + m * lanes<A>) + 1;
+            const auto f = sum_of_quotients(va[0], x[0], va[1], x[1], va[2], x[2], va[3], x[3]);
+            acc[j] += f.numerator * reciprocal(f.denominator);
+        }
+    }
+    for (int j = 0; j < keys; ++j) scores[j] = v_sum - 2 * sum_lanes<A>(acc[j]);
+}
+
+// The same without merging: for |q| + |k| within FactoredRange::single.
+template <class A>
+A single_score(const A* p, const A* q, const A* v, A v_sum, int64_t padded) {
+    Simd<A> acc = {};
+    for (int64_t a = 0; a < padded; a += lanes<A>) acc += load(v + a) * reciprocal(load(p + a) * load(q + a) + 1);
+    return v_sum - 2 * sum_lanes<A>(acc);
+}
+
+// sum_a v_a act(q_a + k_a) straight from the inputs.
+template <class A, class T, class Act>
+A direct_score(const T* q, const T* k, const T* v, int64_t width, const Act& act) {
+    Simd<A> acc = {};
+    for (int64_t a = 0; a < width; a += lanes<A>) {
+        const int64_t count = std::min<int64_t>(lanes<A>, width - a);
+        acc += load_lanes<A>(v + a, count) * act.value(load_lanes<A>(q + a, count) + load_lanes<A>(k + a, count));
+    }
+    return sum_lanes<A>(acc);
+}
+
+// body(b, s0, s1, t0, t1) over blocks of queries x keys, in parallel.
+template <class Body>
+void for_each_block(const AdditiveShape& shape, const Body& body) {
+    const int64_t down = (shape.queries + query_block - 1) / query_block, across = (shape.keys + key_block - 1) / key_block;
+    torch::stable::parallel_for(0, shape.batch * down * across, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t unit = begin; unit < end; ++unit) {
+            const int64_t s0 = unit / across % down * query_block, t0 = unit % across * key_block;
+            body(unit / (down * across), s0, std::min(s0 + query_block, shape.queries), t0,
+                 std::min(t0 + key_block, shape.keys));
+        }
+    });
+}
+
+template <class A, class T>
+void tanh_scores(const AdditiveScoresArgs<T, A>& a) {
+    const AdditiveShape& n = a.shape;
+    Rows<A> p(n.batch * n.queries, n.width), q(n.batch * n.keys, n.width), v(1, n.width);
+    p.fill(a.q, true);
+    q.fill(a.k, true);
+    v.fill(a.v, false);
+    A v_sum = 0;
+    for (int64_t i = 0; i < n.width; ++i) v_sum += static_cast<A>(a.v[i]);
+    const bool factored = v_sum - v_sum == 0;  // an infinite v times a difference of one would be NaN
+    for_each_block(n, [&](int64_t b, int64_t s0, int64_t s1, int64_t t0, int64_t t1) {
+        for (int64_t t = t0; t < t1; t += key_tile) {
+            const int64_t keys = std::min<int64_t>(key_tile, t1 - t), key = b * n.keys + t;
+            A key_bound = 0;
+            for (int64_t j = 0; j < keys; ++j) {
+                const A bound = q.bound.data()[key + j];
+                key_bound = bound > key_bound || bound != bound ? bound : key_bound;
+            }
+            for (int64_t s = s0; s < s1; ++s) {
+                const int64_t query = b * n.queries + s;
+                const A bound = p.bound.data()[query] + key_bound;
+                A* out = a.scores + query * n.keys + t;
+                if (factored && bound <= FactoredRange<A>::merged && keys == key_tile) {
+                    merged_scores<A, key_tile>(out, p.row(query), q.row(key), v.row(0), v_sum, p.padded);
+                } else if (factored && bound <= FactoredRange<A>::merged) {
+                    for (int64_t j = 0; j < keys; ++j)
+                        merged_scores<A, 1>(out + j, p.row(query), q.row(key + j), v.row(0), v_sum, p.padded);
+                } else if (factored && bound <= FactoredRange<A>::single) {
+                    for (int64_t j = 0; j < keys; ++j)
+                        out[j] = single_score(p.row(query), q.row(key + j), v.row(0), v_sum, p.padded);
+                } else {
+                    for (int64_t j = 0; j < keys; ++j)
+                        out[j] = direct_score<A>(a.q + query * n.width, a.k + (key + j) * n.width, a.v, n.width, Tanh{});
+                }
+            }
+        }
+    });
+}
+
+template <class A, class T>
+void relu_scores(const AdditiveScoresArgs<T, A>& a, A negative_slope) {
+    const AdditiveShape& n = a.shape;
+    for_each_block(n, [&](int64_t b, int64_t s0, int64_t s1, int64_t t0, int64_t t1) {
+        for (int64_t s = s0; s < s1; ++s)
+            for (int64_t t = t0; t < t1; ++t) {
+                const int64_t query = b * n.queries + s, key = b * n.keys + t;
+                a.scores[query * n.keys + t] = direct_score<A>(a.q + query * n.width, a.k + key * n.width, a.v, n.width,
+                                                               LeakyRelu<A>{negative_slope});
+            }
+    });
+}
+
+// relu's slope is zero: LeakyRelu tells the two apart by it.
+template <class A>
+A negative_slope(const AdditiveShape& shape) {
+    return shape.activation == Activation::leaky_relu ? static_cast<A>(shape.negative_slope) : A(0);
+}
+
+template <class T, class A>
+void additive_scores_forward(const AdditiveScoresArgs<T, A>& a) {
+    if (a.shape.activation == Activation::tanh) {
+        tanh_scores<A>(a);
+    } else {
+        relu_scores<A>(a, negative_slope<A>(a.shape));
+    }
+}
+
+// ---- backward --------------------------------------------------------------------------------------------------------
+// A unit of work owns some columns a of one batch entry, for all queries and keys: dq and dk of these columns are its own,
+// so that nothing is shared between threads and the sums have one order. With z = q + k and ds the gradient of a score:
+//   dq_s = v sum_t ds act'(z)     dk_t = v sum_s ds act'(z)     dv = sum_st ds act(z)
+
+template <class A>
+struct Columns {  // lanes<A> columns of every query and key
+    A *q, *k, *dk;  // (S,lanes), (T,lanes), (T,lanes)
+};
+
+// What a pair adds: `slope` to dq and dk, `value` to dv.
+template <class V>
+struct PairGradient {
+    V slope, value;
+};
+
+// P and Q in the columns: slope = ds r(1-r), value = ds r; finish() restores the factors of tanh.
+template <class A>
+struct FactoredPair {
+    static constexpr bool exponentials = true;
+    static constexpr A slope_factor = 4, value_factor = -2, value_ds = 1;
+    HYBRIDOPS_INLINE PairGradient<Simd<A>> operator()(Simd<A> p, Simd<A> q, Simd<A> ds) const {
+        const Simd<A> r = reciprocal(p * q + 1), value = ds * r;
+        return {value - value * r, value};
+    }
+};
+
+template <class A, class Act>
+struct DirectPair {
+    static constexpr bool exponentials = false;
+    static constexpr A slope_factor = 1, value_factor = 1, value_ds = 0;
+    Act act;
+    HYBRIDOPS_INLINE PairGradient<Simd<A>> operator()(Simd<A> q, Simd<A> k, Simd<A> ds) const {
+        const Simd<A> z = q + k, value = act.value(z);
+        return {ds * act.slope(z, value), ds * value};
+    }
+};
+
+// `rows` queries from s on against every key; dq (rows,lanes) out, dk added to, dv returned.
+template <class A, int rows, class Pair>
+HYBRIDOPS_INLINE Simd<A> pair_gradients(A* dq, const Columns<A>& c, const A* grad, int64_t s, int64_t keys,
+                                        const Pair& pair) {
+    Simd<A> q[rows], dq_acc[rows] = {}, dv = {};
+    for (int i = 0; i < rows; ++i) q[i] = load(c.q + (s + i) * lanes<A>);
+    for (int64_t t = 0; t < keys; ++t) {
+        const Simd<A> k = load(c.k + t * lanes<A>);
+        Simd<A> dk = load(c.dk + t * lanes<A>);
+        for (int i = 0; i < rows; ++i) {
+            const auto g = pair(q[i], k, broadcast(grad[(s + i) * keys + t]));
+            dq_acc[i] += g.slope;
+            dk += g.slope;
+            dv += g.value;
+        }
+        store(c.dk + t * lanes<A>, dk);
+    }
+    for (int i = 0; i < rows; ++i) store(dq + i * lanes<A>, dq_acc[i]);
+    return dv;
+}
+
+// The columns [a0, a0 + count) of batch entry b; dv_out (lanes).
+template <class A, class T, class Pair>
+void column_gradients(const AdditiveScoresBackwardArgs<T, A>& a, const Columns<A>& c, int64_t b, int64_t a0,
+                      int64_t count, A grad_sum, A* dv_out, const Pair& pair) {
+    constexpr int rows = 4;
+    const AdditiveShape& n = a.shape;
+    if constexpr (Pair::exponentials) {
+        for (int64_t i = 0; i < n.queries; ++i) store(c.q + i * lanes<A>, exp(2 * load(c.q + i * lanes<A>)));
+        for (int64_t i = 0; i < n.keys; ++i) store(c.k + i * lanes<A>, exp(2 * load(c.k + i * lanes<A>)));
+    }
+    std::fill(c.dk, c.dk + n.keys * lanes<A>, A(0));
+    const A* grad = a.grad + b * n.queries * n.keys;
+    const Simd<A> factor = load_lanes<A>(a.v + a0, count) * Pair::slope_factor;
+    Simd<A> dv = {};
+    A dq[rows * lanes<A>];
+    for (int64_t s = 0, step; s < n.queries; s += step) {
+        step = n.queries - s >= rows ? rows : 1;
+        dv += step == rows ? pair_gradients<A, rows>(dq, c, grad, s, n.keys, pair)
+                           : pair_gradients<A, 1>(dq, c, grad, s, n.keys, pair);
+        for (int64_t i = 0; i < step; ++i)
+            store_lanes<A>(a.dq + (b * n.queries + s + i) * n.width + a0, load(dq + i * lanes<A>) * factor, count);
+    }
+    for (int64_t t = 0; t < n.keys; ++t)
+        store_lanes<A>(a.dk + (b * n.keys + t) * n.width + a0, load(c.dk + t * lanes<A>) * factor, count);
+    store(dv_out, dv * Pair::value_factor + Pair::value_ds * grad_sum);
+}
+
+template <class T, class A>
+void additive_scores_backward(const AdditiveScoresBackwardArgs<T, A>& a) {
+    const AdditiveShape& n = a.shape;
+    const int64_t columns = (n.width + lanes<A> - 1) / lanes<A>;
+    Buffer<A> dv(n.batch * columns * lanes<A>), grad_sum(n.batch);
+    torch::stable::parallel_for(0, n.batch, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t b = begin; b < end; ++b) {
+            const A* grad = a.grad + b * n.queries * n.keys;
+            Simd<A> sum = {};
+            for (int64_t i = 0; i < n.queries * n.keys; i += lanes<A>)
+                sum += load_lanes<A>(grad + i, std::min<int64_t>(lanes<A>, n.queries * n.keys - i));
+            grad_sum.data()[b] = sum_lanes<A>(sum);
+        }
+    });
+    torch::stable::parallel_for(0, n.batch * columns, 1, [&](int64_t begin, int64_t end) {
+        A* scratch = static_cast<A*>(thread_scratch((n.queries + 2 * n.keys) * lanes<A> * sizeof(A)));
+        const Columns<A> c{scratch, scratch + n.queries * lanes<A>, scratch + (n.queries + n.keys) * lanes<A>};
+        for (int64_t unit = begin; unit < end; ++unit) {
+            const int64_t b = unit / columns, a0 = unit % columns * lanes<A>;
+            const int64_t count = std::min<int64_t>(lanes<A>, n.width - a0);
+            const auto gather = [&](A* out, const T* in, int64_t length) {
+                Simd<A> most = {};
+                for (int64_t i = 0; i < length; ++i) {
+                    const Simd<A> x = load_lanes<A>(in + (b * length + i) * n.width + a0, count);
+                    most = max_magnitude(most, x);
+                    store(out + i * lanes<A>, x);
+                }
+                return max_lane<A>(most);
+            };
+            const A bound = gather(c.q, a.q, n.queries) + gather(c.k, a.k, n.keys), sum = grad_sum.data()[b];
+            A* dv_out = dv.data() + unit * lanes<A>;
+            if (n.activation != Activation::tanh) {
+                const LeakyRelu<A> act{negative_slope<A>(n)};
+                column_gradients(a, c, b, a0, count, sum, dv_out, DirectPair<A, LeakyRelu<A>>{act});
+            } else if (bound <= FactoredRange<A>::single && sum - sum == 0) {
+                column_gradients(a, c, b, a0, count, sum, dv_out, FactoredPair<A>{});
+            } else {
+                column_gradients(a, c, b, a0, count, sum, dv_out, DirectPair<A, Tanh>{});
+            }
+        }
+    });
+    for (int64_t i = 0; i < n.width; ++i) {
+        A sum = 0;
+        for (int64_t b = 0; b < n.batch; ++b) sum += dv.data()[b * columns * lanes<A> + i];
+        a.dv[i] = static_cast<T>(sum);
+    }
+}

@@ -1,0 +1,130 @@
+// conv_lstm_forward and conv_lstm_backward on the CPU: outputs are allocated here, the kernels of the processor's
+// instruction set run. Arguments were checked in hybridops/functional.py and laid out in hybridops/native/conv_lstm.py.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/Dispatch_v2.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "conv_lstm_args.h"
+#include "scratch.h"
+#include "tensors.h"
+
+#define HYBRIDOPS_KERNELS "conv_lstm_kernels.h"
+#include "every_isa.h"
+
+namespace hybridops {
+namespace {
+
+template <class T>
+ConvWeights<T> weights(const Tensor& w) {
+    return {data<const T>(w), w.stride(0), w.stride(1), w.stride(2), w.stride(3)};
+}
+
+template <class A>
+PeepholeTensor<A> peephole_tensor(const std::optional<Tensor>& p) {
+    if (!p) return {nullptr, 0, 0};
+    const int64_t hidden = p->size(-1);
+    return {data<const A>(p), p->stride(0), p->dim() == 2 ? 0 : hidden};
+}
+
+enum Save { nothing = 0, cells = 1, gates = 2 };
+
+std::tuple<Tensor, Tensor, Tensor> conv_lstm_forward(const Tensor& x, const std::optional<Tensor>& h0,
+                                                     const std::optional<Tensor>& c0, const Tensor& w_ih,
+                                                     const Tensor& w_hh, const std::optional<Tensor>& bias,
+                                                     const std::optional<Tensor>& peephole, int64_t save) {
+    const int64_t steps = x.size(1), hidden = w_hh.size(1);
+    const ConvShape shape{x.size(0), x.size(3), x.size(4), w_hh.size(2), w_hh.size(3)};
+    const auto images = [&](int64_t count, int64_t channels, ScalarType type) {
+        return torch::stable::empty({count, shape.batch, shape.height, shape.width, channels}, type);
+    };
+    Tensor hs = images(steps, hidden, x.scalar_type());
+    Tensor cs = images(save == nothing ? 1 : steps, hidden, accumulator_type(x));
+    Tensor gs = images(save == Save::gates ? steps : 0, 4 * hidden, x.scalar_type());
+    if (shape.pixels() == 0 || steps == 0) return {hs, cs, gs};
+    THO_DISPATCH_V2(x.scalar_type(), "conv_lstm_forward", AT_WRAP(([&] {
+                        using A = Accumulator<scalar_t>;
+                        const ConvLstmForwardArgs<scalar_t, A> args{
+                            shape,
+                            steps,
+                            x.size(2),
+                            hidden,
+                            {data<const scalar_t>(x), x.stride(1), x.stride(0), x.stride(2),
+                             x.stride(3), x.stride(4)},
+                            data<const scalar_t>(h0),
+                            data<const A>(c0),
+                            weights<scalar_t>(w_ih),
+                            weights<scalar_t>(w_hh),
+                            data<const A>(bias),
+                            peephole_tensor<A>(peephole),
+                            data<scalar_t>(hs),
+                            data<A>(cs),
+                            save != nothing,
+                            data<scalar_t>(gs)};
+                        HYBRIDOPS_ON_ISA(conv_lstm_forward(args));
+                    })),
+                    AT_FLOATING_TYPES, ScalarType::BFloat16, ScalarType::Half);
+    return {hs, cs, gs};
+}
+
+std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward(const std::optional<Tensor>& grad_hs,
+                                                      const std::optional<Tensor>& grad_hn,
+                                                      const std::optional<Tensor>& grad_cn, const Tensor& gates,
+                                                      const Tensor& cs, const std::optional<Tensor>& c0,
+                                                      const Tensor& w_hh, const std::optional<Tensor>& peephole,
+                                                      bool need_dh0) {
+    const int64_t steps = gates.size(0), hidden = w_hh.size(1);
+    const ConvShape shape{gates.size(1), gates.size(2), gates.size(3), w_hh.size(2), w_hh.size(3)};
+    Tensor da = torch::stable::empty_like(gates);
+    const auto state = [&](bool wanted) {
+        return torch::stable::empty({wanted ? shape.batch : 0, shape.height, shape.width, hidden}, cs.scalar_type());
+    };
+    Tensor dh0 = state(need_dh0), dc = state(true);
+    if (shape.pixels() == 0) return {da, dh0, dc};
+    if (grad_cn) {
+        torch::stable::copy_(dc, *grad_cn);
+    } else {
+        torch::stable::zero_(dc);
+    }
+    THO_DISPATCH_V2(gates.scalar_type(), "conv_lstm_backward", AT_WRAP(([&] {
+                        using A = Accumulator<scalar_t>;
+                        Strided<scalar_t> grad{data<const scalar_t>(grad_hs), 0, 0, 0, 0, 0};
+                        if (grad_hs) {
+                            grad = {grad.data,          grad_hs->stride(0), grad_hs->stride(1),
+                                    grad_hs->stride(4), grad_hs->stride(2), grad_hs->stride(3)};
+                        }
+                        const ConvLstmBackwardArgs<scalar_t, A> args{shape,
+                                                                     steps,
+                                                                     hidden,
+                                                                     grad,
+                                                                     data<const A>(grad_hn),
+                                                                     data<const scalar_t>(gates),
+                                                                     data<const A>(cs),
+                                                                     data<const A>(c0),
+                                                                     weights<scalar_t>(w_hh),
+                                                                     peephole_tensor<A>(peephole),
+                                                                     data<scalar_t>(da),
+                                                                     data<A>(dh0),
+                                                                     data<A>(dc)};
+                        HYBRIDOPS_ON_ISA(conv_lstm_backward(args));
+                    })),
+                    AT_FLOATING_TYPES, ScalarType::BFloat16, ScalarType::Half);
+    return {da, dh0, dc};
+}
+
+}  // namespace
+}  // namespace hybridops
+
+STABLE_TORCH_LIBRARY_IMPL(hybridops, CPU, m) {
+    m.impl("conv_lstm_forward", TORCH_BOX(&hybridops::conv_lstm_forward));
+    m.impl("conv_lstm_backward", TORCH_BOX(&hybridops::conv_lstm_backward));
+}

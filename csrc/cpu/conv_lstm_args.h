@@ -1,0 +1,64 @@
+// What csrc/cpu/conv_lstm.cpp hands to its kernels: sizes and raw pointers. T storage type, A accumulator type.
+#pragma once
+#include <cstdint>
+
+namespace hybridops {
+
+struct ConvShape {
+    int64_t batch, height, width, kernel_h, kernel_w;
+    int64_t pixels() const { return batch * height * width; }
+};
+
+// A (time, batch, channel, y, x) tensor by its strides.
+template <class T>
+struct Strided {
+    const T* data;
+    int64_t time, batch, channel, y, x;
+};
+
+// Weights (out, in, ky, kx) by their strides.
+template <class T>
+struct ConvWeights {
+    const T* data;
+    int64_t out, in, y, x;
+};
+
+template <class A>
+struct PeepholeTensor {  // rows f, i, o; null = none
+    const A* data;
+    int64_t row, pixel;  // strides; pixel is 0 for one value a channel
+};
+
+template <class T, class A>
+struct ConvLstmForwardArgs {
+    ConvShape shape;
+    int64_t steps, inputs, hidden;
+    Strided<T> x;
+    const T* h0;  // (B,Y,X,H), null = zeros
+    const A* c0;  // (B,Y,X,H), null = zeros
+    ConvWeights<T> w_ih, w_hh;
+    const A* bias;  // (4H), null = zeros
+    PeepholeTensor<A> peephole;
+    T* hs;            // (T,B,Y,X,H)
+    A* cs;            // (T,B,Y,X,H), or (1,B,Y,X,H) overwritten step by step
+    bool all_cells;   // which of the two
+    T* gates;         // (T,B,Y,X,4H), null = not wanted
+};
+
+template <class T, class A>
+struct ConvLstmBackwardArgs {
+    ConvShape shape;
+    int64_t steps, hidden;
+    Strided<T> grad_hs;  // data null = zeros
+    const A* grad_hn;    // (B,Y,X,H), null = zeros
+    const T* gates;      // (T,B,Y,X,4H)
+    const A* cs;         // (T,B,Y,X,H)
+    const A* c0;         // (B,Y,X,H), null = zeros
+    ConvWeights<T> w_hh;
+    PeepholeTensor<A> peephole;
+    T* da;   // (T,B,Y,X,4H)
+    A* dh0;  // (B,Y,X,H), null = not wanted
+    A* dc;   // (B,Y,X,H): in, the gradient of c_n; out, that of c0
+};
+
+}  // namespace hybridops

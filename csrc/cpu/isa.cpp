@@ -1,0 +1,48 @@
+#include "isa.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <string_view>
+
+namespace hybridops {
+
+namespace {
+
+Isa widest() {
+#ifdef HYBRIDOPS_X86
+#ifdef HYBRIDOPS_WIDE_IS_AVX512
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))
+        return Isa::avx512;
+#else
+    return Isa::avx512;
+#endif
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
+#endif
+    return Isa::portable;
+}
+
+Isa choose() {
+    const char* name = std::getenv("HYBRIDOPS_CPU_ISA");
+    const std::string_view wanted = name ? name : "";
+    if (wanted == "portable") return Isa::portable;
+    if (wanted == "avx2") return std::min(Isa::avx2, widest());
+    return widest();
+}
+
+}  // namespace
+
+Isa cpu_isa() {
+    static const Isa isa = choose();
+    return isa;
+}
+
+int64_t cpu_isa_number() { return static_cast<int64_t>(cpu_isa()); }
+
+}  // namespace hybridops
+
+STABLE_TORCH_LIBRARY_IMPL(hybridops, CompositeExplicitAutograd, m) {
+    m.impl("cpu_isa", TORCH_BOX(&hybridops::cpu_isa_number));
+}

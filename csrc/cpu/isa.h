@@ -1,0 +1,45 @@
+// Which instruction set the CPU kernels run on, chosen once at run time.
+#pragma once
+
+#if (defined(__x86_64__) || defined(_M_X64)) && (defined(__GNUC__) || defined(__clang__))
+#define HYBRIDOPS_X86 1
+#endif
+
+#ifdef HYBRIDOPS_X86
+#include <immintrin.h>  // here, outside any target pragma; the intrinsics carry their own targets
+// What the avx512 namespace is compiled for. A test build may lower it (-DHYBRIDOPS_WIDE_TARGET=...) to run the 16-lane
+// kernels on a machine that has only AVX2.
+#ifndef HYBRIDOPS_WIDE_TARGET
+#define HYBRIDOPS_WIDE_IS_AVX512 1
+#define HYBRIDOPS_WIDE_TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"
+#endif
+#define HYBRIDOPS_PRAGMA(x) _Pragma(#x)
+#if defined(__clang__)
+#define HYBRIDOPS_TARGET_BEGIN(isa) \
+    HYBRIDOPS_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
+#define HYBRIDOPS_TARGET_END _Pragma("clang attribute pop")
+#else
+#define HYBRIDOPS_TARGET_BEGIN(isa) _Pragma("GCC push_options") HYBRIDOPS_PRAGMA(GCC target(isa))
+#define HYBRIDOPS_TARGET_END _Pragma("GCC pop_options")
+#endif
+#endif
+
+namespace hybridops {
+
+enum class Isa { portable = 0, avx2 = 1, avx512 = 2 };
+
+// The widest set that this processor has; the environment variable HYBRIDOPS_CPU_ISA=portable|avx2|avx512 lowers it.
+Isa cpu_isa();
+
+}  // namespace hybridops
+
+#ifdef HYBRIDOPS_X86
+#define HYBRIDOPS_ON_ISA(call)                                       \
+    switch (::hybridops::cpu_isa()) {                                \
+        case ::hybridops::Isa::avx512: ::hybridops::avx512::call; break; \
+        case ::hybridops::Isa::avx2: ::hybridops::avx2::call; break;     \
+        default: ::hybridops::portable::call;                        \
+    }
+#else
+#define HYBRIDOPS_ON_ISA(call) ::hybridops::portable::call
+#endif

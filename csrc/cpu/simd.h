@@ -1,0 +1,136 @@
+// Vectors of one instruction set, and exp, sigmoid and tanh on them. Included by every_isa.h inside that set's namespace
+// (so: no include guard, no includes). Written with the compiler's vector extension, so that the same text is SSE2, NEON,
+// AVX2 or AVX-512; the only intrinsics are the approximate reciprocals.
+
+#define HYBRIDOPS_INLINE inline __attribute__((always_inline))
+
+template <class A>
+struct SimdOf;
+template <>
+struct SimdOf<float> {
+    typedef float type __attribute__((vector_size(HYBRIDOPS_VECTOR_BYTES)));
+    typedef float unaligned __attribute__((vector_size(HYBRIDOPS_VECTOR_BYTES), aligned(4), may_alias));
+    typedef int32_t bits __attribute__((vector_size(HYBRIDOPS_VECTOR_BYTES)));
+};
+template <>
+struct SimdOf<double> {
+    typedef double type __attribute__((vector_size(HYBRIDOPS_VECTOR_BYTES)));
+    typedef double unaligned __attribute__((vector_size(HYBRIDOPS_VECTOR_BYTES), aligned(8), may_alias));
+    typedef int64_t bits __attribute__((vector_size(HYBRIDOPS_VECTOR_BYTES)));
+};
+template <class A>
+using Simd = typename SimdOf<A>::type;
+template <class A>
+inline constexpr int lanes = HYBRIDOPS_VECTOR_BYTES / sizeof(A);
+
+template <class A>
+HYBRIDOPS_INLINE Simd<A> load(const A* p) {
+    return *reinterpret_cast<const typename SimdOf<A>::unaligned*>(p);
+}
+template <class A>
+HYBRIDOPS_INLINE void store(A* p, Simd<A> x) {
+    *reinterpret_cast<typename SimdOf<A>::unaligned*>(p) = x;
+}
+template <class A>
+HYBRIDOPS_INLINE Simd<A> broadcast(A x) {
+    return Simd<A>{} + x;
+}
+
+// `count` elements of storage type T, `stride` apart, as accumulators; the other lanes are zero.
+template <class A, class T>
+HYBRIDOPS_INLINE Simd<A> load_lanes(const T* p, int64_t count, int64_t stride = 1) {
+    if constexpr (std::is_same_v<A, T>) {
+        if (count == lanes<A> && stride == 1) return load(p);
+    }
+    Simd<A> x = {};
+    for (int64_t l = 0; l < count; ++l) x[l] = static_cast<A>(p[l * stride]);
+    return x;
+}
+template <class A, class T>
+HYBRIDOPS_INLINE void store_lanes(T* p, Simd<A> x, int64_t count) {
+    if constexpr (std::is_same_v<A, T>) {
+        if (count == lanes<A>) return store(p, x);
+    }
+    for (int64_t l = 0; l < count; ++l) p[l] = static_cast<T>(x[l]);
+}
+
+// Always summed in this order, pairwise, so that the result does not depend on the compiler.
+template <class A>
+HYBRIDOPS_INLINE A sum_lanes(Simd<A> x) {
+    A part[lanes<A>];
+    store(part, x);
+    for (int width = lanes<A> / 2; width > 0; width /= 2)
+        for (int l = 0; l < width; ++l) part[l] += part[l + width];
+    return part[0];
+}
+
+template <class V>
+using Element = std::remove_cv_t<std::remove_reference_t<decltype(std::declval<V&>()[0])>>;
+
+// e^x = 2^n * (1 + q): n = round(x / ln 2), q = expm1 of the remainder |r| <= ln(2)/2 by its Taylor series, long enough
+// that the first omitted term is below half an ulp (0.3466^8/8! = 5e-9; 0.3466^14/14! = 4e-18).
+template <class V>
+struct ExpParts {
+    V scale, expm1;
+};
+template <class V>
+HYBRIDOPS_INLINE ExpParts<V> exp_parts(V x) {
+    using A = Element<V>;
+    using Bits = typename SimdOf<A>::bits;
+    constexpr bool single = sizeof(A) == 4;
+    constexpr int mantissa = single ? 23 : 52, bias = single ? 127 : 1023, degree = single ? 7 : 13;
+    constexpr A round_magic = single ? A(12582912.) : A(6755399441055744.);  // 1.5 * 2^mantissa: n ends in its last bits
+    constexpr A ln2_high = single ? A(0.693359375) : A(6.93147180369123816490e-01);
+    constexpr A ln2_low = single ? A(-2.12194440e-4) : A(1.90821492927058770002e-10);
+    const V shifted = x * A(1.44269504088896340736) + round_magic;
+    const V n = shifted - round_magic;
+    const V r = (x - n * ln2_high) - n * ln2_low;
+    A inverse_factorial[degree + 1] = {1, 1};
+    for (int k = 2; k <= degree; ++k) inverse_factorial[k] = inverse_factorial[k - 1] / k;
+    V series = V{} + inverse_factorial[degree];
+    for (int k = degree - 1; k >= 1; --k) series = series * r + inverse_factorial[k];
+    const Bits exponent = (Bits)shifted - (Bits)(V{} + round_magic) + bias;
+    return {(V)(exponent << mantissa), series * r};
+}
+
+// Within 2 ulp on [-87.3, 88.3] (float32), [-708, 709] (float64); below, it stays at the smallest value of that range
+// instead of going on to zero; above, it is inf; NaN stays NaN.
+template <class V>
+HYBRIDOPS_INLINE V exp(V x) {
+    using A = Element<V>;
+    const V lowest = V{} + (sizeof(A) == 4 ? A(-87.3) : A(-708.)), highest = V{} + (sizeof(A) == 4 ? A(88.8) : A(709.8));
+    x = x < lowest ? lowest : x;
+    x = x > highest ? highest : x;
+    const auto e = exp_parts(x);
+    return e.scale * e.expm1 + e.scale;
+}
+
+template <class V>
+HYBRIDOPS_INLINE V sigmoid(V x) {
+    return 1 / (1 + exp(-x));
+}
+
+// expm1(2x) / (expm1(2x) + 2): relative accuracy holds near zero too.
+template <class V>
+HYBRIDOPS_INLINE V tanh(V x) {
+    using A = Element<V>;
+    const V saturated = V{} + (sizeof(A) == 4 ? A(10) : A(20));  // tanh of it rounds to 1
+    x = x < -saturated ? -saturated : x;
+    x = x > saturated ? saturated : x;
+    const auto e = exp_parts(x + x);
+    const V expm1 = e.scale * e.expm1 + (e.scale - 1);
+    return expm1 / (expm1 + 2);
+}
+
+// 1/x for finite normal x (an infinite x may give NaN): an approximation and one Newton step where that is cheaper than a
+// division, about 1 ulp.
+template <class V>
+HYBRIDOPS_INLINE V reciprocal(V x) {
+#ifdef HYBRIDOPS_RCP14
+    if constexpr (std::is_same_v<Element<V>, float>) {
+        const V r = (V)_mm512_maskz_rcp14_ps(-1, (__m512)x);
+        return r * (2 - x * r);
+    }
+#endif
+    return 1 / x;
+}

@@ -1,0 +1,37 @@
+// Small helpers of the op entry points: types and pointers of stable tensors.
+#pragma once
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <optional>
+#include <type_traits>
+
+namespace hybridops {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <class T>
+using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+inline ScalarType accumulator_type(const Tensor& x) {
+    return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// data<const T> reads, data<T> writes; null when there are no elements or no tensor.
+template <class T>
+T* data(const Tensor& t) {
+    if (t.numel() == 0) return nullptr;
+    if constexpr (std::is_const_v<T>) {
+        return static_cast<T*>(t.const_data_ptr());
+    } else {
+        return static_cast<T*>(t.mutable_data_ptr());
+    }
+}
+
+template <class T>
+T* data(const std::optional<Tensor>& t) {
+    return t ? data<T>(*t) : nullptr;
+}
+
+}  // namespace hybridops

@@ -1,0 +1,32 @@
+// Every op of the library on one screen. No mathematics here: implementations register from csrc/cpu and csrc/cuda.
+//
+// These are private ops: the public functions are in hybridops/functional.py, gradients in hybridops/autograd. Images
+// stand channels-last, (Y,X) after (T,B) and before the channels, so that one library call takes all T*B images.
+// B batch, T time, C input channels, H hidden channels, (Y,X) space, (KY,KX) kernel; `acc` is float32, or float64 for
+// float64 tensors. Gate order f, i, g, o.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(hybridops, m) {
+    // x (B,T,C,Y,X) any strides; h0 (B,Y,X,H), c0 (B,Y,X,H) acc; w_ih (4H,C,KY,KX), w_hh (4H,H,KY,KX); bias (4H) acc;
+    // peephole (3,H) or (3,Y,X,H) acc; save: 0 nothing, 1 the cells of every step, 2 the gates too
+    // -> hs (T,B,Y,X,H), cs (T or 1,B,Y,X,H) acc, gates (T or 0,B,Y,X,4H) after their nonlinearity
+    m.def(
+        "conv_lstm_forward(Tensor x, Tensor? h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? bias, Tensor? peephole, "
+        "int save) -> (Tensor, Tensor, Tensor)");
+    // grad_hs (T,B,Y,X,H) any strides; grad_hn, grad_cn (B,Y,X,H) acc; gates, cs, c0, w_hh, peephole as above
+    // -> da (T,B,Y,X,4H), dh0 (B,Y,X,H) acc (0 elements unless need_dh0), dc0 (B,Y,X,H) acc
+    m.def(
+        "conv_lstm_backward(Tensor? grad_hs, Tensor? grad_hn, Tensor? grad_cn, Tensor gates, Tensor cs, Tensor? c0, "
+        "Tensor w_hh, Tensor? peephole, bool need_dh0) -> (Tensor, Tensor, Tensor)");
+
+    // q (B,S,A), k (B,T,A), v (A); activation: 0 tanh, 1 relu, 2 leaky_relu -> scores (B,S,T) acc
+    m.def(
+        "additive_scores_forward(Tensor q, Tensor k, Tensor v, int activation, float negative_slope) -> Tensor");
+    // grad (B,S,T) acc -> dq (B,S,A), dk (B,T,A), dv (A)
+    m.def(
+        "additive_scores_backward(Tensor grad, Tensor q, Tensor k, Tensor v, int activation, float negative_slope) -> "
+        "(Tensor, Tensor, Tensor)");
+
+    // the instruction set the CPU kernels run on: 0 portable, 1 avx2, 2 avx512
+    m.def("cpu_isa() -> int");
+}

@@ -1,0 +1,57 @@
+// The additive score and its derivative (Bahdanau et al. 2015, arXiv:1409.0473), for a value type V with arithmetic,
+// comparison by ?: and tanh(V). Included inside the namespace that defines them (so: no include guard).
+//
+// Factored tanh: with P = e^2q and Q = e^2k,  tanh(q+k) = 1 - 2r  and  tanh'(q+k) = 4r(1-r)  for  r = 1/(1 + PQ):
+// exponentials once a row, not once a pair, and one reciprocal can serve several pairs.
+
+// v1/x1 + v2/x2 + v3/x3 + v4/x4 = numerator / denominator.
+template <class V>
+struct Fraction {
+    V numerator, denominator;
+};
+template <class V>
+HYBRIDOPS_INLINE Fraction<V> sum_of_quotients(V v1, V x1, V v2, V x2, V v3, V x3, V v4, V x4) {
+    const V n12 = v1 * x2 + v2 * x1, d12 = x1 * x2;
+    const V n34 = v3 * x4 + v4 * x3, d34 = x3 * x4;
+    return {n12 * d34 + n34 * d12, d12 * d34};
+}
+
+// Where the sums of exponents may go: |q| + |k| at most `merged` keeps a product of four 1 + PQ finite, at most `single`
+// one of them; beyond that, and for NaN, the direct tanh is taken.
+template <class A>
+struct FactoredRange;
+template <>
+struct FactoredRange<float> {
+    static constexpr float merged = 10.5f;  // (1 + e^21)^4 = 3e36
+    static constexpr float single = 43.0f;  // 1 + e^86 = 2e37
+};
+template <>
+struct FactoredRange<double> {
+    static constexpr double merged = 80.0;   // (1 + e^160)^4 = 8e277
+    static constexpr double single = 350.0;  // 1 + e^700 = 1e304
+};
+
+struct Tanh {
+    template <class V>
+    HYBRIDOPS_INLINE V value(V z) const {
+        return tanh(z);
+    }
+    template <class V>
+    HYBRIDOPS_INLINE V slope(V, V value) const {
+        return 1 - value * value;
+    }
+};
+
+// relu is its case with negative_slope 0, told apart because 0 * inf is NaN.
+template <class A>
+struct LeakyRelu {
+    A negative_slope;
+    template <class V>
+    HYBRIDOPS_INLINE V value(V z) const {
+        return z < 0 ? (negative_slope == 0 ? V{} : z * negative_slope) : z;
+    }
+    template <class V>
+    HYBRIDOPS_INLINE V slope(V z, V) const {
+        return z > 0 ? V{} + A(1) : (V{} + negative_slope);
+    }
+};

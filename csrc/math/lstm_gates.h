@@ -1,0 +1,56 @@
+// One step of the ConvLSTM after its convolution (Shi et al. 2015, arXiv:1506.04214, eq. 3), forward and backward, for a
+// value type V that has +, -, * and the functions sigmoid(V) and tanh(V): a SIMD vector on the CPU, a float on a GPU.
+// Included inside the namespace that defines them (so: no include guard). HYBRIDOPS_INLINE is that namespace's "inline".
+//
+//   f = s(a_f + p_f c')   i = s(a_i + p_i c')   g = tanh(a_g)   c = f c' + i g   o = s(a_o + p_o c)   h = o tanh(c)
+
+template <class V>
+struct Peephole {
+    V f, i, o;
+};
+
+template <class V>
+struct LstmStep {
+    V f, i, g, o, c, h;
+};
+
+// Without a peephole its terms are left out, not multiplied by zero: an infinite cell would turn into NaN.
+template <class V>
+HYBRIDOPS_INLINE LstmStep<V> lstm_forward(V a_f, V a_i, V a_g, V a_o, V c_prev, bool has_peephole,
+                                         const Peephole<V>& p) {
+    if (has_peephole) {
+        a_f = a_f + p.f * c_prev;
+        a_i = a_i + p.i * c_prev;
+    }
+    LstmStep<V> s;
+    s.f = sigmoid(a_f);
+    s.i = sigmoid(a_i);
+    s.g = tanh(a_g);
+    s.c = s.f * c_prev + s.i * s.g;
+    if (has_peephole) a_o = a_o + p.o * s.c;
+    s.o = sigmoid(a_o);
+    s.h = s.o * tanh(s.c);
+    return s;
+}
+
+template <class V>
+struct LstmGradient {
+    V da_f, da_i, da_g, da_o, dc_prev;
+};
+
+// dh, dc: gradients of h and of c by way of the later steps; f, i, g, o, c: what the forward step gave.
+template <class V>
+HYBRIDOPS_INLINE LstmGradient<V> lstm_backward(V dh, V dc, V f, V i, V g, V o, V c, V c_prev,
+                                               bool has_peephole, const Peephole<V>& p) {
+    const V tanh_c = tanh(c);
+    LstmGradient<V> d;
+    d.da_o = dh * tanh_c * o * (1 - o);
+    dc = dc + dh * o * (1 - tanh_c * tanh_c);
+    if (has_peephole) dc = dc + p.o * d.da_o;
+    d.da_f = dc * c_prev * f * (1 - f);
+    d.da_i = dc * g * i * (1 - i);
+    d.da_g = dc * i * (1 - g * g);
+    d.dc_prev = dc * f;
+    if (has_peephole) d.dc_prev = d.dc_prev + p.f * d.da_f + p.i * d.da_i;
+    return d;
+}

@@ -1,0 +1,167 @@
+"""The ConvLSTM over a sequence as an autograd Function.
+
+A back end runs the two recurrences. What follows from da, the gradient of the pre-activations, is batched over time:
+
+    dW_ih, dx, db: convolution backward of W_ih * x     dW_hh: of W_hh * h_{t-1}     dp: sums of da∘c
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hybridops.autograd.double_backward import differentiable_gradients
+from hybridops.reference import conv_lstm as reference
+
+# The backward goes through the sequence in chunks, so that da (and, where they are recomputed, the gates) exist for one
+# chunk at a time. Enough images for the library's convolutions to run at their full rate:
+IMAGES_PER_CHUNK = 16
+
+
+def conv_lstm(
+    backend: ModuleType,
+    x: Tensor,  # (B,T,C,S*), T > 0
+    h0: Tensor | None,  # (B,H,S*)
+    c0: Tensor | None,  # (B,H,S*) acc
+    w_ih: Tensor,  # (4H,C,K*)
+    w_hh: Tensor,  # (4H,H,K*)
+    bias: Tensor | None,  # (4H)
+    peephole: Tensor | None,  # (3,H) or (3,H,S*)
+    save: str,  # "gates" | "recompute"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """hs (T,B,H,S*), h_n (B,H,S*), c_n (B,H,S*) acc."""
+    inputs = (x, h0, c0, w_ih, w_hh, bias, peephole)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+        return ConvLSTM.apply(backend, save, *inputs)
+    hs, cs, _ = backend.conv_lstm_forward(*inputs, "nothing")
+    return hs, _last(hs), _last(cs)
+
+
+class ConvLSTM(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, backend: ModuleType, save: str, *inputs: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        hs, cs, gates = backend.conv_lstm_forward(*inputs, "gates" if save == "gates" else "cells")
+        ctx.backend = backend
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs, hs, cs, gates)
+        return hs, _last(hs), _last(cs)
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_hs: Tensor | None, grad_hn: Tensor | None, grad_cn: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        *inputs, hs, cs, gates = ctx.saved_tensors
+        needed = ctx.needs_input_grad[2:]
+        if grad_hs is None and grad_hn is None and grad_cn is None:
+            return (None,) * 9
+        if torch.is_grad_enabled():  # create_graph=True
+            grads = differentiable_gradients(lambda: _states(*inputs), inputs, needed, (grad_hs, grad_hn, grad_cn))
+        else:
+            grads = _gradients(ctx.backend, inputs, needed, hs, cs, gates, grad_hs, grad_hn, grad_cn)
+        return None, None, *grads
+
+
+def _last(states: Tensor) -> Tensor:
+    """The last step, without keeping the others alive."""
+    return states[-1] if len(states) == 1 else states[-1].clone()
+
+
+def _states(*inputs: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    hs, cs, _ = reference.conv_lstm_forward(*inputs, "nothing")
+    return hs, hs[-1], cs[-1]
+
+
+def _gradients(
+    backend: ModuleType,
+    inputs: list[Tensor | None],
+    needed: tuple[bool, ...],
+    hs: Tensor,  # (T,B,H,S*)
+    cs: Tensor,  # (T,B,H,S*) acc
+    gates: Tensor | None,  # (T,B,4H,S*)
+    grad_hs: Tensor | None,  # (T,B,H,S*)
+    dh: Tensor | None,  # (B,H,S*): of h_n, then carried from chunk to chunk
+    dc: Tensor | None,  # (B,H,S*): of c_n, likewise
+) -> tuple[Tensor | None, ...]:
+    x, h0, c0, w_ih, w_hh, bias, peephole = inputs
+    need_x, need_h0, need_c0, need_w_ih, need_w_hh, need_bias, need_peephole = needed
+    steps, batch = hs.shape[:2]
+    length = max(1, -(-IMAGES_PER_CHUNK // max(1, batch)))
+    dx, dw_ih, dw_hh, db, dp = [], [], [], [], []
+    for end in range(steps, 0, -length):
+        start = max(0, end - length)
+        chunk = slice(start, end)
+        x_chunk = x[:, chunk].transpose(0, 1).flatten(0, 1)
+        c_before = cs[start - 1] if start else c0
+        h_before = hs[start - 1] if start else h0
+        cs_prev = _shifted(c_before, cs[chunk]) if gates is None or need_peephole else None
+        if gates is None:
+            hs_prev = _shifted(h_before, hs[chunk])
+            gates_chunk = reference.gates_from_states(
+                x_chunk, *(s.flatten(0, 1) for s in (hs_prev, cs[chunk], cs_prev)), w_ih, w_hh, bias, peephole
+            ).unflatten(0, (end - start, batch))
+        else:
+            gates_chunk = gates[chunk]
+        da, dh, dc = backend.conv_lstm_backward(
+            None if grad_hs is None else grad_hs[chunk],
+            dh, dc, gates_chunk, cs[chunk], c_before, w_hh, peephole, start > 0 or need_h0,
+        )  # fmt: skip
+        images = da.flatten(0, 1)
+        if need_x or need_w_ih or need_bias:
+            for grads, grad in zip(
+                (dx, dw_ih, db),
+                _convolution_backward(images, x_chunk, w_ih, (need_x, need_w_ih, need_bias)),
+                strict=True,
+            ):
+                grads.append(grad)
+        if need_w_hh:
+            # at the first step from zeros there is no h before it
+            skip = 0 if h_before is not None else 1
+            h_prev = hs[start : end - 1] if skip else _shifted(h_before, hs[chunk])
+            grad = _convolution_backward(da[skip:].flatten(0, 1), h_prev.flatten(0, 1), w_hh, (False, True, False))[1]
+            dw_hh.append(grad)
+        if need_peephole:
+            dp.append(_peephole_gradient(da, cs_prev, cs[chunk], peephole))
+    return (
+        torch.cat(dx[::-1]).unflatten(0, (steps, batch)).transpose(0, 1) if need_x else None,
+        dh.to(h0.dtype) if need_h0 else None,
+        dc if need_c0 else None,
+        _sum(dw_ih, w_ih) if need_w_ih else None,
+        _sum(dw_hh, w_hh) if need_w_hh else None,
+        _sum(db, bias) if need_bias else None,
+        _sum(dp, peephole) if need_peephole else None,
+    )
+
+
+def _shifted(first: Tensor | None, states: Tensor) -> Tensor:
+    """States (T,...) one step later: `first` (None = zeros), then all but the last."""
+    first = torch.zeros_like(states[0]) if first is None else first
+    return torch.cat([first[None], states[:-1]])
+
+
+def _convolution_backward(
+    grad: Tensor,  # (N,4H,S*)
+    x: Tensor,  # (N,C,S*)
+    weight: Tensor,  # (4H,C,K*)
+    mask: tuple[bool, bool, bool],  # whether x, weight, bias gradients are wanted
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    space = weight.dim() - 2
+    return torch.ops.aten.convolution_backward(
+        grad, x, weight, [weight.shape[0]], [1] * space, [size // 2 for size in weight.shape[2:]], [1] * space,
+        False, [0] * space, 1, mask,
+    )  # fmt: skip
+
+
+def _peephole_gradient(da: Tensor, cs_prev: Tensor, cs: Tensor, peephole: Tensor) -> Tensor:
+    """dp_f, dp_i = Σ da_f∘c_{t-1}, Σ da_i∘c_{t-1}; dp_o = Σ da_o∘c_t: over time and batch, and space if it has none."""
+    da_f, da_i, _, da_o = da.to(cs.dtype).chunk(4, dim=2)
+    over = [0, 1] if peephole.dim() > 2 else [0, 1, *range(3, cs.dim())]
+    return torch.stack([(a * c).sum(over) for a, c in ((da_f, cs_prev), (da_i, cs_prev), (da_o, cs))])
+
+
+def _sum(parts: list[Tensor], like: Tensor) -> Tensor:
+    """The chunks' sum, added up in the accumulation dtype."""
+    total = parts[0] if len(parts) == 1 else sum(part.to(reference.accumulation_dtype(part.dtype)) for part in parts)
+    return total.to(like.dtype)

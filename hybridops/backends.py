@@ -1,0 +1,111 @@
+"""The back ends: which are here, and which one runs a call.
+
+    reference   plain PyTorch, any device, any dtype: the oracle
+    native      compiled C++ (hybridops._C), on the CPU
+    triton      Triton kernels
+
+A back end is a folder with one module a family (conv_lstm.py, additive_attention.py). It is named by an argument, by
+`use_backend`, or by the environment variable HYBRIDOPS_BACKEND, in this order of precedence; a back end that is named
+runs or raises. Otherwise `choose` takes the fastest one that is here and takes these inputs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from hybridops import native
+from hybridops.native import additive_attention as native_additive_attention
+from hybridops.native import conv_lstm as native_conv_lstm
+from hybridops.reference import additive_attention as reference_additive_attention
+from hybridops.reference import conv_lstm as reference_conv_lstm
+
+NAMES = ("reference", "native", "triton")
+
+_MODULES: dict[tuple[str, str], ModuleType] = {
+    ("reference", "conv_lstm"): reference_conv_lstm,
+    ("reference", "additive_attention"): reference_additive_attention,
+    ("native", "conv_lstm"): native_conv_lstm,
+    ("native", "additive_attention"): native_additive_attention,
+}
+
+_log = logging.getLogger(__name__)
+_named: str | None = os.environ.get("HYBRIDOPS_BACKEND") or None
+
+
+def available() -> dict[str, str]:
+    """Each back end's name and, in words, what it runs on here, or why it is not here."""
+    return {name: _missing(name) or _description(name) for name in NAMES}
+
+
+def is_available(name: str) -> bool:
+    return _missing(_check_name(name)) is None
+
+
+@contextlib.contextmanager
+def use_backend(name: str | None) -> Iterator[None]:
+    """Name the back end of every call inside; None lets `choose` decide. Like torch's own switches it is one setting
+    for the process, not one a thread.
+    """
+    global _named
+    before, _named = _named, None if name is None else _check_name(name)
+    try:
+        yield
+    finally:
+        _named = before
+
+
+def choose(family: str, name: str | None, x: Tensor, spatial_dims: int = 0) -> ModuleType:
+    """The module that runs a call of this family on tensors like x.
+
+    Raises:
+        ValueError: the name is not that of a back end.
+        RuntimeError: a back end was named that is not here, or does not take these inputs.
+    """
+    name = name or _named
+    if name is not None:
+        reason = _missing(_check_name(name)) or _refusal(name, family, x, spatial_dims)
+        if reason:
+            raise RuntimeError(f"backend {name!r} was asked for, but {reason}")
+        return _MODULES[name, family]
+
+    reason = _missing("native") or _refusal("native", family, x, spatial_dims)
+    if reason is None:
+        return _decided("native", family, "it is compiled for this device")
+    return _decided("reference", family, f"native: {reason}")
+
+
+def _decided(name: str, family: str, reason: str) -> ModuleType:
+    if not torch.compiler.is_compiling():  # a log call would break the graph
+        _log.debug("%s: %s (%s)", family, name, reason)
+    return _MODULES[name, family]
+
+
+def _refusal(name: str, family: str, x: Tensor, spatial_dims: int) -> str | None:
+    return None if name == "reference" else native.why_not(family, x, spatial_dims)
+
+
+def _missing(name: str) -> str | None:
+    if name == "native":
+        return native.missing()
+    if name == "triton":
+        return "the Triton kernels are not part of this version"
+    return None
+
+
+def _description(name: str) -> str:
+    if name == "native":
+        return f"compiled C++ on the CPU ({native.cpu_isa()})"
+    return "plain PyTorch on any device"
+
+
+def _check_name(name: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, NAMES))}, got {name!r}")
+    return name

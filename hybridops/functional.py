@@ -1,0 +1,302 @@
+"""The public functions: the mathematics, the shapes, the checks of arguments; each picks a back end and runs it.
+
+A call goes through four files: functional.py, autograd/<family>.py, <back end>/<family>.py, csrc/<device>/<family>.*.
+Symbols are those of the ConvLSTM (B batch, T time, C input channels, H hidden channels, S* one to three spatial sizes,
+K* the kernel) and of additive attention (B batch, S queries, T keys, A attention channels, D value channels).
+
+Dtypes: float32, float64, bfloat16, float16, the same for all arguments but a cell state. Sums are accumulated in
+float32 (float64 for float64), and a cell state is returned in that accumulation dtype. Under autocast, arguments are
+cast to the autocast dtype, a cell state is not.
+
+Every function raises TypeError or ValueError, before anything is computed, for an argument of the wrong type, dtype,
+device or shape, and RuntimeError where a back end was named (by `backend=`, `hybridops.use_backend` or
+HYBRIDOPS_BACKEND) that is not here or does not take these arguments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hybridops import autograd, backends
+from hybridops.checks import accumulation_dtype, check_choice, check_number, check_pair, check_shape
+from hybridops.reference.additive_attention import ACTIVATIONS, broadcast_mask, masked_softmax
+from hybridops.reference.conv_lstm import SPATIAL_NAMES
+
+__all__ = ["additive_attention", "additive_scores", "conv_lstm", "conv_lstm_cell"]
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def conv_lstm_cell(
+    x: Tensor,
+    hx: tuple[Tensor, Tensor] | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None = None,
+    *,
+    peephole: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One step of a ConvLSTM: `conv_lstm` for a single frame.
+
+    Args:
+        x: (B, C, S*).
+        hx: (h, c), each (B, H, S*); None = zeros.
+        weight_ih, weight_hh, bias, peephole, backend: as in `conv_lstm`.
+
+    Returns:
+        (h, c), each (B, H, S*); h in the dtype of x, c in the accumulation dtype.
+    """
+    check_shape("x", x, ("B", "C", *_space(weight_ih, "weight_ih")))
+    output, (_, c) = conv_lstm(x.unsqueeze(1), hx, weight_ih, weight_hh, bias, peephole=peephole, backend=backend)
+    return output.squeeze(1), c
+
+
+def conv_lstm(
+    x: Tensor,
+    hx: tuple[Tensor, Tensor] | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None = None,
+    *,
+    peephole: Tensor | None = None,
+    save: str = "gates",
+    backend: str | None = None,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """A ConvLSTM layer over a sequence (Shi et al. 2015, https://arxiv.org/abs/1506.04214).
+
+        a_t = W_ih * x_t + W_hh * h_{t-1} + b          (* 'same' convolution; 4H channels a_f a_i a_g a_o)
+        f = σ(a_f + p_f∘c_{t-1})     i = σ(a_i + p_i∘c_{t-1})     g = tanh(a_g)
+        c_t = f∘c_{t-1} + i∘g        o = σ(a_o + p_o∘c_t)         h_t = o∘tanh(c_t)
+
+    Args:
+        x: (B, T, C, S*), any strides.
+        hx: (h, c) before the first step, each (B, H, S*); None = zeros. c may be in the accumulation dtype.
+        weight_ih: (4H, C, K*), rows in the gate order f, i, g, o; every kernel size odd.
+        weight_hh: (4H, H, K*).
+        bias: (4H).
+        peephole: (3, H), or (3, H, S*) with one weight a position; rows f, i, o.
+        save: what the backward finds: "gates", the gates of every step, or "recompute", only the states, from which it
+            computes the gates again: about half the memory, about a third more work.
+        backend: "reference", "native", "triton", or None for the fastest that takes these arguments.
+
+    Returns:
+        output (B, T, H, S*) in the dtype of x, a view whose memory is time-major and channels-last; and (h_n, c_n)
+        after the last step, each (B, H, S*), c_n in the accumulation dtype.
+    """
+    if hx is not None:
+        check_pair("hx", hx)
+    h0, c0 = hx if hx is not None else (None, None)
+    dims = _check_conv_lstm(x, h0, c0, weight_ih, weight_hh, bias, peephole)
+    check_choice("save", save, ("gates", "recompute"))
+    acc = None if c0 is None else c0.dtype
+    x, h0, weight_ih, weight_hh, bias, peephole = _autocast(x, h0, weight_ih, weight_hh, bias, peephole)
+    _check_dtypes(x=x, weight_ih=weight_ih, weight_hh=weight_hh, h_of_hx=h0, bias=bias, peephole=peephole)
+    if acc not in (None, x.dtype, accumulation_dtype(x.dtype)):
+        raise TypeError(f"c of hx must have dtype {accumulation_dtype(x.dtype)} or that of x, {x.dtype}, got {acc}")
+    c0 = None if c0 is None else c0.to(accumulation_dtype(x.dtype))
+    run = backends.choose("conv_lstm", backend, x, dims)
+
+    if x.shape[1] == 0:
+        state = (x.shape[0], weight_hh.shape[1], *x.shape[3:])
+        h0 = x.new_zeros(state) if h0 is None else h0
+        c0 = x.new_zeros(state, dtype=accumulation_dtype(x.dtype)) if c0 is None else c0
+        return h0.unsqueeze(1)[:, :0], (h0, c0)
+    with _no_autocast(x):
+        hs, h_n, c_n = autograd.conv_lstm(run, x, h0, c0, weight_ih, weight_hh, bias, peephole, save)
+    return hs.transpose(0, 1), (h_n, c_n)
+
+
+def additive_scores(
+    query: Tensor,
+    key: Tensor,
+    v: Tensor,
+    *,
+    activation: str = "tanh",
+    negative_slope: float = 0.01,
+    backend: str | None = None,
+) -> Tensor:
+    """Additive scores (Bahdanau et al. 2015, https://arxiv.org/abs/1409.0473) without a (B, S, T, A) tensor.
+
+        score[b,s,t] = Σ_a v_a act(query[b,s,a] + key[b,t,a])
+
+    Args:
+        query: (B, S, A), projected.
+        key: (B, T, A), projected.
+        v: (A,).
+        activation: "tanh", "relu" or "leaky_relu".
+        negative_slope: of leaky_relu.
+        backend: "reference", "native", "triton", or None for the fastest that takes these arguments.
+
+    Returns:
+        (B, S, T) in the dtype of query.
+    """
+    return _scores(query, key, v, activation, negative_slope, backend).to(_autocast(query)[0].dtype)
+
+
+def additive_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None = None,
+    score_bias: Tensor | None = None,
+    scale: float = 1.0,
+    activation: str = "tanh",
+    negative_slope: float = 0.01,
+    dropout_p: float = 0.0,
+    return_weights: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Additive attention (Bahdanau et al. 2015, https://arxiv.org/abs/1409.0473) without a (B, S, T, A) tensor.
+
+        score[b,s,t] = scale Σ_a v_a act(query[b,s,a] + key[b,t,a]) + score_bias[b,s,t]
+        α = softmax_t(score) where mask is True, 0 elsewhere          context[b,s] = Σ_t α[b,s,t] value[b,t]
+
+    Args:
+        query, key, v, activation, negative_slope, backend: as in `additive_scores`.
+        value: (B, T, D).
+        mask: boolean, True = may be attended, (B, T) or broadcastable to (B, S, T). A row that may attend nothing has a
+            zero context, zero weights and zero gradients.
+        score_bias: broadcastable to (B, S, T).
+        scale: multiplies the scores, not the bias.
+        dropout_p: probability with which a weight is zeroed, the others being scaled up; 0 in evaluation.
+        return_weights: whether to return α too: after dropout, the weights that made the context.
+
+    Returns:
+        context (B, S, D) in the dtype of value, or (context, α (B, S, T)).
+    """
+    value = _autocast(value)[0]
+    check_number("scale", scale)
+    check_number("dropout_p", dropout_p, 0.0, 1.0)
+    scores = _scores(query, key, v, activation, negative_slope, backend)
+    batch, queries, keys = scores.shape
+    check_shape("value", value, (batch, keys, "D"))
+    _check_like("value", value, _autocast(query)[0])
+    mask = broadcast_mask(mask, batch, queries, keys)
+    if scale != 1.0:
+        scores = scores * scale
+    if score_bias is not None:
+        _check_broadcastable("score_bias", score_bias, scores)
+        scores = scores + score_bias.to(scores.dtype)
+    weights = F.dropout(masked_softmax(scores, mask), dropout_p).to(value.dtype)
+    with _no_autocast(value):
+        context = torch.matmul(weights, value)
+    return (context, weights) if return_weights else context
+
+
+def _scores(
+    query: Tensor, key: Tensor, v: Tensor, activation: str, negative_slope: float, backend: str | None
+) -> Tensor:
+    """(B, S, T) in the accumulation dtype."""
+    check_shape("query", query, ("B", "S", "A"))
+    batch, _, width = query.shape
+    check_shape("key", key, (batch, "T", width))
+    check_shape("v", v, (width,))
+    check_choice("activation", activation, ACTIVATIONS)
+    check_number("negative_slope", negative_slope)
+    query, key, v = _autocast(query, key, v)
+    _check_dtypes(query=query, key=key, v=v)
+    run = backends.choose("additive_attention", backend, query)
+    with _no_autocast(query):
+        return autograd.additive_scores(run, query, key, v, activation, float(negative_slope))
+
+
+# ---------------------------------------------------------------------------------------------------------- arguments
+
+
+def _check_conv_lstm(
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    peephole: Tensor | None,
+) -> int:
+    """The number of spatial dimensions."""
+    space = _space(weight_ih, "weight_ih")
+    dims = len(space)
+    rows, channels, *kernel = weight_ih.shape
+    if rows % 4 or rows == 0:
+        raise ValueError(f"weight_ih must have 4H rows, one for each gate and hidden channel, got {rows}")
+    if any(size % 2 == 0 for size in kernel):
+        raise ValueError(f"weight_ih must have an odd kernel in every dimension, got {tuple(kernel)}")
+    hidden = rows // 4
+    check_shape("weight_hh", weight_hh, (rows, hidden, *kernel))
+    check_shape("x", x, ("B", "T", channels, *space))
+    state = (x.shape[0], hidden, *x.shape[3:])
+    if h0 is not None:
+        check_shape("h of hx", h0, state)
+        check_shape("c of hx", c0, state)
+        _check_like("c of hx", c0, x, dtype=False)
+    if bias is not None:
+        check_shape("bias", bias, (rows,))
+    if peephole is not None:
+        per_position = not isinstance(peephole, Tensor) or peephole.dim() != 2
+        check_shape("peephole", peephole, (3, hidden, *(x.shape[3:] if per_position else ())))
+    return dims
+
+
+def _space(weight: Tensor, name: str) -> tuple[str, ...]:
+    """Names of the spatial sizes that go with a weight (4H, C, K*)."""
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"{name} must be a tensor of shape (4H, C, K*), got {type(weight).__name__}")
+    if weight.dim() - 2 not in SPATIAL_NAMES:
+        raise ValueError(
+            f"{name} must have shape (4H, C, K*) with one to three kernel sizes, got {tuple(weight.shape)}"
+        )
+    return SPATIAL_NAMES[weight.dim() - 2]
+
+
+def _check_dtypes(**tensors: Tensor | None) -> None:
+    """All floating, of the dtype and on the device of the first."""
+    (name, first), *others = tensors.items()
+    if first.dtype not in DTYPES:
+        raise TypeError(f"{name} must be one of {', '.join(map(str, DTYPES))}, got {first.dtype}")
+    for other, tensor in others:
+        if tensor is not None:
+            _check_like(other.replace("_of_", " of "), tensor, first, like_name=name)
+
+
+def _check_like(name: str, tensor: Tensor, like: Tensor, *, dtype: bool = True, like_name: str = "the others") -> None:
+    if dtype and tensor.dtype != like.dtype:
+        raise TypeError(f"{name} must have the dtype of {like_name}, {like.dtype}, got {tensor.dtype}")
+    if not tensor.dtype.is_floating_point:
+        raise TypeError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
+    if tensor.device != like.device:
+        raise ValueError(f"{name} must be on the device of {like_name}, {like.device}, got {tensor.device}")
+
+
+def _check_broadcastable(name: str, tensor: Tensor, like: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor broadcastable to {tuple(like.shape)}, got {type(tensor).__name__}")
+    _check_like(name, tensor, like, dtype=False)
+    sizes = zip(reversed(tensor.shape), reversed(like.shape), strict=False)
+    if tensor.dim() > like.dim() or any(got not in (1, want) for got, want in sizes):
+        raise ValueError(f"{name} must be broadcastable to {tuple(like.shape)}, got {tuple(tensor.shape)}")
+
+
+# ----------------------------------------------------------------------------------------------------------- autocast
+# Casts are explicit, not left to the dispatcher, so that the cell state stays in float32.
+
+
+def _autocast(*tensors: Tensor | None) -> Sequence[Tensor | None]:
+    """Under autocast, the tensors as autocast would pass them to a convolution or a product."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return [t if t is None or t.dtype not in DTYPES or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
+
+
+def _no_autocast(x: Tensor) -> contextlib.AbstractContextManager:
+    if not torch.is_autocast_enabled(x.device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(x.device.type, enabled=False)

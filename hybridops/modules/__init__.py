@@ -1,0 +1,8 @@
+"""The fused modules: subclasses of the plain ones in hybridops.reference, with the same parameters and calls."""
+
+from __future__ import annotations
+
+from hybridops.modules.additive_attention import FusedAdditiveAttention, FusedConcatAttention
+from hybridops.modules.conv_lstm import FusedConvLSTM, FusedConvLSTMCell
+
+__all__ = ["FusedAdditiveAttention", "FusedConcatAttention", "FusedConvLSTM", "FusedConvLSTMCell"]

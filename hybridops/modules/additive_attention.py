@@ -1,0 +1,54 @@
+"""FusedConcatAttention and FusedAdditiveAttention: the plain modules' parameters and calls on fused functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+import hybridops.functional as HF
+from hybridops.reference.additive_attention import AdditiveAttention, ConcatAttention, masked_softmax
+
+
+class FusedConcatAttention(ConcatAttention):
+    __doc__ = f"""{ConcatAttention.__doc__}
+    Fused: W [hidden; encoder_outputs] is taken apart into a query and keys, scored by `functional.additive_scores`.
+    `backend` (keyword) names a back end, None takes the fastest. Where one encoder output serves many steps,
+    `FusedAdditiveAttention.prepare` saves projecting it at each.
+    """
+
+    backend: str | None = None  # a class attribute too: `fuse` makes this class of modules whose __init__ knew none
+
+    def __init__(self, *args: Any, backend: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.backend = backend
+
+    def _weights(self, hidden: Tensor, encoder_outputs: Tensor, mask: Tensor | None) -> Tensor:
+        w_query, w_key = self.attn.weight.split(self.hidden_dim, dim=1)
+        query = F.linear(hidden, w_query, self.attn.bias).unsqueeze(1)
+        scores = HF.additive_scores(query, F.linear(encoder_outputs, w_key), self.v.weight[0], backend=self.backend)
+        return masked_softmax(scores.squeeze(1), mask)
+
+
+class FusedAdditiveAttention(AdditiveAttention):
+    __doc__ = f"""{AdditiveAttention.__doc__}
+    Fused: `functional.additive_attention` runs it, and no (B, S, T, A) tensor is made. `backend` (keyword) names a back
+    end, None takes the fastest.
+    """
+
+    backend: str | None = None
+
+    def __init__(self, *args: Any, backend: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.backend = backend
+
+    def _attend(
+        self, q: Tensor, k: Tensor, value: Tensor, mask: Tensor | None, need_weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        out = HF.additive_attention(
+            q, k, value, self.v.weight[0], mask=mask, scale=self.scale,
+            activation=self.activation, negative_slope=self.negative_slope,
+            dropout_p=self.dropout if self.training else 0.0, return_weights=need_weights, backend=self.backend,
+        )  # fmt: skip
+        return out if need_weights else (out, None)

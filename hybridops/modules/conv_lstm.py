@@ -1,0 +1,51 @@
+"""FusedConvLSTMCell and FusedConvLSTM: the plain modules' parameters and calls on fused functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+import hybridops.functional as HF
+from hybridops.checks import check_choice, check_pair
+from hybridops.reference.conv_lstm import ConvLSTM, ConvLSTMCell, States
+
+
+class FusedConvLSTMCell(ConvLSTMCell):
+    __doc__ = f"""{ConvLSTMCell.__doc__}
+    Fused: `functional.conv_lstm_cell` runs it. `backend` (keyword) names a back end, None takes the fastest. In
+    bfloat16 and float16 c_t is float32, and c may be.
+    """
+
+    backend: str | None = None  # a class attribute too: `fuse` makes this class of modules whose __init__ knew none
+
+    def __init__(self, *args: Any, backend: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.backend = backend
+
+    def forward(self, x_t: Tensor, states: States | None = None) -> States:
+        if states is not None:
+            check_pair("states", states)
+        w_ih, w_hh, bias, peephole = self.canonical_weights()
+        return HF.conv_lstm_cell(x_t, states, w_ih, w_hh, bias, peephole=peephole, backend=self.backend)
+
+
+class FusedConvLSTM(ConvLSTM):
+    __doc__ = f"""{ConvLSTM.__doc__}
+    Fused: `functional.conv_lstm` runs each layer. `save` (keyword) is "gates" (fast) or "recompute" (half the memory in
+    training); `backend` (keyword) names a back end, None takes the fastest. In bfloat16 and float16 c_n is float32, and
+    c_0 may be. The output is a view whose memory is time-major and channels-last.
+    """
+
+    cell_type = FusedConvLSTMCell
+    save: str = "gates"
+    backend: str | None = None
+
+    def __init__(self, *args: Any, save: str = "gates", backend: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.save = check_choice("save", save, ("gates", "recompute"))
+        self.backend = backend
+
+    def _run_layer(self, cell: ConvLSTMCell, x: Tensor, state: States | None) -> tuple[Tensor, States]:
+        w_ih, w_hh, bias, peephole = cell.canonical_weights()
+        return HF.conv_lstm(x, state, w_ih, w_hh, bias, peephole=peephole, save=self.save, backend=self.backend)

@@ -1,0 +1,74 @@
+"""The compiled back end: loading hybridops._C, what it takes, the shapes its ops give (fakes, for torch.compile)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hybridops.checks import accumulation_dtype
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+BUILD = "build it with `pip install --no-build-isolation -e .` or `python setup.py build_ext --inplace`"
+
+
+def _load(name: str) -> str | None:
+    """Load the library of that name; None, or why it could not be."""
+    folder = Path(__file__).parent.parent
+    found = [path for pattern in (f"{name}.*so", f"{name}.*pyd") for path in sorted(folder.glob(pattern))]
+    if not found:
+        return f"hybridops.{name} is not compiled: {BUILD}"
+    try:
+        torch.ops.load_library(str(found[0]))
+    except OSError as error:
+        return f"{found[0]} does not load ({error.__cause__ or error}): {BUILD}"
+    return None
+
+
+_missing = _load("_C")
+
+
+def missing() -> str | None:
+    """None where the compiled ops are here, else why not."""
+    return _missing
+
+
+def cpu_isa() -> str:
+    """The instruction set the CPU kernels run on; the environment variable HYBRIDOPS_CPU_ISA can lower it."""
+    return ("portable", "avx2", "avx512")[torch.ops.hybridops.cpu_isa()]
+
+
+def why_not(family: str, x: Tensor, spatial_dims: int) -> str | None:
+    """None if the compiled ops take tensors like x, else what they do not take."""
+    if x.device.type != "cpu":
+        return f"the compiled ops run on the CPU, not on {x.device.type}"
+    if x.dtype not in DTYPES:
+        return f"the compiled ops do not take {x.dtype}"
+    if family == "conv_lstm" and spatial_dims > 2:
+        return f"the compiled ConvLSTM takes 1 or 2 spatial dimensions, not {spatial_dims}"
+    return None
+
+
+if _missing is None:
+
+    @torch.library.register_fake("hybridops::conv_lstm_forward")
+    def _(x, h0, c0, w_ih, w_hh, bias, peephole, save):
+        batch, steps, _, *space = x.shape
+        hidden, acc = w_hh.shape[1], accumulation_dtype(x.dtype)
+        hs = x.new_empty(steps, batch, *space, hidden)
+        cs = x.new_empty(steps if save else 1, batch, *space, hidden, dtype=acc)
+        return hs, cs, x.new_empty(steps if save == 2 else 0, batch, *space, 4 * hidden)
+
+    @torch.library.register_fake("hybridops::conv_lstm_backward")
+    def _(grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0):
+        batch, *space = cs.shape[1:]
+        return torch.empty_like(gates), cs.new_empty(batch if need_dh0 else 0, *space), cs.new_empty(batch, *space)
+
+    @torch.library.register_fake("hybridops::additive_scores_forward")
+    def _(q, k, v, activation, negative_slope):
+        return q.new_empty(q.shape[0], q.shape[1], k.shape[1], dtype=accumulation_dtype(q.dtype))
+
+    @torch.library.register_fake("hybridops::additive_scores_backward")
+    def _(grad, q, k, v, activation, negative_slope):
+        return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))

@@ -1,0 +1,98 @@
+"""ConvLSTM recurrences in compiled code: csrc/cpu/conv_lstm.cpp. The contract is that of reference/conv_lstm.py.
+
+The ops want images channels-last with two spatial dimensions; here layouts are made so, as views where they can be.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hybridops.checks import accumulation_dtype
+
+_SAVE = {"nothing": 0, "cells": 1, "gates": 2}
+
+
+def conv_lstm_forward(
+    x: Tensor,  # (B,T,C,S*) any strides
+    h0: Tensor | None,  # (B,H,S*)
+    c0: Tensor | None,  # (B,H,S*) acc
+    w_ih: Tensor,  # (4H,C,K*)
+    w_hh: Tensor,  # (4H,H,K*)
+    bias: Tensor | None,  # (4H)
+    peephole: Tensor | None,  # (3,H) or (3,H,S*)
+    save: str,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    acc = accumulation_dtype(x.dtype)
+    hs, cs, gates = torch.ops.hybridops.conv_lstm_forward.default(
+        _with_rows(x, 3),
+        _channels_last(h0, x.dtype),
+        _channels_last(c0, acc),
+        _with_rows(w_ih, 2),
+        _with_rows(w_hh, 2),
+        None if bias is None else bias.to(acc).contiguous(),
+        _peephole(peephole, acc),
+        _SAVE[save],
+    )
+    one_row = w_hh.dim() == 3
+    return (
+        _channels_third(hs, one_row),
+        _channels_third(cs, one_row),
+        _channels_third(gates, one_row) if save == "gates" else None,
+    )
+
+
+def conv_lstm_backward(
+    grad_hs: Tensor | None,  # (T,B,H,S*)
+    grad_hn: Tensor | None,  # (B,H,S*)
+    grad_cn: Tensor | None,  # (B,H,S*)
+    gates: Tensor,  # (T,B,4H,S*)
+    cs: Tensor,  # (T,B,H,S*) acc
+    c0: Tensor | None,  # (B,H,S*) acc
+    w_hh: Tensor,  # (4H,H,K*)
+    peephole: Tensor | None,  # (3,H) or (3,H,S*)
+    need_dh0: bool,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    acc, one_row = cs.dtype, w_hh.dim() == 3
+    grad_hs = None if grad_hs is None else _with_rows(grad_hs.to(gates.dtype), 3).movedim(2, -1)
+    da, dh0, dc0 = torch.ops.hybridops.conv_lstm_backward.default(
+        grad_hs,
+        _channels_last(grad_hn, acc),
+        _channels_last(grad_cn, acc),
+        _sequence_channels_last(gates),
+        _sequence_channels_last(cs),
+        _channels_last(c0, acc),
+        _with_rows(w_hh, 2),
+        _peephole(peephole, acc),
+        need_dh0,
+    )
+    dh0, dc0 = (_channels_third(state[None], one_row)[0] for state in (dh0, dc0))
+    return _channels_third(da, one_row), dh0 if need_dh0 else None, dc0
+
+
+def _with_rows(x: Tensor, channel_end: int) -> Tensor:
+    """One spatial dimension (W) as two (1,W); `channel_end`: where the spatial dimensions begin."""
+    return x.unsqueeze(channel_end) if x.dim() == channel_end + 1 else x
+
+
+def _channels_last(state: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """(B,H,S*) -> (B,Y,X,H)"""
+    return None if state is None else _with_rows(state.to(dtype), 2).movedim(1, -1).contiguous()
+
+
+def _sequence_channels_last(x: Tensor) -> Tensor:
+    """(T,B,H,S*) -> (T,B,Y,X,H)"""
+    return _with_rows(x, 3).movedim(2, -1).contiguous()
+
+
+def _channels_third(x: Tensor, one_row: bool) -> Tensor:
+    """(T,B,Y,X,H) -> (T,B,H,S*), a view"""
+    x = x.movedim(-1, 2)
+    return x.squeeze(3) if one_row else x
+
+
+def _peephole(peephole: Tensor | None, acc: torch.dtype) -> Tensor | None:
+    """(3,H) as it is; (3,H,S*) -> (3,Y,X,H)"""
+    if peephole is None or peephole.dim() == 2:
+        return None if peephole is None else peephole.to(acc).contiguous()
+    return _channels_last(peephole, acc)

@@ -1,0 +1,158 @@
+"""Builds the compiled back ends; all else about the package stands in pyproject.toml.
+
+    hybridops._C         csrc/library.cpp csrc/cpu/*.cpp    wherever there is a C++ compiler
+    hybridops._C_cuda    csrc/cuda/*.cu                     where torch is built for CUDA and nvcc is found
+
+Two libraries, because a torch without CUDA cannot load the second. Both keep to LibTorch's stable ABI: one binary for
+every torch from 2.10 and every Python from 3.10. The environment decides the rest:
+
+    HYBRIDOPS_REQUIRE_NATIVE=1    fail where hybridops._C cannot be built, instead of warning and going on without it
+    HYBRIDOPS_CUDA=0 | 1          never build hybridops._C_cuda | build it or fail, on a torch without CUDA too
+    TORCH_CUDA_ARCH_LIST, CUDA_HOME, CC, CXX, MAX_JOBS        as in any torch extension; after changing one: --force
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from functools import partial
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+try:
+    import torch
+    from torch.utils import cpp_extension
+except (ImportError, OSError) as error:  # OSError: torch is there, but one of its libraries is not
+    torch, torch_error = None, error
+
+# 0x02_0A: the stable ABI of torch 2.10. No -std: torch adds the one its headers need.
+TARGET = "-DTORCH_TARGET_VERSION=0x020A000000000000"
+# Short of -ffast-math: inf and NaN keep their meaning. All that is given up is errno and the floating-point exception
+# flags, which nothing here reads and which keep loops with a sqrt, a division or a select from being vectorised.
+# -g0: Python's own flags bring -g, which adds a third to the compile time and 8 MB to the library.
+CXX_FLAGS = [TARGET, "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-Wall"]
+RELEASE_ARCHS = "8.0;9.0;10.0+PTX"
+
+
+def csrc(*patterns: str) -> list[str]:
+    return sorted(str(path) for pattern in patterns for path in Path("csrc").glob(pattern))
+
+
+def without(part: str, demand: str, reason: str) -> list[Extension]:
+    """No extensions and a warning, unless the environment variable `demand` insists on them."""
+    if os.environ.get(demand) == "1":
+        sys.exit(f"hybridops: {demand}=1, but {reason}")
+    print(f"hybridops: warning: {reason}; building without {part}", file=sys.stderr)
+    return []
+
+
+def missing_compiler() -> str | None:
+    """The first of CC and CXX, as setuptools will resolve them, that is not there; None when both are."""
+    for variable, default in ("CC", "cc"), ("CXX", "c++"):
+        command = os.environ.get(variable) or sysconfig.get_config_var(variable) or default
+        if shutil.which(shlex.split(command)[0]) is None:
+            return f"{variable}={command}"
+    return None
+
+
+def find_cuda_home() -> Path | None:
+    """The toolkit. /usr/local/cuda goes before the PATH, where nvcc may be a wrapper with no toolkit around it."""
+    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    on_path = shutil.which("nvcc")
+    candidates = [named] if named else ["/usr/local/cuda", on_path and Path(on_path).resolve().parents[1]]
+    return next((Path(home) for home in candidates if home and (Path(home) / "bin" / "nvcc").exists()), None)
+
+
+def nvcc_major(home: Path) -> str:
+    banner = subprocess.run([home / "bin" / "nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+    return re.search(r"release (\d+)", banner)[1]
+
+
+def extension(name: str, sources: list[str], headers: list[str], **options) -> Extension:
+    """A CppExtension, for CUDA sources too: a CUDAExtension also links libraries that a torch without CUDA lacks."""
+    depends = [*headers, "setup.py"]
+    return cpp_extension.CppExtension(f"hybridops.{name}", sources, depends=depends, py_limited_api=True, **options)
+
+
+def cpu_extensions() -> list[Extension]:
+    sources, headers = csrc("library.cpp", "cpu/*.cpp"), csrc("math/*.h", "cpu/*.h")
+    return [extension("_C", sources, headers, extra_compile_args=CXX_FLAGS)]
+
+
+def cuda_extensions() -> list[Extension]:
+    sources, headers = csrc("cuda/*.cu"), csrc("math/*.h", "cuda/*.h", "cuda/*.cuh")
+    wish = os.environ.get("HYBRIDOPS_CUDA")
+    if not sources or wish == "0" or (torch.version.cuda is None and wish != "1"):
+        return []
+    skip = partial(without, "the native CUDA ops", "HYBRIDOPS_CUDA")
+    home = find_cuda_home()
+    if home is None:
+        return skip("nvcc was not found (CUDA_HOME says where to look)")
+    if torch.version.cuda and torch.version.cuda.split(".")[0] != nvcc_major(home):
+        return skip(f"torch is built for CUDA {torch.version.cuda}, and nvcc is of CUDA {nvcc_major(home)}")
+
+    cpp_extension.CUDA_HOME = str(home)  # a CPU torch leaves it None and does not look at the environment
+    if not torch.cuda.is_available():  # no GPU to ask for its architecture
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", RELEASE_ARCHS)
+    return [
+        extension(
+            "_C_cuda",
+            sources,
+            headers,
+            include_dirs=[str(home / "include")],
+            library_dirs=[str(home / "lib64"), str(home / "lib")],
+            libraries=["cudart"],
+            extra_compile_args={
+                "cxx": [*CXX_FLAGS, "-DUSE_CUDA"],
+                "nvcc": [TARGET, "-DUSE_CUDA", "-O3", "-Xcompiler=-Wall"],
+            },
+            # libtorch brings libtorch_cuda but defines nothing itself, so that Debian's g++ would leave it out.
+            extra_link_args=["-Wl,--no-as-needed", "-ltorch"],
+        )
+    ]
+
+
+def native_extensions() -> list[Extension]:
+    skip = partial(without, "the native ops: the slower back ends still work", "HYBRIDOPS_REQUIRE_NATIVE")
+    if torch is None:
+        return skip(f"torch cannot be imported ({torch_error}; if it is installed, pip needs --no-build-isolation)")
+    if torch.__version__ < (2, 10):
+        return skip(f"torch {torch.__version__} is older than 2.10")
+    if missing := missing_compiler():
+        return skip(f"there is no C++ compiler ({missing})")
+    return cpu_extensions() + cuda_extensions()
+
+
+def build_ext() -> type:
+    class BuildExt(cpp_extension.BuildExtension):
+        """Leaves alone what is up to date: torch's own command links anew every time where ninja is there."""
+
+        def finalize_options(self) -> None:
+            forced = self.force
+            super().finalize_options()
+            self.force = forced
+
+        def build_extensions(self) -> None:
+            if torch.version.cuda is None:  # then torch does not tell ninja which headers a .cu includes
+                shutil.rmtree(Path(self.build_temp, "csrc", "cuda"), ignore_errors=True)
+            super().build_extensions()
+
+    return BuildExt
+
+
+# The ninja of an environment that is used without being activated
+os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
+
+extensions = native_extensions()
+setup(
+    license="BSD-3-Clause",  # here, because pyproject.toml's `license` is spelt differently before setuptools 77
+    ext_modules=extensions,
+    cmdclass={"build_ext": build_ext()} if extensions else {},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if extensions else {},
+)
