@@ -48,9 +48,10 @@ build: env ## the compiled ops, in place; what is up to date is left alone
 	$(PY) setup.py -q build_ext --inplace
 
 env:
-	@$(if $(filter $(OURS),$(PY)),$(MAKE) --no-print-directory .venv/installed)
+	@$(if $(filter $(OURS),$(PY)),$(MAKE) -s --no-print-directory .venv/installed)
 
 .venv/installed: pyproject.toml .ci/constraints.txt
+	echo 'installing torch and the rest into .venv, once'
 	test -x $(OURS) || $(PYTHON) -m venv .venv
 	HYBRIDOPS_REQUIRE_NATIVE=0 $(OURS) -m pip install -q -c .ci/constraints.txt -e '.[dev]'
 	touch $@
