@@ -1,11 +1,12 @@
 """Train a task's model twice: as it is written, and a copy of it after `hybridops.fuse`.
 
-Both start from the same weights and see the same batches. They take their steps in turn inside one loop, so that whatever
-else the machine is doing slows down both alike.
+Both start from the same weights and see the same batches. They take their steps in turn inside one loop, so that
+whatever else the machine is doing slows down both alike.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import time
@@ -110,8 +111,10 @@ def compare(
     task: Task,
     steps: int,
     device: str = "cpu",
+    deadline: float = math.inf,
     after_step: Callable[[float, float], None] = lambda plain_loss, fused_loss: None,
 ) -> Comparison:
+    """Train both for `steps`, or for as many as `time.monotonic` stays before the deadline, but one at least."""
     peaks = [peak_memory(task, fused, device) for fused in (False, True)]
     plain, fused = (Trainer(task, make_model(task, fused, device), steps) for fused in (False, True))
     for step in range(steps):
@@ -119,6 +122,8 @@ def compare(
         for trainer in (plain, fused) if step % 2 else (fused, plain):  # neither always finds the cache warm
             trainer.step(batch)
         after_step(plain.losses[-1], fused.losses[-1])
+        if time.monotonic() > deadline:
+            break
     return Comparison(*(trainer.finish(peak) for trainer, peak in zip((plain, fused), peaks, strict=True)))
 
 

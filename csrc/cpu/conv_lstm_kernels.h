@@ -50,12 +50,13 @@ void accumulate_tile(A* partial, const A* const* pixels, int64_t row_stride, int
                 Simd<A> x[P];
                 for (int p = 0; p < P; ++p) x[p] = broadcast(pixel[p][j]);
                 for (int n = 0; n < N; ++n) {
-                    const Simd<A> weight = load(w + n * lanes<A>);
+                    Simd<A> weight = load(w + n * lanes<A>);
+                    hold(weight);
                     for (int p = 0; p < P; ++p) acc[p][n] += x[p] * weight;
                 }
             } else {
                 Simd<A> weight[N];
-                for (int n = 0; n < N; ++n) weight[n] = load(w + n * lanes<A>);
+                for (int n = 0; n < N; ++n) hold(weight[n] = load(w + n * lanes<A>));
                 for (int p = 0; p < P; ++p) {
                     const Simd<A> x = broadcast(pixel[p][j]);
                     for (int n = 0; n < N; ++n) acc[p][n] += x * weight[n];

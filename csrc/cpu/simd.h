@@ -33,7 +33,17 @@ HYBRIDOPS_INLINE void store(A* p, Simd<A> x) {
 }
 template <class A>
 HYBRIDOPS_INLINE Simd<A> broadcast(A x) {
-    return Simd<A>{} + x;
+    return x - Simd<A>{};  // x + 0 would not be x for -0, and so not a plain broadcast
+}
+
+// Keeps a value that is used several times in a register: left alone, the compiler reads it from memory at every use.
+template <class V>
+HYBRIDOPS_INLINE void hold(V& x) {
+#if defined(__x86_64__)
+    __asm__("" : "+v"(x));
+#elif defined(__aarch64__)
+    __asm__("" : "+w"(x));
+#endif
 }
 
 // `count` elements of storage type T, `stride` apart, as accumulators; the other lanes are zero.
