@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,32 +36,28 @@ def run(tasks: Sequence[Task], steps: int | None, time_limit: float, out: Path, 
     `time_limit` seconds; draw its picture into `out`. Gives the exit status: 1 if a plain and a fused loss differ.
     """
     start = time.monotonic()
-    console = Console()
+    console = Console(highlight=False)
     out.mkdir(parents=True, exist_ok=True)
     results, notes = [], []
     for number, task in enumerate(tasks):
         now = time.monotonic()
         deadline = now + (start + time_limit - now) / (len(tasks) - number)
-        result = _train(console, task, steps or task.steps, deadline, device)
+        planned = steps or task.steps
+        result = _train(console, task, planned, deadline, device)
         picture = out / f"{task.name.replace(' ', '_')}.png"
         task.draw(result.fused.model, picture)
         results.append(result)
-        notes += [
-            "",
-            f"[bold]{task.name}[/], {len(result.fused.losses)} steps, {picture}",
-            *task.report(result.fused.model),
-        ]
+        notes += ["", f"[bold]{task.name}[/], {len(result.fused.losses)} of {planned} steps, {picture}"]
+        notes += task.report(result.fused.model)
 
     ran_on = [_backend(task, device) for task in tasks]
-    console.print(_table(tasks, results, ran_on), *notes, sep="\n", highlight=False)
+    console.print(_table(tasks, results, ran_on), *notes, sep="\n")
+    if "reference" in ran_on:
+        console.print("\n[bold yellow]The reference back end ran, which fuses nothing:[/]", *_why_reference(), sep="\n")
     same = all(result.relative_difference < SAME_LOSS for result in results)  # false for NaN too
     if not same:
-        console.print(f"\n[bold red]The losses of plain and fused differ by {SAME_LOSS:g} or more.[/]", highlight=False)
-    if "reference" in ran_on:
-        reasons = [text for name, text in backends.available().items() if not backends.is_available(name)]
-        warning = "[bold yellow]The reference back end ran, which fuses nothing, because no faster one is here.[/]"
-        console.print("", warning, *reasons, sep="\n", highlight=False)
-    console.print(f"\n{time.monotonic() - start:.0f} s, {device}, {torch.get_num_threads()} threads", highlight=False)
+        console.print(f"\n[bold red]The losses of plain and fused differ by {SAME_LOSS:g} or more.[/]")
+    console.print(f"\n{time.monotonic() - start:.0f} s, {device}, {torch.get_num_threads()} threads")
     return 0 if same else 1
 
 
@@ -82,6 +79,13 @@ def _backend(task: Task, device: str) -> str:
     return module.__name__.split(".")[-2]
 
 
+def _why_reference() -> list[str]:
+    named = os.environ.get("HYBRIDOPS_BACKEND")
+    if named:
+        return [f"HYBRIDOPS_BACKEND={named}"]
+    return [f"{name}: {text}" for name, text in backends.available().items() if not backends.is_available(name)]
+
+
 def _table(tasks: Sequence[Task], results: Sequence[Comparison], ran_on: Sequence[str]) -> Table:
     table = Table(
         title="The same weights and batches, plain PyTorch and hybridops",
@@ -89,13 +93,13 @@ def _table(tasks: Sequence[Task], results: Sequence[Comparison], ran_on: Sequenc
         "forward and backward, raises the peak of a fresh process (on a GPU: of torch's allocations).",
         box=SIMPLE_HEAD,
     )
-    for heading in ("task", "model"):
+    for heading in ("task", "run by"):
         table.add_column(heading)
     for heading in ("loss", "difference", "time", "memory"):
         table.add_column(heading, justify="right")
     for task, result, name in zip(tasks, results, ran_on, strict=True):
         fused, plain = result.fused, result.plain
-        table.add_row(task.name, "plain", *_figures(plain, "", "", ""))
+        table.add_row(task.name, "PyTorch", *_figures(plain, "", "", ""))
         difference, memory = f"{result.relative_difference:.1e}", plain.peak_bytes / fused.peak_bytes
         table.add_row("", name, *_figures(fused, difference, f"{result.speed_up:.1f}× ", f"{memory:.1f}× "))
     return table

@@ -111,9 +111,7 @@ class GraphemeToPhoneme:
         said = [self.lexicon.spell(row) for row in phonemes]
         true = [self.lexicon.spell(row) for row in truth[:, 1:]]
         right = sum(a == b for a, b in zip(said, true, strict=True)) / len(true)
-        lines = [
-            f"{self._accuracy(model):.0%} of phonemes right given those before, {right:.0%} of words all by itself"
-        ]
+        lines = [f"right: {self._accuracy(model):.0%} of phonemes given those before, {right:.0%} of words on its own"]
         for word, ours, theirs in list(zip(self.lexicon.words, said, true, strict=False))[:5]:
             lines.append(f"{word}: {' '.join(ours)}" + ("" if ours == theirs else f"  (CMUdict: {' '.join(theirs)})"))
         return lines

@@ -289,14 +289,16 @@ def _check_broadcastable(name: str, tensor: Tensor, like: Tensor) -> None:
 
 def _autocast(*tensors: Tensor | None) -> Sequence[Tensor | None]:
     """Under autocast, the tensors as autocast would pass them to a convolution or a product."""
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if not _autocast_enabled(tensors[0]):
         return tensors
-    dtype = torch.get_autocast_dtype(device)
+    dtype = torch.get_autocast_dtype(tensors[0].device.type)
     return [t if t is None or t.dtype not in DTYPES or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
 
 
 def _no_autocast(x: Tensor) -> contextlib.AbstractContextManager:
-    if not torch.is_autocast_enabled(x.device.type):
-        return contextlib.nullcontext()
-    return torch.autocast(x.device.type, enabled=False)
+    return torch.autocast(x.device.type, enabled=False) if _autocast_enabled(x) else contextlib.nullcontext()
+
+
+def _autocast_enabled(x: Tensor) -> bool:
+    device = x.device.type  # "meta" has no autocast, and asking whether it is on raises
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)

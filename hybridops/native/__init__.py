@@ -26,23 +26,28 @@ def _load(name: str) -> str | None:
     return None
 
 
-_missing = _load("_C")
+def _load_cuda() -> str | None:
+    if torch.version.cuda is None:  # it could not load: its symbols are in libtorch_cuda
+        return "this torch is built without CUDA"
+    return _missing["cpu"] or _load("_C_cuda")  # the ops are defined in _C
+
+
+# By device type: None where the compiled ops are here, else why not.
+_missing: dict[str, str | None] = {"cpu": _load("_C")}
+_missing["cuda"] = _load_cuda()
 
 
 def missing() -> str | None:
-    """None where the compiled ops are here, else why not."""
-    return _missing
-
-
-def cpu_isa() -> str:
-    """The instruction set the CPU kernels run on; the environment variable HYBRIDOPS_CPU_ISA can lower it."""
-    return ("portable", "avx2", "avx512")[torch.ops.hybridops.cpu_isa()]
+    """None where the compiled ops are here, at least for the CPU; else why not."""
+    return _missing["cpu"]
 
 
 def why_not(family: str, x: Tensor, spatial_dims: int) -> str | None:
     """None if the compiled ops take tensors like x, else what they do not take."""
-    if x.device.type != "cpu":
-        return f"the compiled ops run on the CPU, not on {x.device.type}"
+    if x.device.type not in _missing:
+        return f"the compiled ops run on the CPU and on CUDA, not on {x.device.type}"
+    if _missing[x.device.type] is not None:
+        return _missing[x.device.type]
     if x.dtype not in DTYPES:
         return f"the compiled ops do not take {x.dtype}"
     if family == "conv_lstm" and spatial_dims > 2:
@@ -50,7 +55,12 @@ def why_not(family: str, x: Tensor, spatial_dims: int) -> str | None:
     return None
 
 
-if _missing is None:
+def cpu_isa() -> str:
+    """The instruction set the CPU kernels run on; the environment variable HYBRIDOPS_CPU_ISA can lower it."""
+    return ("portable", "avx2", "avx512")[torch.ops.hybridops.cpu_isa()]
+
+
+if missing() is None:
 
     @torch.library.register_fake("hybridops::conv_lstm_forward")
     def _(x, h0, c0, w_ih, w_hh, bias, peephole, save):
