@@ -19,9 +19,17 @@ STABLE_TORCH_LIBRARY(hybridops, m) {
         "conv_lstm_backward(Tensor? grad_hs, Tensor? grad_hn, Tensor? grad_cn, Tensor gates, Tensor cs, Tensor? c0, "
         "Tensor w_hh, Tensor? peephole, bool need_dh0) -> (Tensor, Tensor, Tensor)");
 
+    // k (B,T,A) -> its exponentials (B,T,width of the processor's vectors) acc, and max|k| (B,T) acc: what the two forward
+    // ops below otherwise compute at every call; for tanh
+    m.def("additive_prepare_keys(Tensor k) -> (Tensor, Tensor)");
     // q (B,S,A), k (B,T,A), v (A); activation: 0 tanh, 1 relu, 2 leaky_relu -> scores (B,S,T) acc
     m.def(
-        "additive_scores_forward(Tensor q, Tensor k, Tensor v, int activation, float negative_slope) -> Tensor");
+        "additive_scores_forward(Tensor q, Tensor k, Tensor v, int activation, float negative_slope, "
+        "Tensor? key_exponentials, Tensor? key_bounds) -> Tensor");
+    // mask bool and score_bias acc expanded to (B,S,T) -> weights (B,S,T), the softmax of scale * scores + score_bias
+    m.def(
+        "additive_weights_forward(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? score_bias, float scale, "
+        "int activation, float negative_slope, Tensor? key_exponentials, Tensor? key_bounds) -> Tensor");
     // grad (B,S,T) acc -> dq (B,S,A), dk (B,T,A), dv (A)
     m.def(
         "additive_scores_backward(Tensor grad, Tensor q, Tensor k, Tensor v, int activation, float negative_slope) -> "

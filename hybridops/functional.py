@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ from hybridops.checks import accumulation_dtype, check_choice, check_number, che
 from hybridops.reference.additive_attention import ACTIVATIONS, broadcast_mask, masked_softmax
 from hybridops.reference.conv_lstm import SPATIAL_NAMES
 
-__all__ = ["additive_attention", "additive_scores", "conv_lstm", "conv_lstm_cell"]
+__all__ = ["additive_attention", "additive_scores", "conv_lstm", "conv_lstm_cell", "prepare_exponentials"]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -108,8 +109,31 @@ def conv_lstm(
         c0 = x.new_zeros(state, dtype=accumulation_dtype(x.dtype)) if c0 is None else c0
         return h0.unsqueeze(1)[:, :0], (h0, c0)
     with _no_autocast(x):
-        hs, h_n, c_n = autograd.conv_lstm(run, x, h0, c0, weight_ih, weight_hh, bias, peephole, save)
+        hs, h_n, c_n = autograd.conv_lstm.run(run, x, h0, c0, weight_ih, weight_hh, bias, peephole, save)
     return hs.transpose(0, 1), (h_n, c_n)
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedExponentials:
+    """What `prepare_exponentials` gave; opaque."""
+
+    backend: str
+    tensors: tuple[Tensor, Tensor]
+
+
+def prepare_exponentials(
+    key: Tensor, *, activation: str = "tanh", backend: str | None = None
+) -> PreparedExponentials | None:
+    """For decoding, where the same key (B, T, A) meets one query at a time: what `additive_attention` computes of the
+    key alone, once. None where the back end has no use for it.
+    """
+    check_shape("key", key, ("B", "T", "A"))
+    check_choice("activation", activation, ACTIVATIONS)
+    key = _autocast(key)[0]
+    _check_dtypes(key=key)
+    run = backends.choose("additive_attention", backend, key)
+    tensors = run.prepare_keys(key, activation)
+    return None if tensors is None else PreparedExponentials(run.__name__, tensors)
 
 
 def additive_scores(
@@ -136,7 +160,11 @@ def additive_scores(
     Returns:
         (B, S, T) in the dtype of query.
     """
-    return _scores(query, key, v, activation, negative_slope, backend).to(_autocast(query)[0].dtype)
+    query, key, v = _check_pairs(query, key, v, activation, negative_slope)
+    run = backends.choose("additive_attention", backend, query)
+    with _no_autocast(query):
+        scores = autograd.additive_attention.scores(run, query, key, v, activation, float(negative_slope))
+    return scores.to(query.dtype)
 
 
 def additive_attention(
@@ -152,6 +180,7 @@ def additive_attention(
     negative_slope: float = 0.01,
     dropout_p: float = 0.0,
     return_weights: bool = False,
+    prepared: PreparedExponentials | None = None,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Additive attention (Bahdanau et al. 2015, https://arxiv.org/abs/1409.0473) without a (B, S, T, A) tensor.
@@ -168,44 +197,39 @@ def additive_attention(
         scale: multiplies the scores, not the bias.
         dropout_p: probability with which a weight is zeroed, the others being scaled up; 0 in evaluation.
         return_weights: whether to return α too: after dropout, the weights that made the context.
+        prepared: what `prepare_exponentials` gave for this very key, to save computing it at every step of decoding.
 
     Returns:
         context (B, S, D) in the dtype of value, or (context, α (B, S, T)).
     """
+    query, key, v = _check_pairs(query, key, v, activation, negative_slope)
+    pairs = (*query.shape[:2], key.shape[1])
+    check_shape("value", value, (pairs[0], pairs[2], "D"))
     value = _autocast(value)[0]
+    _check_like("value", value, query, like_name="query")
+    mask = broadcast_mask(mask, *pairs)
+    if score_bias is not None:
+        _check_broadcastable("score_bias", score_bias, query, pairs)
     check_number("scale", scale)
     check_number("dropout_p", dropout_p, 0.0, 1.0)
-    scores = _scores(query, key, v, activation, negative_slope, backend)
-    batch, queries, keys = scores.shape
-    check_shape("value", value, (batch, keys, "D"))
-    _check_like("value", value, _autocast(query)[0])
-    mask = broadcast_mask(mask, batch, queries, keys)
-    if scale != 1.0:
-        scores = scores * scale
-    if score_bias is not None:
-        _check_broadcastable("score_bias", score_bias, scores)
-        scores = scores + score_bias.to(scores.dtype)
-    weights = F.dropout(masked_softmax(scores, mask), dropout_p).to(value.dtype)
-    with _no_autocast(value):
-        context = torch.matmul(weights, value)
-    return (context, weights) if return_weights else context
-
-
-def _scores(
-    query: Tensor, key: Tensor, v: Tensor, activation: str, negative_slope: float, backend: str | None
-) -> Tensor:
-    """(B, S, T) in the accumulation dtype."""
-    check_shape("query", query, ("B", "S", "A"))
-    batch, _, width = query.shape
-    check_shape("key", key, (batch, "T", width))
-    check_shape("v", v, (width,))
-    check_choice("activation", activation, ACTIVATIONS)
-    check_number("negative_slope", negative_slope)
-    query, key, v = _autocast(query, key, v)
-    _check_dtypes(query=query, key=key, v=v)
     run = backends.choose("additive_attention", backend, query)
+    exponentials = None  # those of another back end are of no use
+    if prepared is not None and prepared.backend == run.__name__:
+        check_shape("prepared (of another key)", prepared.tensors[1], key.shape[:2])
+        exponentials = prepared.tensors
     with _no_autocast(query):
-        return autograd.additive_scores(run, query, key, v, activation, float(negative_slope))
+        if dropout_p == 0:
+            context, weights = autograd.additive_attention.attend(
+                run, query, key, v, value, mask, score_bias, float(scale), activation, float(negative_slope),
+                exponentials,
+            )  # fmt: skip
+        else:  # between the weights and the context stands what only PyTorch's generator knows
+            scores = scale * autograd.additive_attention.scores(run, query, key, v, activation, float(negative_slope))
+            if score_bias is not None:
+                scores = scores + score_bias.to(scores.dtype)
+            weights = F.dropout(masked_softmax(scores, mask), dropout_p).to(value.dtype)
+            context = torch.matmul(weights, value)
+    return (context, weights) if return_weights else context
 
 
 # ---------------------------------------------------------------------------------------------------------- arguments
@@ -244,6 +268,19 @@ def _check_conv_lstm(
     return dims
 
 
+def _check_pairs(query: Tensor, key: Tensor, v: Tensor, activation: str, negative_slope: float) -> Sequence[Tensor]:
+    """query, key and v, checked, as autocast wants them."""
+    check_shape("query", query, ("B", "S", "A"))
+    batch, _, width = query.shape
+    check_shape("key", key, (batch, "T", width))
+    check_shape("v", v, (width,))
+    check_choice("activation", activation, ACTIVATIONS)
+    check_number("negative_slope", negative_slope)
+    query, key, v = _autocast(query, key, v)
+    _check_dtypes(query=query, key=key, v=v)
+    return query, key, v
+
+
 def _space(weight: Tensor, name: str) -> tuple[str, ...]:
     """Names of the spatial sizes that go with a weight (4H, C, K*)."""
     if not isinstance(weight, Tensor):
@@ -274,13 +311,13 @@ def _check_like(name: str, tensor: Tensor, like: Tensor, *, dtype: bool = True, 
         raise ValueError(f"{name} must be on the device of {like_name}, {like.device}, got {tensor.device}")
 
 
-def _check_broadcastable(name: str, tensor: Tensor, like: Tensor) -> None:
+def _check_broadcastable(name: str, tensor: Tensor, like: Tensor, shape: tuple[int, ...]) -> None:
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor broadcastable to {tuple(like.shape)}, got {type(tensor).__name__}")
-    _check_like(name, tensor, like, dtype=False)
-    sizes = zip(reversed(tensor.shape), reversed(like.shape), strict=False)
-    if tensor.dim() > like.dim() or any(got not in (1, want) for got, want in sizes):
-        raise ValueError(f"{name} must be broadcastable to {tuple(like.shape)}, got {tuple(tensor.shape)}")
+        raise TypeError(f"{name} must be a tensor broadcastable to {shape}, got {type(tensor).__name__}")
+    _check_like(name, tensor, like, dtype=False, like_name="query")
+    sizes = zip(reversed(tensor.shape), reversed(shape), strict=False)
+    if tensor.dim() > len(shape) or any(got not in (1, want) for got, want in sizes):
+        raise ValueError(f"{name} must be broadcastable to {shape}, got {tuple(tensor.shape)}")
 
 
 # ----------------------------------------------------------------------------------------------------------- autocast

@@ -1,13 +1,13 @@
-// additive_scores_forward and additive_scores_backward on the CPU: outputs are allocated here, the kernels of the
+// The additive_* ops on the CPU: outputs are allocated here, the kernels of the
 // processor's instruction set run. Arguments were checked in hybridops/functional.py.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/Dispatch_v2.h>
-#include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
+#include <optional>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -26,21 +26,70 @@ AdditiveShape shape_of(const Tensor& q, const Tensor& k, int64_t activation, dou
     return {q.size(0), q.size(1), k.size(1), q.size(2), static_cast<Activation>(activation), negative_slope};
 }
 
+std::tuple<Tensor, Tensor> additive_prepare_keys(const Tensor& k) {
+    int64_t padded = 0;
+    const Tensor kc = torch::stable::contiguous(k);
+    if (k.scalar_type() == ScalarType::Double) {
+        HYBRIDOPS_ON_ISA(set_padded_width<double>(padded, k.size(2)));
+    } else {
+        HYBRIDOPS_ON_ISA(set_padded_width<float>(padded, k.size(2)));
+    }
+    Tensor values = torch::stable::empty({k.size(0), k.size(1), padded}, accumulator_type(k));
+    Tensor bound = torch::stable::empty({k.size(0), k.size(1)}, accumulator_type(k));
+    HYBRIDOPS_DISPATCH_DTYPE(k.scalar_type(), "additive_prepare_keys", {
+        using A = Accumulator<scalar_t>;
+        const ExponentialRows<A> rows{bound.numel(), padded, data<A>(values), data<A>(bound)};
+        HYBRIDOPS_ON_ISA(exponentials(rows, data<const scalar_t>(kc), k.size(2)));
+    });
+    return {values, bound};
+}
+
+template <class T>
+Broadcast<T> broadcast_of(const std::optional<Tensor>& t) {
+    return t ? Broadcast<T>{data<const T>(*t), t->stride(0), t->stride(1), t->stride(2)} : Broadcast<T>{};
+}
+
+// Scores, or with `weights` their softmax.
+void forward(const Tensor& q, const Tensor& k, const Tensor& v, const AdditiveShape& shape,
+             const std::optional<Tensor>& key_exponentials, const std::optional<Tensor>& key_bounds,
+             const Tensor& scores, const std::optional<Tensor>& mask, const std::optional<Tensor>& score_bias,
+             double scale, const std::optional<Tensor>& weights) {
+    const Tensor qc = torch::stable::contiguous(q), kc = torch::stable::contiguous(k);
+    const Tensor vc = torch::stable::contiguous(v);
+    HYBRIDOPS_DISPATCH_DTYPE(q.scalar_type(), "additive_scores_forward", {
+        using A = Accumulator<scalar_t>;
+        const ExponentialRows<A> prepared{shape.batch * shape.keys, key_exponentials ? key_exponentials->size(2) : 0,
+                                          data<A>(key_exponentials), data<A>(key_bounds)};
+        const AdditiveScoresArgs<scalar_t, A> args{shape,    data<const scalar_t>(qc), data<const scalar_t>(kc),
+                                                   data<const scalar_t>(vc), prepared, data<A>(scores)};
+        const SoftmaxArgs<scalar_t, A> softmax{broadcast_of<bool>(mask), broadcast_of<A>(score_bias),
+                                               static_cast<A>(scale), data<scalar_t>(weights)};
+        HYBRIDOPS_ON_ISA(additive_scores_forward(args, weights ? &softmax : nullptr));
+    });
+}
+
 Tensor additive_scores_forward(const Tensor& q, const Tensor& k, const Tensor& v, int64_t activation,
-                               double negative_slope) {
+                               double negative_slope, const std::optional<Tensor>& key_exponentials,
+                               const std::optional<Tensor>& key_bounds) {
     const AdditiveShape shape = shape_of(q, k, activation, negative_slope);
     Tensor scores = torch::stable::empty({shape.batch, shape.queries, shape.keys}, accumulator_type(q));
-    if (scores.numel() == 0) return scores;
-    const Tensor qc = torch::stable::contiguous(q), kc = torch::stable::contiguous(k), vc = torch::stable::contiguous(v);
-    THO_DISPATCH_V2(q.scalar_type(), "additive_scores_forward", AT_WRAP(([&] {
-                        using A = Accumulator<scalar_t>;
-                        const AdditiveScoresArgs<scalar_t, A> args{shape, data<const scalar_t>(qc),
-                                                                   data<const scalar_t>(kc), data<const scalar_t>(vc),
-                                                                   data<A>(scores)};
-                        HYBRIDOPS_ON_ISA(additive_scores_forward(args));
-                    })),
-                    AT_FLOATING_TYPES, ScalarType::BFloat16, ScalarType::Half);
+    if (scores.numel() > 0)
+        forward(q, k, v, shape, key_exponentials, key_bounds, scores, std::nullopt, std::nullopt, 1, std::nullopt);
     return scores;
+}
+
+Tensor additive_weights_forward(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask,
+                                const std::optional<Tensor>& score_bias, double scale, int64_t activation,
+                                double negative_slope, const std::optional<Tensor>& key_exponentials,
+                                const std::optional<Tensor>& key_bounds) {
+    const AdditiveShape shape = shape_of(q, k, activation, negative_slope);
+    Tensor scores = torch::stable::empty({shape.batch, shape.queries, shape.keys}, accumulator_type(q));
+    Tensor weights = q.scalar_type() == scores.scalar_type()
+                         ? scores
+                         : torch::stable::empty({shape.batch, shape.queries, shape.keys}, q.scalar_type());
+    if (scores.numel() > 0)
+        forward(q, k, v, shape, key_exponentials, key_bounds, scores, mask, score_bias, scale, weights);
+    return weights;
 }
 
 std::tuple<Tensor, Tensor, Tensor> additive_scores_backward(const Tensor& grad, const Tensor& q, const Tensor& k,
@@ -57,14 +106,18 @@ std::tuple<Tensor, Tensor, Tensor> additive_scores_backward(const Tensor& grad, 
         torch::stable::zero_(dv);
         return {dq, dk, dv};
     }
-    THO_DISPATCH_V2(q.scalar_type(), "additive_scores_backward", AT_WRAP(([&] {
-                        using A = Accumulator<scalar_t>;
-                        const AdditiveScoresBackwardArgs<scalar_t, A> args{
-                            shape, data<const A>(gc), data<const scalar_t>(qc), data<const scalar_t>(kc),
-                            data<const scalar_t>(vc), data<scalar_t>(dq), data<scalar_t>(dk), data<scalar_t>(dv)};
-                        HYBRIDOPS_ON_ISA(additive_scores_backward(args));
-                    })),
-                    AT_FLOATING_TYPES, ScalarType::BFloat16, ScalarType::Half);
+    HYBRIDOPS_DISPATCH_DTYPE(q.scalar_type(), "additive_scores_backward", {
+        using A = Accumulator<scalar_t>;
+        const AdditiveScoresBackwardArgs<scalar_t, A> args{shape,
+                                                           data<const A>(gc),
+                                                           data<const scalar_t>(qc),
+                                                           data<const scalar_t>(kc),
+                                                           data<const scalar_t>(vc),
+                                                           data<scalar_t>(dq),
+                                                           data<scalar_t>(dk),
+                                                           data<scalar_t>(dv)};
+        HYBRIDOPS_ON_ISA(additive_scores_backward(args));
+    });
     return {dq, dk, dv};
 }
 
@@ -72,6 +125,8 @@ std::tuple<Tensor, Tensor, Tensor> additive_scores_backward(const Tensor& grad, 
 }  // namespace hybridops
 
 STABLE_TORCH_LIBRARY_IMPL(hybridops, CPU, m) {
+    m.impl("additive_prepare_keys", TORCH_BOX(&hybridops::additive_prepare_keys));
+    m.impl("additive_weights_forward", TORCH_BOX(&hybridops::additive_weights_forward));
     m.impl("additive_scores_forward", TORCH_BOX(&hybridops::additive_scores_forward));
     m.impl("additive_scores_backward", TORCH_BOX(&hybridops::additive_scores_backward));
 }

@@ -20,37 +20,47 @@ A max_lane(Simd<A> x) {
 
 inline constexpr int merge = 4;      // positions along A that share a reciprocal
 inline constexpr int key_tile = 4;   // keys in a register tile
-inline constexpr int query_block = 16, key_block = 64;  // a unit of work: the block's query rows stay in the L1/L2 cache
+inline constexpr int64_t query_block = 16, key_block = 64;  // a unit of work: its query rows stay in the caches
 
-// Rows in accumulators, padded with zeros to a multiple of merge * lanes; for tanh as e^2x, with the row's largest |x|.
+// Columns of a row of exponentials: whole groups of merged vectors.
 template <class A>
-struct Rows {
-    int64_t count, width, padded;
-    Buffer<A> values, bound;
+int64_t padded_width(int64_t width) {
+    return (width + merge * lanes<A> - 1) / (merge * lanes<A>) * (merge * lanes<A>);
+}
 
-    Rows(int64_t count, int64_t width)
-        : count(count),
-          width(width),
-          padded((width + merge * lanes<A> - 1) / (merge * lanes<A>) * (merge * lanes<A>)),
-          values(count * padded),
-          bound(count) {}
+template <class A>
+void set_padded_width(int64_t& padded, int64_t width) {
+    padded = padded_width<A>(width);
+}
+
+template <class A, class T>
+void exponentials(const ExponentialRows<A>& out, const T* x, int64_t width) {
+    torch::stable::parallel_for(0, out.count, std::max<int64_t>(1, 4096 / out.padded), [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) {
+            Simd<A> most = {};
+            for (int64_t a = 0; a < out.padded; a += lanes<A>) {
+                const Simd<A> value = load_lanes<A>(x + row * width + a, std::clamp<int64_t>(width - a, 0, lanes<A>));
+                most = max_magnitude(most, value);
+                store(out.values + row * out.padded + a, exp(value + value));
+            }
+            out.bound[row] = max_lane<A>(most);
+        }
+    });
+}
+
+// The same in memory of its own.
+template <class A>
+struct OwnedExponentials {
+    Buffer<A> values, bound;
+    ExponentialRows<A> rows;
 
     template <class T>
-    void fill(const T* x, bool exponentials) {
-        torch::stable::parallel_for(0, count, std::max<int64_t>(1, 4096 / padded), [&](int64_t begin, int64_t end) {
-            for (int64_t row = begin; row < end; ++row) {
-                Simd<A> most = {};
-                for (int64_t a = 0; a < padded; a += lanes<A>) {
-                    const Simd<A> value =
-                        load_lanes<A>(x + row * width + a, std::clamp<int64_t>(width - a, 0, lanes<A>));
-                    most = max_magnitude(most, value);
-                    store(values.data() + row * padded + a, exponentials ? exp(value + value) : value);
-                }
-                bound.data()[row] = max_lane<A>(most);
-            }
-        });
+    OwnedExponentials(const T* x, int64_t count, int64_t width)
+        : values(count * padded_width<A>(width)),
+          bound(count),
+          rows{count, padded_width<A>(width), values.data(), bound.data()} {
+        exponentials(rows, x, width);
     }
-    const A* row(int64_t i) const { return values.data() + i * padded; }
 };
 
 // scores[j] = sum(v) - 2 sum_a v_a / (1 + P_a Q_ja): for |q| + |k| within FactoredRange::merged.
@@ -92,70 +102,61 @@ A direct_score(const T* q, const T* k, const T* v, int64_t width, const Act& act
     return sum_lanes<A>(acc);
 }
 
-// body(b, s0, s1, t0, t1) over blocks of queries x keys, in parallel.
-template <class Body>
-void for_each_block(const AdditiveShape& shape, const Body& body) {
-    const int64_t down = (shape.queries + query_block - 1) / query_block, across = (shape.keys + key_block - 1) / key_block;
-    torch::stable::parallel_for(0, shape.batch * down * across, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t unit = begin; unit < end; ++unit) {
-            const int64_t s0 = unit / across % down * query_block, t0 = unit % across * key_block;
-            body(unit / (down * across), s0, std::min(s0 + query_block, shape.queries), t0,
-                 std::min(t0 + key_block, shape.keys));
-        }
-    });
-}
-
+// Scores of the queries [s0, s1) and the keys [t0, t1) of batch entry b.
 template <class A, class T>
-void tanh_scores(const AdditiveScoresArgs<T, A>& a) {
-    const AdditiveShape& n = a.shape;
-    Rows<A> p(n.batch * n.queries, n.width), q(n.batch * n.keys, n.width), v(1, n.width);
-    p.fill(a.q, true);
-    q.fill(a.k, true);
-    v.fill(a.v, false);
-    A v_sum = 0;
-    for (int64_t i = 0; i < n.width; ++i) v_sum += static_cast<A>(a.v[i]);
-    const bool factored = v_sum - v_sum == 0;  // an infinite v times a difference of one would be NaN
-    for_each_block(n, [&](int64_t b, int64_t s0, int64_t s1, int64_t t0, int64_t t1) {
+struct TanhScores {
+    const AdditiveScoresArgs<T, A>& a;
+    ExponentialRows<A> p, q;
+    const A* v;  // padded
+    A v_sum;
+
+    void operator()(int64_t b, int64_t s0, int64_t s1, int64_t t0, int64_t t1) const {
+        const AdditiveShape& n = a.shape;
+        const bool factored = v_sum - v_sum == 0;  // an infinite v times a difference of one would be NaN
         for (int64_t t = t0; t < t1; t += key_tile) {
             const int64_t keys = std::min<int64_t>(key_tile, t1 - t), key = b * n.keys + t;
             A key_bound = 0;
             for (int64_t j = 0; j < keys; ++j) {
-                const A bound = q.bound.data()[key + j];
+                const A bound = q.bound[key + j];
                 key_bound = bound > key_bound || bound != bound ? bound : key_bound;
             }
             for (int64_t s = s0; s < s1; ++s) {
                 const int64_t query = b * n.queries + s;
-                const A bound = p.bound.data()[query] + key_bound;
+                const A bound = p.bound[query] + key_bound;
                 A* out = a.scores + query * n.keys + t;
                 if (factored && bound <= FactoredRange<A>::merged && keys == key_tile) {
-                    merged_scores<A, key_tile>(out, p.row(query), q.row(key), v.row(0), v_sum, p.padded);
+                    merged_scores<A, key_tile>(out, p.row(query), q.row(key), v, v_sum, p.padded);
                 } else if (factored && bound <= FactoredRange<A>::merged) {
                     for (int64_t j = 0; j < keys; ++j)
-                        merged_scores<A, 1>(out + j, p.row(query), q.row(key + j), v.row(0), v_sum, p.padded);
+                        merged_scores<A, 1>(out + j, p.row(query), q.row(key + j), v, v_sum, p.padded);
                 } else if (factored && bound <= FactoredRange<A>::single) {
                     for (int64_t j = 0; j < keys; ++j)
-                        out[j] = single_score(p.row(query), q.row(key + j), v.row(0), v_sum, p.padded);
+                        out[j] = single_score(p.row(query), q.row(key + j), v, v_sum, p.padded);
                 } else {
                     for (int64_t j = 0; j < keys; ++j)
-                        out[j] = direct_score<A>(a.q + query * n.width, a.k + (key + j) * n.width, a.v, n.width, Tanh{});
+                        out[j] =
+                            direct_score<A>(a.q + query * n.width, a.k + (key + j) * n.width, a.v, n.width, Tanh{});
                 }
             }
         }
-    });
-}
+    }
+};
 
 template <class A, class T>
-void relu_scores(const AdditiveScoresArgs<T, A>& a, A negative_slope) {
-    const AdditiveShape& n = a.shape;
-    for_each_block(n, [&](int64_t b, int64_t s0, int64_t s1, int64_t t0, int64_t t1) {
+struct ReluScores {
+    const AdditiveScoresArgs<T, A>& a;
+    LeakyRelu<A> act;
+
+    void operator()(int64_t b, int64_t s0, int64_t s1, int64_t t0, int64_t t1) const {
+        const AdditiveShape& n = a.shape;
         for (int64_t s = s0; s < s1; ++s)
             for (int64_t t = t0; t < t1; ++t) {
                 const int64_t query = b * n.queries + s, key = b * n.keys + t;
-                a.scores[query * n.keys + t] = direct_score<A>(a.q + query * n.width, a.k + key * n.width, a.v, n.width,
-                                                               LeakyRelu<A>{negative_slope});
+                a.scores[query * n.keys + t] =
+                    direct_score<A>(a.q + query * n.width, a.k + key * n.width, a.v, n.width, act);
             }
-    });
-}
+    }
+};
 
 // relu's slope is zero: LeakyRelu tells the two apart by it.
 template <class A>
@@ -163,13 +164,88 @@ A negative_slope(const AdditiveShape& shape) {
     return shape.activation == Activation::leaky_relu ? static_cast<A>(shape.negative_slope) : A(0);
 }
 
-template <class T, class A>
-void additive_scores_forward(const AdditiveScoresArgs<T, A>& a) {
-    if (a.shape.activation == Activation::tanh) {
-        tanh_scores<A>(a);
-    } else {
-        relu_scores<A>(a, negative_slope<A>(a.shape));
+// weights = softmax(scale * scores + bias) of one row, over the keys that the mask lets through; the others are exactly
+// zero, and so is a row without any. NaN and inf do what they do in torch.softmax.
+template <class A, class T>
+void softmax_row(const SoftmaxArgs<T, A>& m, A* scores, T* weights, int64_t b, int64_t s, int64_t keys) {
+    const A infinity = std::numeric_limits<A>::infinity();
+    const bool* mask = m.mask.data ? m.mask.data + b * m.mask.batch + s * m.mask.query : nullptr;
+    const A* bias = m.bias.data ? m.bias.data + b * m.bias.batch + s * m.bias.query : nullptr;
+    const Simd<A> lowest = Simd<A>{} + (sizeof(A) == 4 ? A(-87) : A(-708));  // below, exp would not go on to zero
+    Simd<A> most = broadcast(-infinity), sum = {};
+    for (int64_t t = 0; t < keys; t += lanes<A>) {
+        const int64_t count = std::min<int64_t>(lanes<A>, keys - t);
+        Simd<A> x = load_lanes<A>(scores + t, count) * m.scale;
+        if (bias) x += load_lanes<A>(bias + t * m.bias.key, count, m.bias.key);
+        for (int64_t l = 0; mask && l < count; ++l) x[l] = mask[(t + l) * m.mask.key] ? x[l] : -infinity;
+        for (int64_t l = count; l < lanes<A>; ++l) x[l] = -infinity;
+        most = x > most ? x : most;
+        store_lanes<A>(scores + t, x, count);
     }
+    A top = most[0];
+    for (int l = 1; l < lanes<A>; ++l) top = most[l] > top ? most[l] : top;
+    bool empty = mask != nullptr;
+    for (int64_t t = 0; empty && t < keys; ++t) empty = !mask[t * m.mask.key];
+    if (empty) top = 0;
+    for (int64_t t = 0; t < keys; t += lanes<A>) {
+        const int64_t count = std::min<int64_t>(lanes<A>, keys - t);
+        const Simd<A> x = load_lanes<A>(scores + t, count) - top;
+        Simd<A> e = x < lowest ? Simd<A>{} : exp(x);
+        for (int64_t l = count; l < lanes<A>; ++l) e[l] = 0;
+        sum += e;
+        store_lanes<A>(scores + t, e, count);
+    }
+    const A total = sum_lanes<A>(sum), inverse = empty ? A(0) : A(1) / total;
+    for (int64_t t = 0; t < keys; t += lanes<A>) {
+        const int64_t count = std::min<int64_t>(lanes<A>, keys - t);
+        store_lanes<A>(weights + t, load_lanes<A>(scores + t, count) * inverse, count);
+    }
+    if (mask && !(inverse - inverse == 0))  // a NaN in the row: not where nothing may be attended
+        for (int64_t t = 0; t < keys; ++t)
+            if (!mask[t * m.mask.key]) weights[t] = static_cast<T>(A(0));
+}
+
+// Runs score_block over all queries and keys in parallel, and the softmax (null = none) over each row as soon as it is
+// there: in the same unit of work where there are queries enough to share out, else (decoding) after all keys.
+template <class A, class T, class ScoreBlock>
+void for_each_block(const AdditiveScoresArgs<T, A>& a, const SoftmaxArgs<T, A>* softmax, const ScoreBlock& score_block) {
+    const AdditiveShape& n = a.shape;
+    const auto softmax_rows = [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row)
+            softmax_row(*softmax, a.scores + row * n.keys, softmax->weights + row * n.keys, row / n.queries,
+                        row % n.queries, n.keys);
+    };
+    const int64_t down = (n.queries + query_block - 1) / query_block;
+    const bool whole_rows = n.batch * down >= 4 * static_cast<int64_t>(torch::stable::get_num_threads());
+    const int64_t across = whole_rows ? 1 : (n.keys + key_block - 1) / key_block;
+    torch::stable::parallel_for(0, n.batch * down * across, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t unit = begin; unit < end; ++unit) {
+            const int64_t b = unit / (down * across), s0 = unit / across % down * query_block;
+            const int64_t s1 = std::min(s0 + query_block, n.queries);
+            const int64_t t0 = unit % across * key_block;
+            score_block(b, s0, s1, t0, whole_rows ? n.keys : std::min(t0 + key_block, n.keys));
+            if (softmax && whole_rows) softmax_rows(b * n.queries + s0, b * n.queries + s1);
+        }
+    });
+    if (softmax && !whole_rows) torch::stable::parallel_for(0, n.batch * n.queries, 16, softmax_rows);
+}
+
+// Scores, and where `softmax` is not null the weights; the scores are then scratch.
+template <class T, class A>
+void additive_scores_forward(const AdditiveScoresArgs<T, A>& a, const SoftmaxArgs<T, A>* softmax) {
+    const AdditiveShape& n = a.shape;
+    if (n.activation != Activation::tanh)
+        return for_each_block(a, softmax, ReluScores<A, T>{a, {negative_slope<A>(n)}});
+    const OwnedExponentials<A> p(a.q, n.batch * n.queries, n.width);
+    std::optional<OwnedExponentials<A>> q;
+    if (!a.prepared_keys.values) q.emplace(a.k, n.batch * n.keys, n.width);
+    Buffer<A> v(p.rows.padded);
+    A v_sum = 0;
+    for (int64_t i = 0; i < p.rows.padded; ++i) {
+        v.data()[i] = i < n.width ? static_cast<A>(a.v[i]) : A(0);
+        v_sum += v.data()[i];
+    }
+    for_each_block(a, softmax, TanhScores<A, T>{a, p.rows, q ? q->rows : a.prepared_keys, v.data(), v_sum});
 }
 
 // ---- backward --------------------------------------------------------------------------------------------------------

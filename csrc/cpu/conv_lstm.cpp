@@ -3,8 +3,6 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/Dispatch_v2.h>
-#include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -51,7 +49,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_forward(const Tensor& x, const std:
     Tensor cs = images(save == nothing ? 1 : steps, hidden, accumulator_type(x));
     Tensor gs = images(save == Save::gates ? steps : 0, 4 * hidden, x.scalar_type());
     if (shape.pixels() == 0 || steps == 0) return {hs, cs, gs};
-    THO_DISPATCH_V2(x.scalar_type(), "conv_lstm_forward", AT_WRAP(([&] {
+    HYBRIDOPS_DISPATCH_DTYPE(x.scalar_type(), "conv_lstm_forward", {
                         using A = Accumulator<scalar_t>;
                         const ConvLstmForwardArgs<scalar_t, A> args{
                             shape,
@@ -71,8 +69,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_forward(const Tensor& x, const std:
                             save != nothing,
                             data<scalar_t>(gs)};
                         HYBRIDOPS_ON_ISA(conv_lstm_forward(args));
-                    })),
-                    AT_FLOATING_TYPES, ScalarType::BFloat16, ScalarType::Half);
+                    });
     return {hs, cs, gs};
 }
 
@@ -95,7 +92,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward(const std::optional<Tensor
     } else {
         torch::stable::zero_(dc);
     }
-    THO_DISPATCH_V2(gates.scalar_type(), "conv_lstm_backward", AT_WRAP(([&] {
+    HYBRIDOPS_DISPATCH_DTYPE(gates.scalar_type(), "conv_lstm_backward", {
                         using A = Accumulator<scalar_t>;
                         Strided<scalar_t> grad{data<const scalar_t>(grad_hs), 0, 0, 0, 0, 0};
                         if (grad_hs) {
@@ -116,8 +113,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward(const std::optional<Tensor
                                                                      data<A>(dh0),
                                                                      data<A>(dc)};
                         HYBRIDOPS_ON_ISA(conv_lstm_backward(args));
-                    })),
-                    AT_FLOATING_TYPES, ScalarType::BFloat16, ScalarType::Half);
+                    });
     return {da, dh0, dc};
 }
 

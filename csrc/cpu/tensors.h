@@ -1,10 +1,16 @@
 // Small helpers of the op entry points: types and pointers of stable tensors.
 #pragma once
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/Dispatch_v2.h>
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <optional>
 #include <type_traits>
+
+// Runs the block with scalar_t the storage type.
+#define HYBRIDOPS_DISPATCH_DTYPE(type, name, ...)                                             \
+    THO_DISPATCH_V2(type, name, AT_WRAP(([&] __VA_ARGS__)), AT_EXPAND(AT_FLOATING_TYPES), \
+                    ::torch::headeronly::ScalarType::BFloat16, ::torch::headeronly::ScalarType::Half)
 
 namespace hybridops {
 

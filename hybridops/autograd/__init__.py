@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from hybridops.autograd.additive_attention import additive_scores
-from hybridops.autograd.conv_lstm import conv_lstm
+from hybridops.autograd import additive_attention, conv_lstm
 
-__all__ = ["additive_scores", "conv_lstm"]
+__all__ = ["additive_attention", "conv_lstm"]

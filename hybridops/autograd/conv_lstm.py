@@ -21,7 +21,7 @@ from hybridops.reference import conv_lstm as reference
 IMAGES_PER_CHUNK = 16
 
 
-def conv_lstm(
+def run(
     backend: ModuleType,
     x: Tensor,  # (B,T,C,S*), T > 0
     h0: Tensor | None,  # (B,H,S*)

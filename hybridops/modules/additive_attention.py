@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
 import hybridops.functional as HF
-from hybridops.reference.additive_attention import AdditiveAttention, ConcatAttention, masked_softmax
+from hybridops.reference.additive_attention import AdditiveAttention, ConcatAttention, PreparedKeys, masked_softmax
+
+
+@dataclass(frozen=True, eq=False)
+class FusedPreparedKeys(PreparedKeys):
+    """PreparedKeys with the exponentials of the keys, where the back end has a use for them."""
+
+    exponentials: HF.PreparedExponentials | None = None
 
 
 class FusedConcatAttention(ConcatAttention):
@@ -43,12 +51,19 @@ class FusedAdditiveAttention(AdditiveAttention):
         super().__init__(*args, **kwargs)
         self.backend = backend
 
+    def prepare(self, key: Tensor, value: Tensor | None = None, mask: Tensor | None = None) -> PreparedKeys:
+        """Project the keys and take their exponentials, once; `forward` takes the result in place of the three."""
+        keys = self._project(key, value, mask)
+        exponentials = HF.prepare_exponentials(keys.key, activation=self.activation, backend=self.backend)
+        return FusedPreparedKeys(keys.key, keys.value, keys.mask, exponentials)
+
     def _attend(
-        self, q: Tensor, k: Tensor, value: Tensor, mask: Tensor | None, need_weights: bool
+        self, q: Tensor, keys: PreparedKeys, mask: Tensor | None, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
         out = HF.additive_attention(
-            q, k, value, self.v.weight[0], mask=mask, scale=self.scale,
+            q, keys.key, keys.value, self.v.weight[0], mask=mask, scale=self.scale,
             activation=self.activation, negative_slope=self.negative_slope,
-            dropout_p=self.dropout if self.training else 0.0, return_weights=need_weights, backend=self.backend,
+            dropout_p=self.dropout if self.training else 0.0, return_weights=need_weights,
+            prepared=getattr(keys, "exponentials", None), backend=self.backend,
         )  # fmt: skip
         return out if need_weights else (out, None)

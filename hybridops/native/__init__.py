@@ -76,8 +76,19 @@ if missing() is None:
         return torch.empty_like(gates), cs.new_empty(batch if need_dh0 else 0, *space), cs.new_empty(batch, *space)
 
     @torch.library.register_fake("hybridops::additive_scores_forward")
-    def _(q, k, v, activation, negative_slope):
+    def _(q, k, v, activation, negative_slope, key_exponentials, key_bounds):
         return q.new_empty(q.shape[0], q.shape[1], k.shape[1], dtype=accumulation_dtype(q.dtype))
+
+    @torch.library.register_fake("hybridops::additive_weights_forward")
+    def _(q, k, v, mask, score_bias, scale, activation, negative_slope, key_exponentials, key_bounds):
+        return q.new_empty(q.shape[0], q.shape[1], k.shape[1])
+
+    @torch.library.register_fake("hybridops::additive_prepare_keys")
+    def _(k):
+        acc = accumulation_dtype(k.dtype)
+        group = 4 * (16, 32, 64)[torch.ops.hybridops.cpu_isa()] // acc.itemsize  # lanes of four vectors
+        padded = -(-k.shape[2] // group) * group
+        return k.new_empty(*k.shape[:2], padded, dtype=acc), k.new_empty(k.shape[:2], dtype=acc)
 
     @torch.library.register_fake("hybridops::additive_scores_backward")
     def _(grad, q, k, v, activation, negative_slope):

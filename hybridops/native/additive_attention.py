@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hybridops.checks import accumulation_dtype
+
 _ACTIVATION = {"tanh": 0, "relu": 1, "leaky_relu": 2}
 
 
@@ -15,7 +17,37 @@ def additive_scores_forward(
     activation: str,
     negative_slope: float,
 ) -> Tensor:
-    return torch.ops.hybridops.additive_scores_forward.default(q, k, v, _ACTIVATION[activation], negative_slope)
+    return torch.ops.hybridops.additive_scores_forward.default(
+        q, k, v, _ACTIVATION[activation], negative_slope, None, None
+    )
+
+
+def additive_attention_forward(
+    q: Tensor,  # (B,S,A)
+    k: Tensor,  # (B,T,A)
+    v: Tensor,  # (A,)
+    value: Tensor,  # (B,T,D)
+    mask: Tensor | None,  # boolean, broadcastable to (B,S,T)
+    score_bias: Tensor | None,  # broadcastable to (B,S,T)
+    scale: float,
+    activation: str,
+    negative_slope: float,
+    key_exponentials: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Scores, mask, bias and softmax in one op; the context is one library product."""
+    pairs = (q.shape[0], q.shape[1], k.shape[1])
+    if score_bias is not None:
+        score_bias = score_bias.to(accumulation_dtype(q.dtype)).expand(pairs)
+    weights = torch.ops.hybridops.additive_weights_forward.default(
+        q, k, v, None if mask is None else mask.expand(pairs), score_bias, scale,
+        _ACTIVATION[activation], negative_slope, *(key_exponentials or (None, None)),
+    )  # fmt: skip
+    return torch.matmul(weights, value), weights
+
+
+def prepare_keys(k: Tensor, activation: str) -> tuple[Tensor, Tensor] | None:
+    """The exponentials of the keys and their bounds, which the forward otherwise computes at every call."""
+    return torch.ops.hybridops.additive_prepare_keys.default(k.detach()) if activation == "tanh" else None
 
 
 def additive_scores_backward(

@@ -125,6 +125,9 @@ class AdditiveAttention(nn.Module):
 
     def prepare(self, key: Tensor, value: Tensor | None = None, mask: Tensor | None = None) -> PreparedKeys:
         """Project the keys once; `forward` takes the result in place of key, value and mask."""
+        return self._project(key, value, mask)
+
+    def _project(self, key: Tensor, value: Tensor | None, mask: Tensor | None) -> PreparedKeys:
         check_shape("key", key, ("B", "T", self.key_dim))
         batch, keys = key.shape[:2]
         if value is not None:
@@ -141,7 +144,7 @@ class AdditiveAttention(nn.Module):
         need_weights: bool = True,
     ) -> tuple[Tensor, Tensor | None]:
         if not isinstance(key, PreparedKeys):
-            key = self.prepare(key, value, mask)
+            key = self._project(key, value, mask)
         elif value is not None or mask is not None:
             raise ValueError("value and mask must be None where key is PreparedKeys, which holds them already")
         batch, keys = key.key.shape[:2]
@@ -150,7 +153,7 @@ class AdditiveAttention(nn.Module):
 
         q = self.query_proj(query.unsqueeze(1) if one_query else query)
         mask = broadcast_mask(key.mask, batch, q.shape[1], keys)
-        context, weights = self._attend(q, key.key, key.value, mask, need_weights)
+        context, weights = self._attend(q, key, mask, need_weights)
         if one_query:
             return context.squeeze(1), None if weights is None else weights.squeeze(1)
         return context, weights
@@ -158,16 +161,15 @@ class AdditiveAttention(nn.Module):
     def _attend(
         self,
         q: Tensor,  # (B, S, A), projected
-        k: Tensor,  # (B, T, A), projected
-        value: Tensor,  # (B, T, D)
+        keys: PreparedKeys,
         mask: Tensor | None,  # boolean, broadcastable to (B, S, T)
         need_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """context (B, S, D) and weights (B, S, T), or None if not needed."""
-        energy = activate(q[:, :, None] + k[:, None], self.activation, self.negative_slope)  # (B, S, T, A)
+        energy = activate(q[:, :, None] + keys.key[:, None], self.activation, self.negative_slope)  # (B, S, T, A)
         weights = masked_softmax(self.scale * self.v(energy).squeeze(-1), mask)
         weights = F.dropout(weights, self.dropout, self.training)
-        return torch.matmul(weights, value), weights if need_weights else None
+        return torch.matmul(weights, keys.value), weights if need_weights else None
 
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}, scale={self.scale:g}, dropout={self.dropout:g}"
@@ -222,6 +224,31 @@ def additive_scores_forward(
     """Σ_a v_a act(q[b,s,a] + k[b,t,a]), (B, S, T) in the accumulation dtype. The oracle may allocate (B, S, T, A)."""
     energy = activate(_pair_sums(q, k), activation, negative_slope)
     return torch.matmul(energy, v.to(energy.dtype))
+
+
+def additive_attention_forward(
+    q: Tensor,  # (B, S, A)
+    k: Tensor,  # (B, T, A)
+    v: Tensor,  # (A,)
+    value: Tensor,  # (B, T, D)
+    mask: Tensor | None,  # boolean, three dimensions, broadcastable to (B, S, T)
+    score_bias: Tensor | None,  # broadcastable to (B, S, T)
+    scale: float,
+    activation: str,
+    negative_slope: float,
+    key_exponentials: tuple[Tensor, Tensor] | None = None,  # for the back ends that have a use for them
+) -> tuple[Tensor, Tensor]:
+    """context (B, S, D) and weights (B, S, T), both in the dtype of value."""
+    scores = scale * additive_scores_forward(q, k, v, activation, negative_slope)
+    if score_bias is not None:
+        scores = scores + score_bias.to(scores.dtype)
+    weights = masked_softmax(scores, mask).to(value.dtype)
+    return torch.matmul(weights, value), weights
+
+
+def prepare_keys(k: Tensor, activation: str) -> tuple[Tensor, Tensor] | None:
+    """What `additive_attention_forward` takes as key_exponentials: nothing here."""
+    return None
 
 
 def additive_scores_backward(
