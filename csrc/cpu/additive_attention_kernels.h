@@ -35,7 +35,7 @@ void set_padded_width(int64_t& padded, int64_t width) {
 
 template <class A, class T>
 void exponentials(const ExponentialRows<A>& out, const T* x, int64_t width) {
-    torch::stable::parallel_for(0, out.count, std::max<int64_t>(1, 4096 / out.padded), [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, out.count, 4096 / (out.padded + 1) + 1, [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) {
             Simd<A> most = {};
             for (int64_t a = 0; a < out.padded; a += lanes<A>) {
@@ -258,48 +258,38 @@ struct Columns {  // lanes<A> columns of every query and key
     A *q, *k, *dk;  // (S,lanes), (T,lanes), (T,lanes)
 };
 
-// What a pair adds: `slope` to dq and dk, `value` to dv.
-template <class V>
-struct PairGradient {
-    V slope, value;
-};
-
-// P and Q in the columns: slope = ds r(1-r), value = ds r; finish() restores the factors of tanh.
+// The activation of a pair from what stands in the columns: e^2q and e^2k ...
 template <class A>
-struct FactoredPair {
+struct FactoredTanh {
     static constexpr bool exponentials = true;
-    static constexpr A slope_factor = 4, value_factor = -2, value_ds = 1;
-    HYBRIDOPS_INLINE PairGradient<Simd<A>> operator()(Simd<A> p, Simd<A> q, Simd<A> ds) const {
-        const Simd<A> r = reciprocal(p * q + 1), value = ds * r;
-        return {value - value * r, value};
-    }
+    HYBRIDOPS_INLINE Simd<A> value(Simd<A> p, Simd<A> q) const { return 1 - 2 * reciprocal(p * q + 1); }
+    HYBRIDOPS_INLINE Simd<A> slope(Simd<A>, Simd<A>, Simd<A> value) const { return 1 - value * value; }
 };
 
+// ... or q and k.
 template <class A, class Act>
-struct DirectPair {
+struct Direct {
     static constexpr bool exponentials = false;
-    static constexpr A slope_factor = 1, value_factor = 1, value_ds = 0;
     Act act;
-    HYBRIDOPS_INLINE PairGradient<Simd<A>> operator()(Simd<A> q, Simd<A> k, Simd<A> ds) const {
-        const Simd<A> z = q + k, value = act.value(z);
-        return {ds * act.slope(z, value), ds * value};
-    }
+    HYBRIDOPS_INLINE Simd<A> value(Simd<A> q, Simd<A> k) const { return act.value(q + k); }
+    HYBRIDOPS_INLINE Simd<A> slope(Simd<A> q, Simd<A> k, Simd<A> value) const { return act.slope(q + k, value); }
 };
 
-// `rows` queries from s on against every key; dq (rows,lanes) out, dk added to, dv returned.
-template <class A, int rows, class Pair>
+// `rows` queries from s on against every key; dq (rows,lanes) out, dk added to, dv returned; dq and dk without the factor v.
+template <class A, int rows, class Act>
 HYBRIDOPS_INLINE Simd<A> pair_gradients(A* dq, const Columns<A>& c, const A* grad, int64_t s, int64_t keys,
-                                        const Pair& pair) {
+                                        const Act& act) {
     Simd<A> q[rows], dq_acc[rows] = {}, dv = {};
     for (int i = 0; i < rows; ++i) q[i] = load(c.q + (s + i) * lanes<A>);
     for (int64_t t = 0; t < keys; ++t) {
         const Simd<A> k = load(c.k + t * lanes<A>);
         Simd<A> dk = load(c.dk + t * lanes<A>);
         for (int i = 0; i < rows; ++i) {
-            const auto g = pair(q[i], k, broadcast(grad[(s + i) * keys + t]));
-            dq_acc[i] += g.slope;
-            dk += g.slope;
-            dv += g.value;
+            const Simd<A> ds = broadcast(grad[(s + i) * keys + t]);
+            const Simd<A> value = act.value(q[i], k), slope = act.slope(q[i], k, value);
+            dq_acc[i] += ds * slope;
+            dk += ds * slope;
+            dv += ds * value;
         }
         store(c.dk + t * lanes<A>, dk);
     }
@@ -308,46 +298,37 @@ HYBRIDOPS_INLINE Simd<A> pair_gradients(A* dq, const Columns<A>& c, const A* gra
 }
 
 // The columns [a0, a0 + count) of batch entry b; dv_out (lanes).
-template <class A, class T, class Pair>
+template <class A, class T, class Act>
 void column_gradients(const AdditiveScoresBackwardArgs<T, A>& a, const Columns<A>& c, int64_t b, int64_t a0,
-                      int64_t count, A grad_sum, A* dv_out, const Pair& pair) {
+                      int64_t count, A* dv_out, const Act& act) {
     constexpr int rows = 4;
     const AdditiveShape& n = a.shape;
-    if constexpr (Pair::exponentials) {
+    if constexpr (Act::exponentials) {
         for (int64_t i = 0; i < n.queries; ++i) store(c.q + i * lanes<A>, exp(2 * load(c.q + i * lanes<A>)));
         for (int64_t i = 0; i < n.keys; ++i) store(c.k + i * lanes<A>, exp(2 * load(c.k + i * lanes<A>)));
     }
     std::fill(c.dk, c.dk + n.keys * lanes<A>, A(0));
     const A* grad = a.grad + b * n.queries * n.keys;
-    const Simd<A> factor = load_lanes<A>(a.v + a0, count) * Pair::slope_factor;
+    const Simd<A> v = load_lanes<A>(a.v + a0, count);
     Simd<A> dv = {};
     A dq[rows * lanes<A>];
     for (int64_t s = 0, step; s < n.queries; s += step) {
         step = n.queries - s >= rows ? rows : 1;
-        dv += step == rows ? pair_gradients<A, rows>(dq, c, grad, s, n.keys, pair)
-                           : pair_gradients<A, 1>(dq, c, grad, s, n.keys, pair);
+        dv += step == rows ? pair_gradients<A, rows>(dq, c, grad, s, n.keys, act)
+                           : pair_gradients<A, 1>(dq, c, grad, s, n.keys, act);
         for (int64_t i = 0; i < step; ++i)
-            store_lanes<A>(a.dq + (b * n.queries + s + i) * n.width + a0, load(dq + i * lanes<A>) * factor, count);
+            store_lanes<A>(a.dq + (b * n.queries + s + i) * n.width + a0, load(dq + i * lanes<A>) * v, count);
     }
     for (int64_t t = 0; t < n.keys; ++t)
-        store_lanes<A>(a.dk + (b * n.keys + t) * n.width + a0, load(c.dk + t * lanes<A>) * factor, count);
-    store(dv_out, dv * Pair::value_factor + Pair::value_ds * grad_sum);
+        store_lanes<A>(a.dk + (b * n.keys + t) * n.width + a0, load(c.dk + t * lanes<A>) * v, count);
+    store(dv_out, dv);
 }
 
 template <class T, class A>
 void additive_scores_backward(const AdditiveScoresBackwardArgs<T, A>& a) {
     const AdditiveShape& n = a.shape;
     const int64_t columns = (n.width + lanes<A> - 1) / lanes<A>;
-    Buffer<A> dv(n.batch * columns * lanes<A>), grad_sum(n.batch);
-    torch::stable::parallel_for(0, n.batch, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t b = begin; b < end; ++b) {
-            const A* grad = a.grad + b * n.queries * n.keys;
-            Simd<A> sum = {};
-            for (int64_t i = 0; i < n.queries * n.keys; i += lanes<A>)
-                sum += load_lanes<A>(grad + i, std::min<int64_t>(lanes<A>, n.queries * n.keys - i));
-            grad_sum.data()[b] = sum_lanes<A>(sum);
-        }
-    });
+    Buffer<A> dv(n.batch * columns * lanes<A>);
     torch::stable::parallel_for(0, n.batch * columns, 1, [&](int64_t begin, int64_t end) {
         A* scratch = static_cast<A*>(thread_scratch((n.queries + 2 * n.keys) * lanes<A> * sizeof(A)));
         const Columns<A> c{scratch, scratch + n.queries * lanes<A>, scratch + (n.queries + n.keys) * lanes<A>};
@@ -363,15 +344,14 @@ void additive_scores_backward(const AdditiveScoresBackwardArgs<T, A>& a) {
                 }
                 return max_lane<A>(most);
             };
-            const A bound = gather(c.q, a.q, n.queries) + gather(c.k, a.k, n.keys), sum = grad_sum.data()[b];
+            const A bound = gather(c.q, a.q, n.queries) + gather(c.k, a.k, n.keys);
             A* dv_out = dv.data() + unit * lanes<A>;
             if (n.activation != Activation::tanh) {
-                const LeakyRelu<A> act{negative_slope<A>(n)};
-                column_gradients(a, c, b, a0, count, sum, dv_out, DirectPair<A, LeakyRelu<A>>{act});
-            } else if (bound <= FactoredRange<A>::single && sum - sum == 0) {
-                column_gradients(a, c, b, a0, count, sum, dv_out, FactoredPair<A>{});
+                column_gradients(a, c, b, a0, count, dv_out, Direct<A, LeakyRelu<A>>{{negative_slope<A>(n)}});
+            } else if (bound <= FactoredRange<A>::single) {
+                column_gradients(a, c, b, a0, count, dv_out, FactoredTanh<A>{});
             } else {
-                column_gradients(a, c, b, a0, count, sum, dv_out, DirectPair<A, Tanh>{});
+                column_gradients(a, c, b, a0, count, dv_out, Direct<A, Tanh>{});
             }
         }
     });

@@ -1,7 +1,7 @@
 // The additive score and its derivative (Bahdanau et al. 2015, arXiv:1409.0473), for a value type V with arithmetic,
 // comparison by ?: and tanh(V). Included inside the namespace that defines them (so: no include guard).
 //
-// Factored tanh: with P = e^2q and Q = e^2k,  tanh(q+k) = 1 - 2r  and  tanh'(q+k) = 4r(1-r)  for  r = 1/(1 + PQ):
+// Factored tanh: with P = e^2q and Q = e^2k,  tanh(q+k) = 1 - 2r  with  r = 1/(1 + PQ):
 // exponentials once a row, not once a pair, and one reciprocal can serve several pairs.
 
 // v1/x1 + v2/x2 + v3/x3 + v4/x4 = numerator / denominator.
