@@ -36,7 +36,7 @@ TARGET = "-DTORCH_TARGET_VERSION=0x020A000000000000"
 # Short of -ffast-math: inf and NaN keep their meaning. All that is given up is errno and the floating-point exception
 # flags, which nothing here reads and which keep loops with a sqrt, a division or a select from being vectorised.
 # -g0: Python's own flags bring -g, which adds a third to the compile time and 8 MB to the library.
-CXX_FLAGS = [TARGET, "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-Wall"]
+CXX_FLAGS = [TARGET, "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall"]
 RELEASE_ARCHS = "8.0;9.0;10.0+PTX"
 
 

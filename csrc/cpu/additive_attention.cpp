@@ -60,8 +60,9 @@ void forward(const Tensor& q, const Tensor& k, const Tensor& v, const AdditiveSh
         using A = Accumulator<scalar_t>;
         const ExponentialRows<A> prepared{shape.batch * shape.keys, key_exponentials ? key_exponentials->size(2) : 0,
                                           data<A>(key_exponentials), data<A>(key_bounds)};
-        const AdditiveScoresArgs<scalar_t, A> args{shape,    data<const scalar_t>(qc), data<const scalar_t>(kc),
-                                                   data<const scalar_t>(vc), prepared, data<A>(scores)};
+        const AdditiveScoresArgs<scalar_t, A> args{
+            shape,    data<const scalar_t>(qc), data<const scalar_t>(kc), data<const scalar_t>(vc),
+            prepared, data<A>(scores)};
         const SoftmaxArgs<scalar_t, A> softmax{broadcast_of<bool>(mask), broadcast_of<A>(score_bias),
                                                static_cast<A>(scale), data<scalar_t>(weights)};
         HYBRIDOPS_ON_ISA(additive_scores_forward(args, weights ? &softmax : nullptr));
@@ -97,7 +98,8 @@ std::tuple<Tensor, Tensor, Tensor> additive_scores_backward(const Tensor& grad, 
                                                             double negative_slope) {
     const AdditiveShape shape = shape_of(q, k, activation, negative_slope);
     const Tensor gc = torch::stable::contiguous(grad);
-    const Tensor qc = torch::stable::contiguous(q), kc = torch::stable::contiguous(k), vc = torch::stable::contiguous(v);
+    const Tensor qc = torch::stable::contiguous(q), kc = torch::stable::contiguous(k),
+                 vc = torch::stable::contiguous(v);
     Tensor dq = torch::stable::empty(q.sizes(), q.scalar_type()), dk = torch::stable::empty(k.sizes(), k.scalar_type());
     Tensor dv = torch::stable::empty(v.sizes(), v.scalar_type());
     if (grad.numel() == 0) {

@@ -23,7 +23,7 @@ struct ExponentialRows {
 template <class T, class A>
 struct AdditiveScoresArgs {
     AdditiveShape shape;
-    const T *q, *k, *v;               // (B,S,A), (B,T,A), (A)
+    const T *q, *k, *v;                // (B,S,A), (B,T,A), (A)
     ExponentialRows<A> prepared_keys;  // values null = none
     A* scores;                         // (B,S,T)
 };

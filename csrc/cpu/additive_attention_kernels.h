@@ -18,14 +18,14 @@ A max_lane(Simd<A> x) {
 
 // ---- forward ---------------------------------------------------------------------------------------------------------
 
-inline constexpr int merge = 4;      // positions along A that share a reciprocal
-inline constexpr int key_tile = 4;   // keys in a register tile
+inline constexpr int merge = 4;                             // positions along A that share a reciprocal
+inline constexpr int key_tile = 4;                          // keys in a register tile
 inline constexpr int64_t query_block = 16, key_block = 64;  // a unit of work: its query rows stay in the caches
 
 // Columns of a row of exponentials: whole groups of merged vectors.
 template <class A>
 int64_t padded_width(int64_t width) {
-    return (width + merge * lanes<A> - 1) / (merge * lanes<A>) * (merge * lanes<A>);
+    return (width + merge * lanes<A> - 1) / (merge * lanes<A>)*(merge * lanes<A>);
 }
 
 template <class A>
@@ -208,7 +208,8 @@ void softmax_row(const SoftmaxArgs<T, A>& m, A* scores, T* weights, int64_t b, i
 // Runs score_block over all queries and keys in parallel, and the softmax (null = none) over each row as soon as it is
 // there: in the same unit of work where there are queries enough to share out, else (decoding) after all keys.
 template <class A, class T, class ScoreBlock>
-void for_each_block(const AdditiveScoresArgs<T, A>& a, const SoftmaxArgs<T, A>* softmax, const ScoreBlock& score_block) {
+void for_each_block(const AdditiveScoresArgs<T, A>& a, const SoftmaxArgs<T, A>* softmax,
+                    const ScoreBlock& score_block) {
     const AdditiveShape& n = a.shape;
     const auto softmax_rows = [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row)
@@ -254,15 +255,28 @@ void additive_scores_forward(const AdditiveScoresArgs<T, A>& a, const SoftmaxArg
 //   dq_s = v sum_t ds act'(z)     dk_t = v sum_s ds act'(z)     dv = sum_st ds act(z)
 
 template <class A>
-struct Columns {  // lanes<A> columns of every query and key
+struct Columns {    // lanes<A> columns of every query and key
     A *q, *k, *dk;  // (S,lanes), (T,lanes), (T,lanes)
 };
 
-// The activation of a pair from what stands in the columns: e^2q and e^2k ...
+// The activation of some queries and a key, from what stands in the columns: e^2q and e^2k ...
 template <class A>
 struct FactoredTanh {
     static constexpr bool exponentials = true;
-    HYBRIDOPS_INLINE Simd<A> value(Simd<A> p, Simd<A> q) const { return 1 - 2 * reciprocal(p * q + 1); }
+
+    // Two share a reciprocal: 1/x = y * 1/(xy), 1/y = x * 1/(xy).
+    template <int rows>
+    HYBRIDOPS_INLINE void values(Simd<A> (&value)[rows], const Simd<A> (&p)[rows], Simd<A> q) const {
+        if constexpr (rows == 1) {
+            value[0] = 1 - 2 * reciprocal(p[0] * q + 1);
+        } else {
+            for (int i = 0; i < rows; i += 2) {
+                const Simd<A> x = p[i] * q + 1, y = p[i + 1] * q + 1, r = -2 * reciprocal(x * y);
+                value[i] = r * y + 1;
+                value[i + 1] = r * x + 1;
+            }
+        }
+    }
     HYBRIDOPS_INLINE Simd<A> slope(Simd<A>, Simd<A>, Simd<A> value) const { return 1 - value * value; }
 };
 
@@ -271,7 +285,11 @@ template <class A, class Act>
 struct Direct {
     static constexpr bool exponentials = false;
     Act act;
-    HYBRIDOPS_INLINE Simd<A> value(Simd<A> q, Simd<A> k) const { return act.value(q + k); }
+
+    template <int rows>
+    HYBRIDOPS_INLINE void values(Simd<A> (&value)[rows], const Simd<A> (&q)[rows], Simd<A> k) const {
+        for (int i = 0; i < rows; ++i) value[i] = act.value(q[i] + k);
+    }
     HYBRIDOPS_INLINE Simd<A> slope(Simd<A> q, Simd<A> k, Simd<A> value) const { return act.slope(q + k, value); }
 };
 
@@ -279,22 +297,23 @@ struct Direct {
 template <class A, int rows, class Act>
 HYBRIDOPS_INLINE Simd<A> pair_gradients(A* dq, const Columns<A>& c, const A* grad, int64_t s, int64_t keys,
                                         const Act& act) {
-    Simd<A> q[rows], dq_acc[rows] = {}, dv = {};
+    // dv in two sums: one would be a chain of `rows` dependent additions a key, longer than all the other work
+    Simd<A> q[rows], dq_acc[rows] = {}, dv[2] = {};
     for (int i = 0; i < rows; ++i) q[i] = load(c.q + (s + i) * lanes<A>);
     for (int64_t t = 0; t < keys; ++t) {
         const Simd<A> k = load(c.k + t * lanes<A>);
-        Simd<A> dk = load(c.dk + t * lanes<A>);
+        Simd<A> dk = load(c.dk + t * lanes<A>), value[rows];
+        act.values(value, q, k);
         for (int i = 0; i < rows; ++i) {
-            const Simd<A> ds = broadcast(grad[(s + i) * keys + t]);
-            const Simd<A> value = act.value(q[i], k), slope = act.slope(q[i], k, value);
+            const Simd<A> ds = broadcast(grad[(s + i) * keys + t]), slope = act.slope(q[i], k, value[i]);
             dq_acc[i] += ds * slope;
             dk += ds * slope;
-            dv += ds * value;
+            dv[i % 2] += ds * value[i];
         }
         store(c.dk + t * lanes<A>, dk);
     }
     for (int i = 0; i < rows; ++i) store(dq + i * lanes<A>, dq_acc[i]);
-    return dv;
+    return dv[0] + dv[1];
 }
 
 // The columns [a0, a0 + count) of batch entry b; dv_out (lanes).
@@ -348,7 +367,7 @@ void additive_scores_backward(const AdditiveScoresBackwardArgs<T, A>& a) {
             A* dv_out = dv.data() + unit * lanes<A>;
             if (n.activation != Activation::tanh) {
                 column_gradients(a, c, b, a0, count, dv_out, Direct<A, LeakyRelu<A>>{{negative_slope<A>(n)}});
-            } else if (bound <= FactoredRange<A>::single) {
+            } else if (bound <= FactoredRange<A>::paired) {
                 column_gradients(a, c, b, a0, count, dv_out, FactoredTanh<A>{});
             } else {
                 column_gradients(a, c, b, a0, count, dv_out, Direct<A, Tanh>{});

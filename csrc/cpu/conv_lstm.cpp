@@ -50,26 +50,25 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_forward(const Tensor& x, const std:
     Tensor gs = images(save == Save::gates ? steps : 0, 4 * hidden, x.scalar_type());
     if (shape.pixels() == 0 || steps == 0) return {hs, cs, gs};
     HYBRIDOPS_DISPATCH_DTYPE(x.scalar_type(), "conv_lstm_forward", {
-                        using A = Accumulator<scalar_t>;
-                        const ConvLstmForwardArgs<scalar_t, A> args{
-                            shape,
-                            steps,
-                            x.size(2),
-                            hidden,
-                            {data<const scalar_t>(x), x.stride(1), x.stride(0), x.stride(2),
-                             x.stride(3), x.stride(4)},
-                            data<const scalar_t>(h0),
-                            data<const A>(c0),
-                            weights<scalar_t>(w_ih),
-                            weights<scalar_t>(w_hh),
-                            data<const A>(bias),
-                            peephole_tensor<A>(peephole),
-                            data<scalar_t>(hs),
-                            data<A>(cs),
-                            save != nothing,
-                            data<scalar_t>(gs)};
-                        HYBRIDOPS_ON_ISA(conv_lstm_forward(args));
-                    });
+        using A = Accumulator<scalar_t>;
+        const ConvLstmForwardArgs<scalar_t, A> args{
+            shape,
+            steps,
+            x.size(2),
+            hidden,
+            {data<const scalar_t>(x), x.stride(1), x.stride(0), x.stride(2), x.stride(3), x.stride(4)},
+            data<const scalar_t>(h0),
+            data<const A>(c0),
+            weights<scalar_t>(w_ih),
+            weights<scalar_t>(w_hh),
+            data<const A>(bias),
+            peephole_tensor<A>(peephole),
+            data<scalar_t>(hs),
+            data<A>(cs),
+            save != nothing,
+            data<scalar_t>(gs)};
+        HYBRIDOPS_ON_ISA(conv_lstm_forward(args));
+    });
     return {hs, cs, gs};
 }
 
@@ -93,27 +92,27 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward(const std::optional<Tensor
         torch::stable::zero_(dc);
     }
     HYBRIDOPS_DISPATCH_DTYPE(gates.scalar_type(), "conv_lstm_backward", {
-                        using A = Accumulator<scalar_t>;
-                        Strided<scalar_t> grad{data<const scalar_t>(grad_hs), 0, 0, 0, 0, 0};
-                        if (grad_hs) {
-                            grad = {grad.data,          grad_hs->stride(0), grad_hs->stride(1),
-                                    grad_hs->stride(4), grad_hs->stride(2), grad_hs->stride(3)};
-                        }
-                        const ConvLstmBackwardArgs<scalar_t, A> args{shape,
-                                                                     steps,
-                                                                     hidden,
-                                                                     grad,
-                                                                     data<const A>(grad_hn),
-                                                                     data<const scalar_t>(gates),
-                                                                     data<const A>(cs),
-                                                                     data<const A>(c0),
-                                                                     weights<scalar_t>(w_hh),
-                                                                     peephole_tensor<A>(peephole),
-                                                                     data<scalar_t>(da),
-                                                                     data<A>(dh0),
-                                                                     data<A>(dc)};
-                        HYBRIDOPS_ON_ISA(conv_lstm_backward(args));
-                    });
+        using A = Accumulator<scalar_t>;
+        Strided<scalar_t> grad{data<const scalar_t>(grad_hs), 0, 0, 0, 0, 0};
+        if (grad_hs) {
+            grad = {grad.data,          grad_hs->stride(0), grad_hs->stride(1),
+                    grad_hs->stride(4), grad_hs->stride(2), grad_hs->stride(3)};
+        }
+        const ConvLstmBackwardArgs<scalar_t, A> args{shape,
+                                                     steps,
+                                                     hidden,
+                                                     grad,
+                                                     data<const A>(grad_hn),
+                                                     data<const scalar_t>(gates),
+                                                     data<const A>(cs),
+                                                     data<const A>(c0),
+                                                     weights<scalar_t>(w_hh),
+                                                     peephole_tensor<A>(peephole),
+                                                     data<scalar_t>(da),
+                                                     data<A>(dh0),
+                                                     data<A>(dc)};
+        HYBRIDOPS_ON_ISA(conv_lstm_backward(args));
+    });
     return {da, dh0, dc};
 }
 

@@ -39,10 +39,10 @@ struct ConvLstmForwardArgs {
     ConvWeights<T> w_ih, w_hh;
     const A* bias;  // (4H), null = zeros
     PeepholeTensor<A> peephole;
-    T* hs;            // (T,B,Y,X,H)
-    A* cs;            // (T,B,Y,X,H), or (1,B,Y,X,H) overwritten step by step
-    bool all_cells;   // which of the two
-    T* gates;         // (T,B,Y,X,4H), null = not wanted
+    T* hs;           // (T,B,Y,X,H)
+    A* cs;           // (T,B,Y,X,H), or (1,B,Y,X,H) overwritten step by step
+    bool all_cells;  // which of the two
+    T* gates;        // (T,B,Y,X,4H), null = not wanted
 };
 
 template <class T, class A>

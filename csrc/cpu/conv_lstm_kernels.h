@@ -176,9 +176,9 @@ void convolve(const ConvShape& shape, const Source<T, A>* sources, int source_co
                     const Chunk& chunk = chunks[i];
                     const Source<T, A>& s = sources[chunk.source];
                     const A* patch = patches[chunk.source] + chunk.row * pitch * s.channels + chunk.begin;
-                    const A* weights = s.weights + ((group * shape.kernel_h + chunk.row) * shape.kernel_w * s.channels +
-                                                    chunk.begin) *
-                                                       width;
+                    const A* weights =
+                        s.weights +
+                        ((group * shape.kernel_h + chunk.row) * shape.kernel_w * s.channels + chunk.begin) * width;
                     for (int64_t tile = 0; tile < tiles; ++tile) {
                         // tiles differ by at most one pixel: no short tail that would leave the multipliers idle
                         const int64_t q = tile * pixels / tiles, count = (tile + 1) * pixels / tiles - q;
@@ -206,9 +206,10 @@ void pack_forward(A* out, const ConvWeights<T>& w, const ConvShape& shape, int64
                 for (int gate = 0; gate < 4; ++gate)
                     for (int l = 0; l < lanes<A>; ++l) {
                         const int64_t h = group * lanes<A> + l;
-                        *row++ = h < hidden ? static_cast<A>(w.data[(gate * hidden + h) * w.out + c * w.in + ky * w.y +
-                                                                    kx * w.x])
-                                            : A(0);
+                        *row++ =
+                            h < hidden
+                                ? static_cast<A>(w.data[(gate * hidden + h) * w.out + c * w.in + ky * w.y + kx * w.x])
+                                : A(0);
                     }
         }
     });
@@ -258,9 +259,9 @@ struct ForwardEpilogue {
             const int64_t pixel = pixels[i], at = pixel * hidden + channel;
             Peephole<Simd<A>> p = {};
             if (peephole.data) p = load_peephole(peephole, pixel % image_pixels, channel, count);
-            const auto s = lstm_forward(load(sums), load(sums + lanes<A>), load(sums + 2 * lanes<A>),
-                                        load(sums + 3 * lanes<A>),
-                                        c_prev ? load_lanes<A>(c_prev + at, count) : Simd<A>{}, peephole.data, p);
+            const auto s =
+                lstm_forward(load(sums), load(sums + lanes<A>), load(sums + 2 * lanes<A>), load(sums + 3 * lanes<A>),
+                             c_prev ? load_lanes<A>(c_prev + at, count) : Simd<A>{}, peephole.data, p);
             store_lanes<A>(h + at, s.h, count);
             store_lanes<A>(c + at, s.c, count);
             if (gates) {
@@ -282,7 +283,7 @@ void conv_lstm_forward(const ConvLstmForwardArgs<T, A>& a) {
     pack_forward(w_ih.data(), a.w_ih, a.shape, a.inputs, a.hidden);
     pack_forward(w_hh.data(), a.w_hh, a.shape, a.hidden, a.hidden);
     for (int64_t i = 0; i < groups * 4 * lanes<A>; ++i) {
-        const int64_t gate = i / lanes<A> % 4, h = i / (4 * lanes<A>) * lanes<A> + i % lanes<A>;
+        const int64_t gate = i / lanes<A> % 4, h = i / (4 * lanes<A>)*lanes<A> + i % lanes<A>;
         bias.data()[i] = a.bias && h < a.hidden ? a.bias[gate * a.hidden + h] : A(0);
     }
     const T* h = a.h0;
@@ -330,9 +331,9 @@ struct BackwardEpilogue {
     void step(int64_t pixel, int64_t channel, int64_t count, Simd<A> dh) const {
         if (grad_hs.data) {
             const int64_t b = pixel / (height * width), y = pixel / width % height, x = pixel % width;
-            dh += load_lanes<A>(grad_hs.data + b * grad_hs.batch + y * grad_hs.y + x * grad_hs.x +
-                                    channel * grad_hs.channel,
-                                count, grad_hs.channel);
+            dh += load_lanes<A>(
+                grad_hs.data + b * grad_hs.batch + y * grad_hs.y + x * grad_hs.x + channel * grad_hs.channel, count,
+                grad_hs.channel);
         }
         const int64_t at = pixel * hidden + channel;
         const T* gate = gates + pixel * 4 * hidden + channel;
@@ -374,8 +375,7 @@ void run_conv_lstm_backward(const ConvLstmBackwardArgs<T, A>& a) {
     Buffer<A> w(groups * a.shape.kernel_h * a.shape.kernel_w * 4 * a.hidden * group_channels);
     pack_backward<A, N>(w.data(), a.w_hh, a.shape, a.hidden);
     const auto da_source = [&](int64_t t) {
-        return Source<T, A>{
-            a.da + t * 4 * state, a.shape.height * row, 1, row, 4 * a.hidden, 4 * a.hidden, w.data()};
+        return Source<T, A>{a.da + t * 4 * state, a.shape.height * row, 1, row, 4 * a.hidden, 4 * a.hidden, w.data()};
     };
     for (int64_t t = a.steps - 1; t >= 0; --t) {
         Strided<T> grad_hs = a.grad_hs;
@@ -399,9 +399,9 @@ void run_conv_lstm_backward(const ConvLstmBackwardArgs<T, A>& a) {
                 for (int64_t pixel = begin; pixel < end; ++pixel)
                     for (int64_t channel = 0; channel < a.hidden; channel += lanes<A>) {
                         const int64_t count = std::min<int64_t>(lanes<A>, a.hidden - channel);
-                        epilogue.step(pixel, channel, count,
-                                      a.grad_hn ? load_lanes<A>(a.grad_hn + pixel * a.hidden + channel, count)
-                                                : Simd<A>{});
+                        epilogue.step(
+                            pixel, channel, count,
+                            a.grad_hn ? load_lanes<A>(a.grad_hn + pixel * a.hidden + channel, count) : Simd<A>{});
                     }
             });
         }

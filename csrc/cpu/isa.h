@@ -34,11 +34,11 @@ Isa cpu_isa();
 }  // namespace hybridops
 
 #ifdef HYBRIDOPS_X86
-#define HYBRIDOPS_ON_ISA(call)                                       \
-    switch (::hybridops::cpu_isa()) {                                \
+#define HYBRIDOPS_ON_ISA(call)                                           \
+    switch (::hybridops::cpu_isa()) {                                    \
         case ::hybridops::Isa::avx512: ::hybridops::avx512::call; break; \
         case ::hybridops::Isa::avx2: ::hybridops::avx2::call; break;     \
-        default: ::hybridops::portable::call;                        \
+        default: ::hybridops::portable::call;                            \
     }
 #else
 #define HYBRIDOPS_ON_ISA(call) ::hybridops::portable::call

@@ -89,7 +89,8 @@ HYBRIDOPS_INLINE ExpParts<V> exp_parts(V x) {
     using Bits = typename SimdOf<A>::bits;
     constexpr bool single = sizeof(A) == 4;
     constexpr int mantissa = single ? 23 : 52, bias = single ? 127 : 1023, degree = single ? 7 : 13;
-    constexpr A round_magic = single ? A(12582912.) : A(6755399441055744.);  // 1.5 * 2^mantissa: n ends in its last bits
+    constexpr A round_magic =
+        single ? A(12582912.) : A(6755399441055744.);  // 1.5 * 2^mantissa: n ends in its last bits
     constexpr A ln2_high = single ? A(0.693359375) : A(6.93147180369123816490e-01);
     constexpr A ln2_low = single ? A(-2.12194440e-4) : A(1.90821492927058770002e-10);
     const V shifted = x * A(1.44269504088896340736) + round_magic;
@@ -108,7 +109,8 @@ HYBRIDOPS_INLINE ExpParts<V> exp_parts(V x) {
 template <class V>
 HYBRIDOPS_INLINE V exp(V x) {
     using A = Element<V>;
-    const V lowest = V{} + (sizeof(A) == 4 ? A(-87.3) : A(-708.)), highest = V{} + (sizeof(A) == 4 ? A(88.8) : A(709.8));
+    const V lowest = V{} + (sizeof(A) == 4 ? A(-87.3) : A(-708.)),
+            highest = V{} + (sizeof(A) == 4 ? A(88.8) : A(709.8));
     x = x < lowest ? lowest : x;
     x = x > highest ? highest : x;
     const auto e = exp_parts(x);

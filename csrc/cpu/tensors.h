@@ -8,7 +8,7 @@
 #include <type_traits>
 
 // Runs the block with scalar_t the storage type.
-#define HYBRIDOPS_DISPATCH_DTYPE(type, name, ...)                                             \
+#define HYBRIDOPS_DISPATCH_DTYPE(type, name, ...)                                         \
     THO_DISPATCH_V2(type, name, AT_WRAP(([&] __VA_ARGS__)), AT_EXPAND(AT_FLOATING_TYPES), \
                     ::torch::headeronly::ScalarType::BFloat16, ::torch::headeronly::ScalarType::Half)
 

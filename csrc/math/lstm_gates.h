@@ -17,7 +17,7 @@ struct LstmStep {
 // Without a peephole its terms are left out, not multiplied by zero: an infinite cell would turn into NaN.
 template <class V>
 HYBRIDOPS_INLINE LstmStep<V> lstm_forward(V a_f, V a_i, V a_g, V a_o, V c_prev, bool has_peephole,
-                                         const Peephole<V>& p) {
+                                          const Peephole<V>& p) {
     if (has_peephole) {
         a_f = a_f + p.f * c_prev;
         a_i = a_i + p.i * c_prev;
@@ -40,8 +40,8 @@ struct LstmGradient {
 
 // dh, dc: gradients of h and of c by way of the later steps; f, i, g, o, c: what the forward step gave.
 template <class V>
-HYBRIDOPS_INLINE LstmGradient<V> lstm_backward(V dh, V dc, V f, V i, V g, V o, V c, V c_prev,
-                                               bool has_peephole, const Peephole<V>& p) {
+HYBRIDOPS_INLINE LstmGradient<V> lstm_backward(V dh, V dc, V f, V i, V g, V o, V c, V c_prev, bool has_peephole,
+                                               const Peephole<V>& p) {
     const V tanh_c = tanh(c);
     LstmGradient<V> d;
     d.da_o = dh * tanh_c * o * (1 - o);
