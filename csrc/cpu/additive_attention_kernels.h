@@ -142,10 +142,10 @@ struct TanhScores {
     }
 };
 
-template <class A, class T>
-struct ReluScores {
+template <class A, class T, class Act>
+struct DirectScores {
     const AdditiveScoresArgs<T, A>& a;
-    LeakyRelu<A> act;
+    Act act;
 
     void operator()(int64_t b, int64_t s0, int64_t s1, int64_t t0, int64_t t1) const {
         const AdditiveShape& n = a.shape;
@@ -157,12 +157,6 @@ struct ReluScores {
             }
     }
 };
-
-// relu's slope is zero: LeakyRelu tells the two apart by it.
-template <class A>
-A negative_slope(const AdditiveShape& shape) {
-    return shape.activation == Activation::leaky_relu ? static_cast<A>(shape.negative_slope) : A(0);
-}
 
 // weights = softmax(scale * scores + bias) of one row, over the keys that the mask lets through; the others are exactly
 // zero, and so is a row without any. NaN and inf do what they do in torch.softmax.
@@ -235,8 +229,11 @@ void for_each_block(const AdditiveScoresArgs<T, A>& a, const SoftmaxArgs<T, A>* 
 template <class T, class A>
 void additive_scores_forward(const AdditiveScoresArgs<T, A>& a, const SoftmaxArgs<T, A>* softmax) {
     const AdditiveShape& n = a.shape;
-    if (n.activation != Activation::tanh)
-        return for_each_block(a, softmax, ReluScores<A, T>{a, {negative_slope<A>(n)}});
+    if (n.activation == Activation::relu) return for_each_block(a, softmax, DirectScores<A, T, Relu>{a, {}});
+    if (n.activation == Activation::leaky_relu) {
+        const LeakyRelu<A> act{static_cast<A>(n.negative_slope)};
+        return for_each_block(a, softmax, DirectScores<A, T, LeakyRelu<A>>{a, act});
+    }
     const OwnedExponentials<A> p(a.q, n.batch * n.queries, n.width);
     std::optional<OwnedExponentials<A>> q;
     if (!a.prepared_keys.values) q.emplace(a.k, n.batch * n.keys, n.width);
@@ -365,8 +362,11 @@ void additive_scores_backward(const AdditiveScoresBackwardArgs<T, A>& a) {
             };
             const A bound = gather(c.q, a.q, n.queries) + gather(c.k, a.k, n.keys);
             A* dv_out = dv.data() + unit * lanes<A>;
-            if (n.activation != Activation::tanh) {
-                column_gradients(a, c, b, a0, count, dv_out, Direct<A, LeakyRelu<A>>{{negative_slope<A>(n)}});
+            if (n.activation == Activation::relu) {
+                column_gradients(a, c, b, a0, count, dv_out, Direct<A, Relu>{});
+            } else if (n.activation == Activation::leaky_relu) {
+                const LeakyRelu<A> act{static_cast<A>(n.negative_slope)};
+                column_gradients(a, c, b, a0, count, dv_out, Direct<A, LeakyRelu<A>>{act});
             } else if (bound <= FactoredRange<A>::paired) {
                 column_gradients(a, c, b, a0, count, dv_out, FactoredTanh<A>{});
             } else {

@@ -44,16 +44,27 @@ struct Tanh {
     }
 };
 
-// relu is its case with negative_slope 0, told apart because 0 * inf is NaN.
+// At the kink and for NaN, value and slope are what PyTorch's are. Relu is not LeakyRelu with slope 0: 0 * inf is NaN.
+struct Relu {
+    template <class V>
+    HYBRIDOPS_INLINE V value(V z) const {
+        return z < 0 ? V{} : z;
+    }
+    template <class V>
+    HYBRIDOPS_INLINE V slope(V z, V) const {
+        return z <= 0 ? V{} : V{} + 1;
+    }
+};
+
 template <class A>
 struct LeakyRelu {
     A negative_slope;
     template <class V>
     HYBRIDOPS_INLINE V value(V z) const {
-        return z < 0 ? (negative_slope == 0 ? V{} : z * negative_slope) : z;
+        return z > 0 ? z : z * negative_slope;
     }
     template <class V>
     HYBRIDOPS_INLINE V slope(V z, V) const {
-        return z > 0 ? V{} + A(1) : (V{} + negative_slope);
+        return z > 0 ? V{} + 1 : V{} + negative_slope;
     }
 };
