@@ -100,11 +100,12 @@ class Trainer:
         self.losses.append(loss.item())
         self.schedule.step()
 
+    @torch.no_grad()
+    def held_out_loss(self) -> float:
+        return self.task.loss(self.model, move(self.task.held_out(), self.model)).item()
+
     def finish(self, peak_bytes: int) -> Run:
-        self.model.eval()
-        with torch.no_grad():
-            loss = self.task.loss(self.model, move(self.task.held_out(), self.model)).item()
-        return Run(self.model, loss, self.losses, statistics.median(self.seconds), peak_bytes)
+        return Run(self.model, self.held_out_loss(), self.losses, statistics.median(self.seconds), peak_bytes)
 
 
 def compare(

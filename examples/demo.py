@@ -47,8 +47,10 @@ def run(tasks: Sequence[Task], steps: int | None, time_limit: float, out: Path, 
         picture = out / f"{task.name.replace(' ', '_')}.png"
         task.draw(result.fused.model, picture)
         results.append(result)
-        notes += ["", f"[bold]{task.name}[/], {len(result.fused.losses)} of {planned} steps, {picture}"]
-        notes += task.report(result.fused.model)
+        done = len(result.fused.losses)
+        notes += ["", f"[bold]{task.name}[/], {picture}", *task.report(result.fused.model)]
+        if done < planned:
+            notes.append(f"[yellow]Not all it can learn: {done} of {planned} steps in the time limit.[/]")
 
     ran_on = [_backend(task, device) for task in tasks]
     console.print(_table(tasks, results, ran_on), *notes, sep="\n")

@@ -82,11 +82,11 @@ class GraphemeToPhoneme:
     name = "grapheme to phoneme"
     family = "additive_attention"
     spatial_dims = 0
-    steps = 300
+    steps = 200
     learning_rate = 5e-3
 
     seed: int = 0
-    batch_size: int = 256
+    batch_size: int = 192
     lexicon: Lexicon = field(default_factory=lambda: load_lexicon(), repr=False)
 
     def make_model(self) -> Pronouncer:

@@ -50,7 +50,7 @@ class MovingDigits:
     name = "moving digits"
     family = "conv_lstm"
     spatial_dims = 2
-    steps = 300
+    steps = 200
     learning_rate = 1e-2
 
     seed: int = 0
@@ -79,16 +79,16 @@ class MovingDigits:
 
     def draw(self, model: nn.Module, path: Path) -> None:
         frames, predicted = self._predict(model)
-        steps = range(1, self.length, 3)
-        with save_figure(path, rows=6, columns=len(steps), size=1.4) as axes:
-            for example in range(3):
-                for column, t in enumerate(steps):
-                    pair = {f"frame {t + 1}": frames[example, t, 0], "predicted": predicted[example, t - 1, 0]}
-                    for row, (title, image) in enumerate(pair.items()):
-                        ax = axes[2 * example + row, column]
-                        ax.imshow(image, cmap="gray", vmin=0, vmax=1)
-                        ax.set_title(title, fontsize=8)
-                        ax.axis("off")
+        examples = range(3)
+        rows = [film for example in examples for film in (frames[example, 1:, 0], predicted[example, :, 0])]
+        with save_figure(path, rows=len(rows), columns=self.length - 1, size=1.2) as axes:
+            for t, ax in enumerate(axes[0]):
+                ax.set_title(f"frame {t + 2}")
+            for row, film in enumerate(rows):
+                axes[row, 0].set_ylabel("predicted" if row % 2 else "true")
+                for ax, image in zip(axes[row], film, strict=True):
+                    ax.imshow(image, cmap="gray", vmin=0, vmax=1)
+                    ax.set(xticks=[], yticks=[])
 
     @torch.no_grad()
     def _predict(self, model: nn.Module) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,1 @@
+"""Speed and memory, eager against torch.compile against fused: `python -m hybridops bench`, `benchmarks/compare.py`."""

@@ -1,0 +1,193 @@
+"""How it is measured: the machine and its multiply-add peak, a training step's memory, and the table of results."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import hybridops
+from benchmarks.workloads import DEVICE, Job, Workload
+from hybridops import native
+
+ROOT = Path(__file__).parents[1]
+ON_CUDA = DEVICE.startswith("cuda")
+
+# ------------------------------------------------------------------------------------------------------------ machine
+
+
+@cache
+def machine() -> dict[str, Any]:
+    """What a result must be read with."""
+    return {
+        "cpu": _cpu_model(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability().lower() if native.missing() else native.cpu_isa(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(DEVICE) if ON_CUDA else None,
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "hybridops": hybridops.__version__,
+        "commit": _commit(),
+        "peak_gflops": round(2e-9 * multiply_add_peak()[0], 1),
+        "peak_is": multiply_add_peak()[1],
+    }
+
+
+def machine_name() -> str:
+    """For a folder: amd-epyc-avx2-2-threads."""
+    m = machine()
+    parts = [m["gpu"]] if m["gpu"] else [m["cpu"], m["instruction_set"], f"{m['threads']} threads"]
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((R|TM)\)|CPU|@.*", "", " ".join(parts)).lower()).strip("-")
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*: (.*)$", info.read_text(), re.MULTILINE) if info.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
+    done = subprocess.run(git, capture_output=True, text=True) if shutil.which("git") else None
+    return done.stdout.strip() or None if done else None
+
+
+# --------------------------------------------------------------------------------------------------------------- peak
+
+
+@cache
+def multiply_add_peak() -> tuple[float, str]:
+    """Float32 multiply-adds a second of the whole device, and how they were measured."""
+    loop = None if ON_CUDA else _register_loop()
+    if loop is None:
+        size = 8192 if ON_CUDA else 2048
+        a = torch.randn(size, size, device=DEVICE)
+        return _rate(lambda: _synchronised(torch.mm, a, a), size**3), f"torch.mm of {size}×{size}: a proxy for the peak"
+    return loop, "a loop of multiply-adds in registers, on every thread"
+
+
+def _register_loop(rounds: int = 300_000) -> float | None:
+    """The loop in peak.c; None where there is no C compiler."""
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder, "peak.so")
+        flags = ["-O3", "-march=native", "-shared", "-fPIC", "-o", str(library)]  # used here and now, then deleted
+        subprocess.run([compiler, *flags, str(ROOT / "benchmarks" / "peak.c")], check=True)
+        loop = ctypes.CDLL(str(library))
+    loop.run.argtypes, loop.run.restype = [ctypes.c_long, ctypes.c_float, ctypes.c_float], ctypes.c_float
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads) as pool:  # ctypes lets go of the interpreter's lock
+
+        def on_every_thread() -> None:
+            list(pool.map(lambda _: loop.run(rounds, 0.5, 1.0), range(threads)))
+
+        return _rate(on_every_thread, threads * rounds * loop.multiply_adds_a_round())
+
+
+def _rate(work: Callable[[], object], amount: float, repeats: int = 300) -> float:
+    """The best of many short ones: whatever else the machine does can only make it slower."""
+    return max(amount / seconds(work) for _ in range(repeats))
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _synchronised(function: Callable[..., object], *args: object) -> None:
+    function(*args)
+    if ON_CUDA:
+        torch.cuda.synchronize()
+
+
+# ------------------------------------------------------------------------------------------------------------- memory
+
+
+def warm_up(job: Job) -> int | None:
+    """Run the job a first time; gives the peak memory of a training step."""
+    if job.grad is not None:
+        return peak_bytes(job)
+    job()
+    return None
+
+
+def peak_bytes(job: Job) -> int:
+    """Most bytes that tensors allocated by one run of the job, results included, hold at a time.
+
+    On a CPU they are counted one by one by PyTorch's profiler: exact, and the same every time. It does not see what a
+    library or a kernel allocates for itself while it runs.
+    """
+    if ON_CUDA:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        job()
+        return torch.cuda.max_memory_allocated() - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would announce itself at each start
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        job()
+    held = most = 0
+    for event in profile.profiler.kineto_results.events():  # in order of time
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    return most
+
+
+# -------------------------------------------------------------------------------------------------------------- table
+
+
+def row(
+    workload: Workload, task: str, variant: str, duration: float, speed_up: float | None, memory: int | None
+) -> dict[str, Any]:
+    """One line of results: seconds, how many times as fast as eager that is, bytes."""
+    multiply_adds = workload.multiply_adds(task)
+    return {
+        "workload": workload.name,
+        "task": task,
+        "variant": variant,
+        "ms": duration * 1e3,
+        "speed-up": speed_up,
+        workload.unit: workload.operations(task) * 1e-9 / duration,
+        "of peak": None if multiply_adds is None else multiply_adds / duration / multiply_add_peak()[0],
+        "MB": None if memory is None else memory * 1e-6,
+    }
+
+
+_FORMATS = {"ms": "{:.3g}", "speed-up": "{:.2f}×", "of peak": "{:.0%}", "error": "{:.1e}"}
+
+
+def table(rows: Iterable[dict[str, Any]]) -> str:
+    """The rows as a Markdown table, aligned so that a terminal shows it well."""
+    rows = list(rows)
+    lines = [list(rows[0])] + [[_cell(name, value) for name, value in line.items()] for line in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    numeric = [not isinstance(value, str) for value in rows[0].values()]
+    text = ["| " + " | ".join(map(_justify, line, widths, numeric)) + " |" for line in lines]
+    rule = ["-" * (width + 1) + (":" if right else "-") for width, right in zip(widths, numeric, strict=True)]
+    return "\n".join([text[0], f"|{'|'.join(rule)}|", *text[1:]])
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else _FORMATS.get(name, "{:.3g}").format(value)
+
+
+def _justify(text: str, width: int, right: bool) -> str:
+    return text.rjust(width) if right else text.ljust(width)

@@ -1,0 +1,313 @@
+"""What is measured: the workloads of both families, and the variants that run them.
+
+A job is one variant of one task of a workload, such as ("kth", "training", "native"). The variants:
+
+    eager              the plain module, as it stands in hybridops.reference
+    compiled           the same under torch.compile
+    native             the fused module on that back end, and so on for every back end that is here
+    native-recompute   the same, trained with save="recompute"
+
+The environment decides two things: HYBRIDOPS_BENCH_SMOKE=1 takes tiny workloads, which show that everything runs, and
+HYBRIDOPS_BENCH_DEVICE (default cpu) names the device.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache, partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+import hybridops
+import hybridops.functional as HF
+from hybridops import backends, reference
+
+SMOKE = os.environ.get("HYBRIDOPS_BENCH_SMOKE") == "1"
+DEVICE = os.environ.get("HYBRIDOPS_BENCH_DEVICE", "cpu")
+
+# The largest error allowed, relative to the largest element: rounding in float32 gives about 1e-6, a wrong formula more
+# than 1e-2. (On CUDA, convolutions that round to TF32 give 1e-3: `job` turns that off.)
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class ConvLSTMWorkload:
+    """One layer over a sequence (batch, steps, channels, size, size)."""
+
+    name: str
+    batch: int
+    steps: int
+    channels: int
+    hidden: int
+    size: int
+    kernel: int
+
+    family: ClassVar[str] = "conv_lstm"
+    tasks: ClassVar[tuple[str, ...]] = ("inference", "training")
+    unit: ClassVar[str] = "GFLOP/s"
+
+    def operations(self, task: str) -> float:
+        """Floating-point operations of the convolutions. Training also has the gradients of input and weight."""
+        images, taps = self.batch * self.steps * self.size**2, self.kernel**2
+        forward = 2 * images * (self.channels + self.hidden) * 4 * self.hidden * taps
+        return 3 * forward if task == "training" else forward
+
+    def multiply_adds(self, task: str) -> float:
+        return self.operations(task) / 2
+
+    def to_check(self) -> ConvLSTMWorkload:
+        """The same code runs for three steps as for more, in less time."""
+        return replace(self, steps=min(self.steps, 3))
+
+    def inputs(self, task: str) -> tuple[Tensor, ...]:
+        return (torch.randn(self.batch, self.steps, self.channels, self.size, self.size),)
+
+    def function(self, task: str, variant: str, place: Place) -> Callable[..., Tensor]:
+        sizes = (self.channels, self.hidden, self.kernel)
+        if variant in ("eager", "compiled"):
+            module = reference.ConvLSTM(*sizes).to(**place)
+            if variant == "compiled":
+                # A step, not the unrolled sequence: no slower, and compiled in seconds whatever the number of steps.
+                for cell in module.cell_list:
+                    compile_in_place(cell)
+            return module
+        backend, _, save = variant.partition("-")
+        return hybridops.FusedConvLSTM(*sizes, backend=backend, save=save or "gates").to(**place)
+
+
+@dataclass(frozen=True)
+class AdditiveAttentionWorkload:
+    """A batch of queries (batch, queries, width) over keys (batch, keys, width) and values (batch, keys, value_dim).
+
+    Scores alone; attention (scores, softmax, context); and the module, with the projections of queries and keys. The
+    module with one query is a step of decoding: at inference it finds its keys projected already (`prepare`).
+    """
+
+    name: str
+    batch: int
+    queries: int
+    keys: int
+    width: int
+    value_dim: int
+
+    family: ClassVar[str] = "additive_attention"
+    tasks: ClassVar[tuple[str, ...]] = tuple(
+        f"{op} {mode}" for op in ("scores", "attention", "module") for mode in ("inference", "training")
+    )
+    unit: ClassVar[str] = "G pairs/s"
+
+    def operations(self, task: str) -> float:
+        """Pairs: sums q[b,s,a] + k[b,t,a] to take the tanh of."""
+        return self.batch * self.queries * self.keys * self.width
+
+    def multiply_adds(self, task: str) -> float | None:
+        """What the forward needs at the least where four pairs share a reciprocal: 14 multiply-adds, or additions or
+        multiplications, which are no cheaper, for the four. (Not counted: the reciprocal.)
+        """
+        return self.operations(task) * 14 / 4 if task == "scores inference" else None
+
+    def to_check(self) -> AdditiveAttentionWorkload:
+        return self
+
+    def inputs(self, task: str) -> tuple[Tensor, ...]:
+        query = torch.randn(self.batch, self.queries, self.width)
+        key = torch.randn(self.batch, self.keys, self.width)
+        value = torch.randn(self.batch, self.keys, self.value_dim)
+        v = torch.randn(self.width) / self.width**0.5
+        if task.startswith("module"):
+            return (query,) if self.decodes(task) else (query, value)
+        return (query, key, v) if task.startswith("scores") else (query, key, value, v)
+
+    def decodes(self, task: str) -> bool:
+        return self.queries == 1 and task == "module inference"
+
+    def function(self, task: str, variant: str, place: Place) -> Callable[..., Tensor]:
+        op = task.split()[0]
+        if op == "module":
+            module = self.module(variant).to(**place)
+            if not self.decodes(task):
+                return module
+            with torch.no_grad():
+                prepared = module.prepare(torch.randn(self.batch, self.keys, self.value_dim).to(**place))
+            return lambda query: module(query, prepared)
+        if variant == "eager":
+            return plain_scores if op == "scores" else plain_attention
+        if variant == "compiled":
+            return compiled_function(fusible_scores if op == "scores" else fusible_attention)
+        return partial(HF.additive_scores if op == "scores" else HF.additive_attention, backend=variant)
+
+    def module(self, variant: str) -> nn.Module:
+        sizes = (self.width, self.value_dim, self.width)
+        if variant not in ("eager", "compiled"):
+            return hybridops.FusedAdditiveAttention(*sizes, backend=variant)
+        module = reference.AdditiveAttention(*sizes)
+        if variant == "compiled":
+            compile_in_place(module)
+        return module
+
+
+Workload = ConvLSTMWorkload | AdditiveAttentionWorkload
+Place = dict[str, torch.dtype | str]  # the dtype and device of a job
+
+WORKLOADS: dict[str, tuple[Workload, ...]] = {
+    "conv_lstm": (
+        ConvLSTMWorkload("document", 4, 5, 3, 16, 64, 3),
+        ConvLSTMWorkload("small", 8, 10, 1, 64, 32, 3),
+        ConvLSTMWorkload("square", 8, 10, 64, 64, 32, 3),
+        ConvLSTMWorkload("wide_kernel", 4, 10, 16, 64, 16, 5),
+        ConvLSTMWorkload("moving_mnist", 4, 10, 16, 128, 16, 5),
+        ConvLSTMWorkload("moving_mnist_inner", 4, 10, 128, 128, 16, 5),
+        ConvLSTMWorkload("kth", 1, 10, 4, 128, 64, 5),
+        ConvLSTMWorkload("long", 1, 100, 16, 32, 32, 3),
+    ),
+    "additive_attention": (
+        AdditiveAttentionWorkload("gnmt", 32, 50, 50, 512, 512),
+        AdditiveAttentionWorkload("captioning", 8, 50, 196, 512, 2048),
+        AdditiveAttentionWorkload("tacotron", 4, 100, 200, 128, 128),
+        AdditiveAttentionWorkload("decode", 32, 1, 50, 512, 512),
+        AdditiveAttentionWorkload("decode128", 32, 1, 200, 128, 128),
+        AdditiveAttentionWorkload("long", 1, 256, 2048, 256, 256),
+    ),
+}
+if SMOKE:
+    WORKLOADS = {
+        "conv_lstm": (ConvLSTMWorkload("tiny", 2, 4, 3, 8, 10, 3),),
+        "additive_attention": (AdditiveAttentionWorkload("tiny", 2, 1, 7, 32, 16),),
+    }
+
+
+def variants(family: str, task: str) -> Iterator[str]:
+    yield "eager"
+    yield "compiled"
+    for backend in fused_backends(family):
+        yield backend
+        if family == "conv_lstm" and task == "training":
+            yield f"{backend}-recompute"
+
+
+@cache
+def fused_backends(family: str) -> tuple[str, ...]:
+    """The back ends that are here and run this family on the device."""
+    return tuple(name for name in backends.NAMES if name != "reference" and _runs(family, name))
+
+
+def _runs(family: str, backend: str) -> bool:
+    try:
+        backends.choose(family, backend, torch.empty(0, device=DEVICE), spatial_dims=2)
+    except RuntimeError:
+        return False
+    return True
+
+
+# -------------------------------------------------------------------------------------------------------------- jobs
+
+
+@dataclass(frozen=True)
+class Job:
+    """Called, it does its work once, to the end: it waits for a GPU. Gives the output and, in training, gradients."""
+
+    function: Callable[..., Tensor | tuple[Tensor, ...]]
+    inputs: tuple[Tensor, ...]
+    grad: Tensor | None  # of the output; None: inference
+
+    def __call__(self) -> tuple[Tensor, ...]:
+        with torch.set_grad_enabled(self.grad is not None):
+            output = self.function(*self.inputs)
+            output = output if isinstance(output, Tensor) else output[0]
+            results = (output,) if self.grad is None else (output.detach(), *self._gradients(output))
+        if DEVICE.startswith("cuda"):
+            torch.cuda.synchronize()
+        return results
+
+    def _gradients(self, output: Tensor) -> tuple[Tensor, ...]:
+        parameters = self.function.parameters() if isinstance(self.function, nn.Module) else ()
+        return torch.autograd.grad(output, [*self.inputs, *parameters], self.grad)
+
+
+def job(workload: Workload, task: str, variant: str, dtype: torch.dtype = torch.float32) -> Job:
+    """The same weights, inputs and gradient for every variant. A compiled job is good until the next is made."""
+    torch.backends.cudnn.allow_tf32 = False
+    if variant == "compiled":
+        torch._dynamo.reset()  # all modules share the plain one's code, of which only so many versions are compiled
+    place: Place = {"dtype": dtype, "device": DEVICE}
+    training = task.endswith("training")
+    torch.manual_seed(0)
+    function = workload.function(task, variant, place)
+    torch.manual_seed(1)
+    inputs = tuple(x.to(**place).requires_grad_(training) for x in workload.inputs(task))
+    torch.manual_seed(2)
+    grad = torch.randn(_output_shape(workload, task)).to(**place) if training else None
+    return Job(function, inputs, grad)
+
+
+def check(workload: Workload, task: str, variant: str) -> None:
+    """Raise AssertionError unless the variant gives what the plain module gives in float64."""
+    short = workload.to_check()
+    for index, (got, want) in enumerate(zip(job(short, task, variant)(), _oracle(short, task), strict=True)):
+        error = ((got - want).abs().max() / want.abs().max()).item()
+        if not error <= TOLERANCE:
+            what = ", ".join((workload.name, task, variant, f"gradient {index}" if index else "output"))
+            raise AssertionError(f"{what}: an error of {error:.1e} of the largest value")
+
+
+@lru_cache(maxsize=1)  # the variants of a task come one after the other
+def _oracle(workload: Workload, task: str) -> tuple[Tensor, ...]:
+    return job(workload, task, "eager", torch.float64)()
+
+
+def _output_shape(workload: Workload, task: str) -> tuple[int, ...]:
+    if isinstance(workload, ConvLSTMWorkload):
+        return workload.batch, workload.steps, workload.hidden, workload.size, workload.size
+    last = workload.keys if task.startswith("scores") else workload.value_dim
+    return workload.batch, workload.queries, last
+
+
+# ---------------------------------------------------------------------------------------------------------- baselines
+
+
+def plain_scores(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.tanh(q[:, :, None] + k[:, None]) @ v
+
+
+def plain_attention(q: Tensor, k: Tensor, value: Tensor, v: Tensor) -> Tensor:
+    return torch.softmax(plain_scores(q, k, v), -1) @ value
+
+
+def fusible_scores(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A sum instead of a product with v: slower eager, but the form that torch.compile fuses into one loop."""
+    return (torch.tanh(q[:, :, None] + k[:, None]) * v).sum(-1)
+
+
+def fusible_attention(q: Tensor, k: Tensor, value: Tensor, v: Tensor) -> Tensor:
+    return torch.softmax(fusible_scores(q, k, v), -1) @ value
+
+
+# In a smoke run everything is traced and nothing compiled, which would take half a minute.
+_COMPILE = {"dynamic": False, "backend": "aot_eager" if SMOKE else "inductor"}
+
+
+def compile_in_place(module: nn.Module) -> None:
+    module.compile(**_COMPILE)
+
+
+def compiled_function(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return torch.compile(function, **_COMPILE)
+
+
+# ----------------------------------------------------------------------------------------------------------- accuracy
+
+SCALES = (0.1, 1.0, 10.0, 100.0, 1000.0)
+
+
+def score_error(variant: str, scale: float) -> float:
+    """Largest error of a score in float32, relative to Σ|v|, with q and k normal numbers of that scale."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 30, 128) * scale, torch.randn(2, 40, 128) * scale, torch.randn(128)
+    function = plain_scores if variant == "eager" else partial(HF.additive_scores, backend=variant)
+    got = function(*(t.to(DEVICE) for t in (q, k, v))).cpu()
+    want = plain_scores(q.double(), k.double(), v.double())
+    return ((got - want).abs().max() / v.double().abs().sum()).item()

@@ -1,0 +1,94 @@
+"""The autograd Functions of the additive family: which gradients are asked for, second derivatives."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+import hybridops.functional as HF
+from tests import tolerances
+from tests.problems import ACTIVATIONS, SLOPE, attention_inputs, cast, fused_attention, plain_attention, with_gradients
+
+activations = pytest.mark.parametrize("activation", ACTIVATIONS)
+
+
+def problem(target, **sizes):
+    inputs = cast(attention_inputs(score_bias=True, **sizes), torch.float64, target.device)
+    mask = torch.tensor([[1, 1, 0, 1, 1], [0, 0, 0, 0, 0]], dtype=torch.bool, device=target.device)
+    return inputs, mask
+
+
+@activations
+def test_gradcheck(target, activation):
+    """Inputs are random: none is within a finite difference of a kink."""
+    inputs, mask = problem(target, queries=2, width=3)
+    leaves = {name: t.requires_grad_() for name, t in inputs.items()}
+
+    def attend(*tensors):
+        options = {"mask": mask, "scale": 0.7, "activation": activation, "backend": target.backend}
+        return tuple(fused_attention(**dict(zip(leaves, tensors, strict=True)), **options).values())
+
+    def score(query, key, v):
+        return HF.additive_scores(query, key, v, activation=activation, negative_slope=SLOPE, backend=target.backend)
+
+    for function, names in ((attend, leaves), (score, ("query", "key", "v"))):
+        arguments = tuple(leaves[name] for name in names)
+        assert torch.autograd.gradcheck(function, arguments, fast_mode=True)
+        assert torch.autograd.gradgradcheck(function, arguments, fast_mode=True)
+
+
+@pytest.mark.parametrize("needed", ["query", "key", "value", "v", "score_bias"])
+def test_one_gradient_alone(target, needed):
+    inputs, mask = problem(target)
+    options = {"mask": mask, "backend": target.backend}
+    want = with_gradients(fused_attention, inputs, **options)[f"d {needed}"]
+    others = {name: t for name, t in inputs.items() if name != needed}
+    got = with_gradients(lambda **leaf: fused_attention(**leaf, **others, **options), {needed: inputs[needed]})
+    torch.testing.assert_close(got[f"d {needed}"], want, **tolerances.FLOAT64)
+
+
+@pytest.mark.parametrize("used", ["context", "weights"])
+def test_one_output_alone(target, used):
+    """The gradient of the other is absent, not zeros."""
+    inputs, mask = problem(target)
+
+    def only(form, **options):
+        return lambda **leaves: {used: form(**leaves, mask=mask, **options)[used]}
+
+    got = with_gradients(only(fused_attention, backend=target.backend), inputs)
+    torch.testing.assert_close(got, with_gradients(only(plain_attention), inputs), **tolerances.FLOAT64)
+
+
+@activations
+@pytest.mark.parametrize("used", ["context", "weights"])
+def test_gradient_penalty(target, activation, used):
+    """A second derivative in use: backward through the norm of a gradient."""
+    results = []
+    for form in (plain_attention, partial(fused_attention, backend=target.backend)):
+        inputs, mask = problem(target)
+        leaves = [t.requires_grad_() for t in inputs.values()]
+        loss = form(**inputs, mask=mask, activation=activation)[used].square().sum()
+        grads = torch.autograd.grad(loss, (inputs["query"], inputs["key"]), create_graph=True)
+        penalty = sum(grad.square().sum() for grad in grads)
+        results.append((grads, torch.autograd.grad(penalty, leaves, materialize_grads=True)))
+    torch.testing.assert_close(*results, **tolerances.FLOAT64)
+
+
+def test_no_graph_where_none_is_wanted(target):
+    inputs, mask = problem(target)
+    assert fused_attention(**inputs, mask=mask, backend=target.backend)["context"].grad_fn is None
+    inputs["query"].requires_grad_()
+    with torch.no_grad():
+        assert fused_attention(**inputs, mask=mask, backend=target.backend)["context"].grad_fn is None
+    with torch.inference_mode():
+        assert fused_attention(**inputs, mask=mask, backend=target.backend)["context"].is_inference()
+
+
+def test_backward_twice_gives_the_same(target):
+    inputs, mask = problem(target)
+    leaves = [t.requires_grad_() for t in inputs.values()]
+    loss = fused_attention(**inputs, mask=mask, backend=target.backend)["context"].square().sum()
+    first = torch.autograd.grad(loss, leaves, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(loss, leaves), first, **tolerances.EXACT)

@@ -1,0 +1,187 @@
+"""The ConvLSTM's autograd Function: chunks, what is saved, which gradients are asked for, second derivatives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import hybridops.functional as HF
+from hybridops.autograd.conv_lstm import IMAGES_PER_CHUNK
+from tests import tolerances
+from tests.problems import (
+    DTYPES,
+    assert_parity,
+    cast,
+    conv_lstm_inputs,
+    fused_conv_lstm,
+    plain_conv_lstm,
+    with_gradients,
+)
+
+SAVES = ["gates", "recompute"]
+saves = pytest.mark.parametrize("save", SAVES)
+
+
+@saves
+@pytest.mark.parametrize("states", [True, False])
+@pytest.mark.parametrize(
+    ("batch", "steps"),
+    [(1, 15), (1, 16), (1, 17), (1, 33), (2, 9), (3, 12), (5, 8), (7, 5), (15, 3), (16, 2), (17, 3), (33, 2)],
+)
+def test_chunks(target, batch, steps, states, save):
+    """One chunk, several, with and without a rest, of one step and of many."""
+    assert IMAGES_PER_CHUNK == 16  # which the sizes are chosen around
+    inputs = conv_lstm_inputs(batch=batch, steps=steps, space=(3, 2), peephole="spatial", states=states)
+    options = {"backend": target.backend, "save": save}
+    assert_parity(plain_conv_lstm, fused_conv_lstm, inputs, device=target.device, **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sizes", [{}, {"space": (7,), "kernel": (3,)}, {"peephole": "channel"}], ids=str)
+def test_recompute(target, dtype, sizes):
+    inputs = conv_lstm_inputs(batch=3, steps=8, channels=5, hidden=7, **sizes)
+    options = {"backend": target.backend, "save": "recompute"}
+    assert_parity(plain_conv_lstm, fused_conv_lstm, inputs, dtype, target.device, **options)
+
+
+def test_recompute_keeps_less(target):
+    """The gates are two thirds of what is kept."""
+    inputs = cast(conv_lstm_inputs(hidden=16), torch.float32, target.device)
+    inputs["x"].requires_grad_()
+    kept = {}
+    for save in SAVES:
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):
+            fused_conv_lstm(**inputs, save=save, backend=target.backend)
+        kept[save] = sum(sizes)
+    batch_steps_pixels = 2 * 3 * 4 * 5
+    assert kept["gates"] - kept["recompute"] == 4 * 16 * batch_steps_pixels
+
+
+@saves
+@pytest.mark.parametrize("needed", ["x", "h0", "c0", "weight_ih", "weight_hh", "bias", "peephole"])
+@pytest.mark.parametrize("steps", [1, 9])
+def test_one_gradient_alone(target, needed, save, steps):
+    """As when layers are frozen: no gradient depends on another's being asked for."""
+    inputs = cast(conv_lstm_inputs(batch=3, steps=steps, peephole="channel"), torch.float64, target.device)
+    options = {"save": save, "backend": target.backend}
+    want = with_gradients(fused_conv_lstm, inputs, **options)[f"d {needed}"]
+    given = torch.Generator().manual_seed(1)
+    inputs[needed].requires_grad_()
+    outputs = list(fused_conv_lstm(**inputs, **options).values())
+    grads = [torch.randn(out.shape, generator=given).bfloat16().to(out) for out in outputs]
+    (got,) = torch.autograd.grad(outputs, inputs[needed], grads)
+    torch.testing.assert_close(got, want, **tolerances.FLOAT64)
+    assert all(tensor.grad_fn is None and tensor.grad is None for tensor in inputs.values())
+
+
+@saves
+@pytest.mark.parametrize(
+    "used",
+    [["output"], ["h_n"], ["c_n"], ["h_n", "c_n"], ["output", "c_n"], ["first"], ["last"], ["middle"]],
+    ids="-".join,
+)
+def test_some_outputs_alone(target, used, save):
+    """A loss on the last state, on the last frame: the other gradients are absent, not zeros."""
+
+    def some(form, **options):
+        def run(**leaves):
+            outputs = form(**leaves, **options)
+            output = outputs["output"]
+            outputs |= {"first": output[:, 0], "last": output[:, -1], "middle": output[:, 3:5]}
+            return {name: outputs[name] for name in used}
+
+        return run
+
+    fused = some(fused_conv_lstm, save=save, backend=target.backend)
+    inputs = conv_lstm_inputs(batch=3, steps=8, peephole="channel")
+    assert_parity(some(plain_conv_lstm), fused, inputs, device=target.device)
+
+
+def test_backward_twice_gives_the_same(target):
+    inputs = cast(conv_lstm_inputs(), torch.float32, target.device)
+    leaves = [t.requires_grad_() for t in inputs.values() if t is not None]
+    loss = fused_conv_lstm(**inputs, backend=target.backend)["output"].square().sum()
+    first = torch.autograd.grad(loss, leaves, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(loss, leaves), first, **tolerances.EXACT)
+
+
+def test_no_graph_where_none_is_wanted(target):
+    inputs = cast(conv_lstm_inputs(), torch.float32, target.device)
+    assert all(out.grad_fn is None for out in fused_conv_lstm(**inputs, backend=target.backend).values())
+    inputs["x"].requires_grad_()
+    with torch.no_grad():
+        outputs = fused_conv_lstm(**inputs, backend=target.backend)
+    assert all(out.grad_fn is None for out in outputs.values())
+
+
+def test_a_changed_input_is_noticed(target):
+    inputs = cast(conv_lstm_inputs(), torch.float32, target.device)
+    weight = inputs["weight_hh"].clone().requires_grad_()
+    output = fused_conv_lstm(**inputs | {"weight_hh": weight * 1}, backend=target.backend)["output"]
+    inputs["x"].mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+# ------------------------------------------------------------------------------------------------ second derivatives
+
+
+def small_problem(target, peephole, space, **sizes):
+    kernel = (3,) * len(space)
+    sizes = {"batch": 1, "steps": 2, "channels": 2, "hidden": 2, "space": space, "kernel": kernel, **sizes}
+    inputs = cast(conv_lstm_inputs(peephole=peephole, **sizes), torch.float64, target.device)
+    given = {name: t.requires_grad_() for name, t in inputs.items() if t is not None}
+
+    def function(*leaves, save="gates"):
+        arguments = inputs | dict(zip(given, leaves, strict=True))
+        return tuple(fused_conv_lstm(**arguments, save=save, backend=target.backend).values())
+
+    return function, tuple(given.values())
+
+
+@pytest.mark.parametrize(
+    ("peephole", "space", "states"),
+    [(None, (3,), True), ("channel", (2, 2), False), ("spatial", (2, 2), True)],
+)
+def test_gradcheck(target, peephole, space, states):
+    function, leaves = small_problem(target, peephole, space, states=states)
+    for save in SAVES:
+        assert torch.autograd.gradcheck(lambda *a, s=save: function(*a, save=s), leaves, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
+
+
+def test_gradient_penalty(target):
+    """A second derivative in use: backward through the norm of a gradient."""
+    results = []
+    for form, options in ((plain_conv_lstm, {}), (fused_conv_lstm, {"backend": target.backend})):
+        inputs = cast(conv_lstm_inputs(peephole="channel"), torch.float64, target.device)
+        leaves = [t.requires_grad_() for t in inputs.values()]
+        (grad,) = torch.autograd.grad(form(**inputs, **options)["h_n"].sum(), inputs["x"], create_graph=True)
+        results.append((grad, torch.autograd.grad(grad.square().sum(), leaves)))
+    torch.testing.assert_close(*results, **tolerances.FLOAT64)
+
+
+def test_create_graph_over_some_outputs_and_inputs(target):
+    """Only c_n is used and only weight_hh is asked for."""
+    results = []
+    for form, options in ((plain_conv_lstm, {}), (fused_conv_lstm, {"backend": target.backend})):
+        inputs = cast(conv_lstm_inputs(states=False), torch.float64, target.device)
+        weight = inputs["weight_hh"].requires_grad_()
+        (grad,) = torch.autograd.grad(form(**inputs, **options)["c_n"].square().sum(), weight, create_graph=True)
+        results.append((grad, *torch.autograd.grad(grad.square().sum(), weight)))
+    torch.testing.assert_close(*results, **tolerances.FLOAT64)
+
+
+def test_one_cell_in_a_loop_is_one_sequence(target):
+    """Gradients through many calls, each with states that have a history."""
+    inputs = conv_lstm_inputs(steps=4)
+
+    def loop(x, h0, c0, weight_ih, weight_hh, bias, peephole):
+        h, c, output = h0, c0, []
+        for x_t in x.unbind(1):
+            h, c = HF.conv_lstm_cell(x_t, (h, c), weight_ih, weight_hh, bias, peephole=peephole, backend=target.backend)
+            output.append(h)
+        return {"output": torch.stack(output, 1), "h_n": h, "c_n": c}
+
+    assert_parity(plain_conv_lstm, loop, inputs, device=target.device)

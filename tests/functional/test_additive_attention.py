@@ -1,0 +1,223 @@
+"""functional.additive_scores and additive_attention: every back end against text books, values and gradients."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+
+import hybridops.functional as HF
+from tests import tolerances
+from tests.problems import (
+    ACTIVATIONS,
+    DTYPES,
+    SLOPE,
+    assert_parity,
+    attention_inputs,
+    cast,
+    fused_attention,
+    plain_attention,
+    plain_scores,
+    with_gradients,
+)
+
+activations = pytest.mark.parametrize("activation", ACTIVATIONS)
+
+
+def check(target, dtype=torch.float64, activation="tanh", mask=None, scale=1.0, **sizes) -> None:
+    options = {"activation": activation, "mask": None if mask is None else mask.to(target.device), "scale": scale}
+    inputs, plain = attention_inputs(**sizes), partial(plain_attention, **options)
+    assert_parity(plain, fused_attention, inputs, dtype, target.device, backend=target.backend, **options)
+
+
+def plain_scores_alone(query, key, v, activation):
+    return {"scores": plain_scores(query, key, v, activation)}
+
+
+def scores_alone(query, key, v, **options):
+    return {"scores": HF.additive_scores(query, key, v, negative_slope=SLOPE, **options)}
+
+
+# ---------------------------------------------------------------------------------------------------------- sizes
+
+
+@activations
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("width", [*range(1, 21), 33, 63, 64, 65, 130])
+def test_widths(target, dtype, width, activation):
+    """Vectors hold 4, 8 or 16 channels, and four of them may share a reciprocal; no width has to be a multiple."""
+    check(target, dtype, activation, queries=2, keys=3, width=width)
+
+
+@activations
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 70), (3, 4), (5, 7), (17, 65), (33, 2), (40, 131)])
+def test_queries_and_keys(target, dtype, queries, keys, activation):
+    """Tiles are a few keys and queries large, blocks some dozens."""
+    check(target, dtype, activation, queries=queries, keys=keys, width=9)
+
+
+@activations
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"batch": 0}, {"queries": 0}, {"keys": 0}, {"width": 0}, {"values": 0}, {"batch": 0, "keys": 0},
+        {"batch": 1, "queries": 1, "keys": 1, "width": 1, "values": 1},
+    ],
+    ids=["no batch", "no queries", "no keys", "no channels", "no values", "no batch, no keys", "one of everything"],
+)  # fmt: skip
+def test_empty_and_single(target, sizes, activation):
+    check(target, activation=activation, **sizes)
+
+
+@activations
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dtypes(target, dtype, activation):
+    sizes = {"batch": 3, "queries": 13, "keys": 21, "width": 40, "values": 10}
+    check(target, dtype, activation, **sizes)
+    inputs = {name: attention_inputs(**sizes)[name] for name in ("query", "key", "v")}
+    assert_parity(
+        partial(plain_scores_alone, activation=activation),
+        scores_alone,
+        inputs,
+        dtype,
+        target.device,
+        activation=activation,
+        backend=target.backend,
+    )
+    inputs = cast(inputs, dtype, target.device)
+    assert HF.additive_scores(**inputs, activation=activation, backend=target.backend).dtype == dtype
+
+
+# ------------------------------------------------------------------------------------------------------- arguments
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "shape", [(2, 5), (1, 5), (5,), (2, 3, 5), (2, 1, 5), (1, 3, 5), (2, 3, 1), (1, 1, 1), (1,), ()], ids=str
+)
+def test_masks(target, shape, dtype):
+    """Some rows are masked in part, some wholly; gradients of those are zeros, as in the text-book form."""
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(0)) > 0.5
+    check(target, dtype, mask=mask)
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.5])
+def test_a_row_that_may_attend_nothing(target, dropout_p):
+    inputs = cast(attention_inputs(), torch.float32, target.device)
+    mask = torch.ones(2, 3, 5, dtype=torch.bool, device=target.device)
+    mask[0, 1] = False
+    mask[1] = False
+    options = {"mask": mask, "backend": target.backend, "dropout_p": dropout_p}
+    results = with_gradients(fused_attention, inputs, **options)
+    assert all(tensor.isfinite().all() for tensor in results.values())
+    for name in ("context", "weights", "d query"):
+        assert not results[name][0, 1].any()
+    for name in ("context", "weights", "d query", "d key", "d value"):
+        assert not results[name][1].any()
+        assert results[name][0].any()
+
+
+def test_a_masked_position_does_not_count_whatever_it_holds(target):
+    inputs = cast(attention_inputs(), torch.float64, target.device)
+    mask = torch.tensor([True, True, False, True, False], device=target.device)
+    want = with_gradients(fused_attention, inputs, mask=mask, backend=target.backend)
+    for garbage in (math.nan, math.inf, 1e30):
+        changed = inputs | {"key": inputs["key"].clone()}
+        changed["key"][:, ~mask] = garbage
+        got = fused_attention(**changed, mask=mask, backend=target.backend)
+        torch.testing.assert_close(got, {name: want[name] for name in got}, **tolerances.FLOAT64)
+
+
+@activations
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [1.0, -0.7, 30.0])
+def test_scale_bias_and_mask(target, dtype, scale, activation):
+    mask = torch.rand(2, 3, 5, generator=torch.Generator().manual_seed(0)) > 0.3
+    check(target, dtype, activation, mask, scale, score_bias=True)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5), (1, 3, 5), (2, 1, 1), (3, 5), (5,), (3, 1), ()], ids=str)
+def test_score_bias_shapes(target, shape):
+    bias = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    inputs = attention_inputs() | {"score_bias": bias}
+    assert_parity(plain_attention, fused_attention, inputs, device=target.device, backend=target.backend)
+
+
+def test_dropout_zeroes_weights_and_scales_up_the_others(target):
+    inputs = cast(attention_inputs(keys=50), torch.float64, target.device)
+    torch.manual_seed(0)
+    dropped = fused_attention(**inputs, dropout_p=0.3, backend=target.backend)
+    full = fused_attention(**inputs, backend=target.backend)
+    kept = dropped["weights"] != 0
+    assert 0.6 < kept.double().mean() < 0.8  # of 300 weights: within four standard deviations of 0.7
+    torch.testing.assert_close(dropped["weights"][kept], full["weights"][kept] / 0.7, **tolerances.FLOAT64)
+    torch.testing.assert_close(dropped["context"], dropped["weights"] @ inputs["value"], **tolerances.FLOAT64)
+    torch.manual_seed(0)
+    again = fused_attention(**inputs, dropout_p=0.3, backend=target.backend)
+    torch.testing.assert_close(again, dropped, **tolerances.EXACT)
+    everything = fused_attention(**inputs, dropout_p=1.0, backend=target.backend)
+    assert not everything["context"].any()
+
+
+def test_weights_are_returned_on_request(target):
+    inputs = cast(attention_inputs(), torch.float32, target.device)
+    del inputs["score_bias"]
+    want = fused_attention(**inputs, backend=target.backend)
+    context = HF.additive_attention(**inputs, negative_slope=SLOPE, backend=target.backend)
+    torch.testing.assert_close(context, want["context"], **tolerances.EXACT)
+
+
+# --------------------------------------------------------------------------------------------- layouts and magnitudes
+
+
+@activations
+@pytest.mark.parametrize(
+    "layout",
+    [
+        lambda x: x.transpose(0, -1).contiguous().transpose(0, -1),
+        lambda x: torch.stack([x, torch.full_like(x, torch.nan)], -1).flatten(-2)[..., ::2],
+        lambda x: x[..., :1].expand(x.shape),
+        lambda x: x[:1].expand(x.shape),
+    ],
+    ids=["transposed", "every other", "expanded channels", "expanded batch"],
+)
+def test_layouts(target, layout, activation):
+    inputs = attention_inputs(score_bias=True)
+    inputs = {name: t if name == "v" else layout(t) for name, t in inputs.items()}
+    inputs["v"] = torch.stack([inputs["v"]] * 2, 1)[:, 0]
+    assert not any(t.is_contiguous() for t in inputs.values())
+    plain = partial(plain_attention, activation=activation)
+    options = {"activation": activation, "backend": target.backend}
+    assert_parity(plain, fused_attention, inputs, device=target.device, **options)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0], ids=["alone", "opposite"])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 5.0, 10.0, 20.0, 40.0, 90.0, 1000.0])
+def test_scores_of_any_magnitude(target, scale, offset):
+    """`opposite`: a large query on a key nearly as large the other way, where clamping either alone would be wrong."""
+    inputs = cast(attention_inputs(batch=3, queries=20, keys=70, width=50), torch.float32, target.device)
+    query, v = scale * inputs["query"], inputs["v"]
+    key = inputs["key"] - offset * query[:, :1] if offset else scale * inputs["key"]
+    scores = HF.additive_scores(query, key, v, backend=target.backend)
+    exact = plain_scores(query.double(), key.double(), v.double())
+    assert tolerances.largest(scores - exact) <= tolerances.SCORE * v.abs().sum()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_magnitudes_side_by_side(target, dtype):
+    """Rows within the range of the factored form next to rows beyond it, in one tile and in all of them."""
+    inputs = attention_inputs(queries=9, keys=13, width=10)
+    inputs["query"] *= 10.0 ** torch.arange(-3, 6)[:, None]
+    inputs["key"] *= 10.0 ** (torch.arange(13) % 7 - 3)[:, None]
+    assert_parity(plain_attention, fused_attention, inputs, dtype, target.device, backend=target.backend)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("scale", [10.0, 40.0, 1000.0])
+def test_gradients_of_any_magnitude(target, dtype, scale):
+    inputs = attention_inputs(queries=9, keys=13, width=10)
+    inputs |= {name: scale * inputs[name] for name in ("query", "key")}
+    assert_parity(plain_attention, fused_attention, inputs, dtype, target.device, backend=target.backend)

@@ -1,0 +1,131 @@
+"""FusedConcatAttention and FusedAdditiveAttention in place of the plain modules."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hybridops.reference import PreparedKeys
+from tests import tolerances
+from tests.modules.agreement import assert_agree, pair, randn, results
+
+VARIANTS = {
+    "plain": {},
+    "bias": {"bias": True},
+    "relu": {"activation": "relu"},
+    "leaky_relu": {"activation": "leaky_relu", "negative_slope": 0.3},
+    "scale": {"scale": 0.125},
+    "dropout": {"dropout": 0.4},
+}
+variants = pytest.mark.parametrize("arguments", VARIANTS.values(), ids=VARIANTS)
+MASK = torch.tensor([[1, 1, 0, 1, 1], [0, 0, 0, 0, 0]], dtype=torch.bool)
+
+
+@pytest.mark.parametrize("mask", [None, MASK, MASK[:1], MASK[0]], ids=["none", "(B,T)", "(1,T)", "(T)"])
+def test_the_documents_usage(mask):
+    plain, fused = pair("ConcatAttention", 16)
+    hidden, encoder_outputs = randn(2, 16), randn(2, 5, 16)
+    assert_agree(plain, fused, hidden, encoder_outputs, mask)
+    weights = fused(hidden, encoder_outputs, mask)
+    assert weights.shape == (2, 5)
+    attended = torch.ones(2) if mask is None else mask.expand(2, 5).any(-1)
+    torch.testing.assert_close(weights.sum(1), attended.double(), **tolerances.FLOAT64)
+
+
+@variants
+@pytest.mark.parametrize("mask", [None, MASK, MASK[:, None].expand(2, 3, 5)], ids=["none", "(B,T)", "(B,S,T)"])
+@pytest.mark.parametrize("training", [True, False])
+def test_additive_attention(arguments, mask, training):
+    """Dropout too draws what the plain module's draws."""
+    modules = [module.train(training) for module in pair("AdditiveAttention", 4, 6, 8, **arguments)]
+    query, key, value = randn(2, 3, 4), randn(2, 5, 6), randn(1, 2, 5, 7)[0]
+    for need_weights in (True, False):
+        assert_agree(*modules, query, key, value, mask, need_weights, seed=3)
+
+
+@variants
+def test_one_query(arguments):
+    """(B, Q) in, (B, D) and (B, T) out; the key is the value."""
+    plain, fused = (module.eval() for module in pair("AdditiveAttention", 4, 6, 8, **arguments))
+    assert_agree(plain, fused, randn(2, 4), randn(2, 5, 6), None, MASK)
+    context, weights = fused(randn(2, 4), randn(2, 5, 6), mask=MASK)
+    assert (context.shape, weights.shape) == ((2, 6), (2, 5))
+
+
+@variants
+def test_state_dict_goes_both_ways(arguments):
+    plain, fused = pair("AdditiveAttention", 4, 6, 8, **arguments)
+    plain.load_state_dict(fused.state_dict(), strict=True)
+    assert list(plain.state_dict()) == list(fused.state_dict())
+
+
+# -------------------------------------------------------------------------------------------------------- decoding
+
+
+@variants
+@pytest.mark.parametrize("mask", [None, MASK], ids=["none", "(B,T)"])
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_step_by_step_decoding(arguments, mask, backend):
+    _, module = pair("AdditiveAttention", 4, 6, 8, **arguments)
+    module.eval().backend = backend
+    queries, key, value = randn(2, 7, 4), randn(2, 5, 6), randn(1, 2, 5, 3)[0]
+    context, weights = module(queries, key, value, mask)
+    prepared = module.prepare(key, value, mask)
+    assert isinstance(prepared, PreparedKeys)
+    steps = [module(query, prepared) for query in queries.unbind(1)]
+    got = tuple(torch.stack(parts, 1) for parts in zip(*steps, strict=True))
+    torch.testing.assert_close(got, (context, weights), **tolerances.FLOAT64)
+    torch.testing.assert_close(module(queries, prepared), (context, weights), **tolerances.FLOAT64)
+
+
+@variants
+def test_gradients_through_prepared_keys(arguments):
+    """To the keys' projection too, from every step."""
+    plain, fused = (module.eval() for module in pair("AdditiveAttention", 4, 6, 8, **arguments))
+    inputs = (randn(2, 7, 4), randn(2, 5, 6))
+
+    class Decoder(torch.nn.Module):
+        def __init__(self, attention, prepare):
+            super().__init__()
+            self.attention, self.prepare = attention, prepare
+
+        def forward(self, queries, key):
+            prepared = self.attention.prepare(key, mask=MASK) if self.prepare else key
+            mask = None if self.prepare else MASK
+            return torch.stack([self.attention(query, prepared, None, mask)[0] for query in queries.unbind(1)], 1)
+
+    assert_agree(Decoder(plain, False), Decoder(fused, True), *inputs)
+
+
+def test_keys_prepared_by_one_back_end_serve_another():
+    _, module = pair("AdditiveAttention", 4, 6, 8)
+    query, key = randn(2, 4), randn(2, 5, 6)
+    want = module(query, key)
+    for first, second in ((None, "reference"), ("reference", None)):
+        module.backend = first
+        prepared = module.prepare(key)
+        module.backend = second
+        torch.testing.assert_close(module(query, prepared), want, **tolerances.FLOAT64)
+
+
+def test_keys_prepared_by_the_plain_module_serve():
+    plain, fused = pair("AdditiveAttention", 4, 6, 8)
+    query, key = randn(2, 4), randn(2, 5, 6)
+    torch.testing.assert_close(fused(query, plain.prepare(key)), plain(query, key), **tolerances.FLOAT64)
+    torch.testing.assert_close(plain(query, fused.prepare(key)), plain(query, key), **tolerances.FLOAT64)
+
+
+def test_prepared_keys_of_any_magnitude():
+    _, module = pair("AdditiveAttention", 4, 6, 8)
+    for scale in (1e-3, 1.0, 30.0, 1e3, 1e6):
+        query, key = scale * randn(2, 4), scale * randn(2, 5, 6)
+        torch.testing.assert_close(module(query, module.prepare(key)), module(query, key), **tolerances.FLOAT64)
+
+
+def test_weights_left_out_change_nothing_else():
+    _, module = pair("AdditiveAttention", 4, 6, 8)
+    query, key = randn(2, 3, 4), randn(2, 5, 6)
+    (context, _), _ = results(module, (query, key))
+    without, nothing = module(query, key, need_weights=False)
+    torch.testing.assert_close(without, context, **tolerances.EXACT)
+    assert nothing is None

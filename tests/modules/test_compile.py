@@ -1,0 +1,122 @@
+"""torch.compile(fullgraph=True) of forward and training: the numbers of eager, by the same compiled ops."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
+
+from hybridops import native
+from tests import tolerances
+from tests.modules.agreement import examples, pair, randn, results
+
+kinds = pytest.mark.parametrize("kind", examples())
+here = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    torch._dynamo.reset()
+
+
+@kinds
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_training(kind, backend):
+    if backend == "native" and native.missing():
+        pytest.skip(native.missing())
+    arguments, inputs = examples()[kind]
+    _, module = pair(kind, **arguments)
+    module.backend = backend
+    want = results(module, inputs)
+    module.compile(backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(results(module, inputs), want, **tolerances.FLOAT64)
+
+
+@kinds
+def test_inference(kind):
+    arguments, inputs = examples()[kind]
+    _, module = pair(kind, **arguments)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(*inputs), module(*inputs), **tolerances.FLOAT64)
+
+
+def counting_backend(ops: dict[str, Counter]):
+    """A torch.compile backend that runs the graphs as they are, and counts the compiled ops in them."""
+
+    def compiler(phase: str):
+        def compile_graph(graph, example_inputs):
+            targets = [node.target for node in graph.graph.nodes if node.op == "call_function"]
+            ops[phase].update(op.name() for op in targets if getattr(op, "namespace", None) == "hybridops")
+            return make_boxed_func(graph.forward)
+
+        return compile_graph
+
+    return aot_autograd(fw_compiler=compiler("forward"), bw_compiler=compiler("backward"))
+
+
+@here
+@pytest.mark.parametrize(
+    ("kind", "forward", "backward", "layers"),
+    [
+        ("ConvLSTMCell", "conv_lstm_forward", "conv_lstm_backward", 1),
+        ("ConvLSTM", "conv_lstm_forward", "conv_lstm_backward", 2),
+        ("ConcatAttention", "additive_scores_forward", "additive_scores_backward", 1),
+        ("AdditiveAttention", "additive_weights_forward", "additive_scores_backward", 1),
+    ],
+)
+def test_the_compiled_backward_is_the_compiled_op(kind, forward, backward, layers):
+    """Not the reference formula, which is for second derivatives: a tracer may take gradients to be enabled there."""
+    arguments, inputs = examples()[kind]
+    _, module = pair(kind, **arguments)
+    ops = {"forward": Counter(), "backward": Counter()}
+    results(torch.compile(module, backend=counting_backend(ops), fullgraph=True), inputs)
+    assert ops == {"forward": {f"hybridops::{forward}": layers}, "backward": {f"hybridops::{backward}": layers}}
+
+
+@kinds
+def test_recompiled_for_other_shapes(kind):
+    """The first shapes' graph does not serve the second's; sizes become symbols."""
+    arguments, inputs = examples()[kind]
+    _, module = pair(kind, **arguments)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    for batch in (3, 2):
+        some = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t, n=batch: shortened(t, n), inputs)
+        torch.testing.assert_close(results(compiled, some)[0], results(module, some)[0], **tolerances.FLOAT64)
+
+
+def shortened(tensor: torch.Tensor, batch: int) -> torch.Tensor:
+    """The first of the batch, of states of two layers too."""
+    tensor = tensor.detach()
+    return tensor[:, :batch] if tensor.shape[0] == 2 else tensor[:batch]
+
+
+def test_decoding():
+    """A loop over steps that reuses prepared keys, in one graph."""
+    _, module = pair("AdditiveAttention", 4, 6, 8)
+
+    def decode(queries, key):
+        prepared = module.prepare(key)
+        return torch.stack([module(query, prepared)[0] for query in queries.unbind(1)], 1)
+
+    compiled = torch.compile(decode, backend="aot_eager", fullgraph=True)
+    inputs = (randn(2, 3, 4).requires_grad_(), randn(2, 5, 6).requires_grad_())
+    for mode in (torch.no_grad(), torch.enable_grad()):
+        with mode:
+            got, want = compiled(*inputs), decode(*inputs)
+        torch.testing.assert_close(got, want, **tolerances.FLOAT64)
+    grads = [torch.autograd.grad(out.square().sum(), (*inputs, *module.parameters())) for out in (got, want)]
+    torch.testing.assert_close(*grads, **tolerances.FLOAT64)
+
+
+def test_autocast():
+    _, module = pair("ConvLSTM", 3, 4, 3, dtype=torch.float32)
+    x = randn(2, 3, 3, 5, 6, dtype=torch.float32)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        got, want = compiled(x), module(x)
+    torch.testing.assert_close(got, want, **tolerances.EXACT)
+    assert (got[0].dtype, got[1][1].dtype) == (torch.bfloat16, torch.float32)

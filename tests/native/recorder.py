@@ -1,0 +1,49 @@
+"""Which compiled ops the public functions call, and with what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+import hybridops
+from hybridops import FusedAdditiveAttention
+from tests.problems import attention_inputs, cast, conv_lstm_inputs, fused_attention, fused_conv_lstm, with_gradients
+
+NO_KERNEL = {"hybridops::cpu_isa"}  # takes no tensor
+
+Call = tuple[Any, tuple[Any, ...]]  # the op and its arguments, none of them by keyword
+
+
+class Recorder(TorchDispatchMode):
+    """The calls of compiled ops, with their arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "hybridops" and func.name() not in NO_KERNEL:
+            self.calls.append((func, tree_map_only(torch.Tensor, torch.Tensor.detach, args)))
+        return func(*args, **(kwargs or {}))
+
+
+def record(family: str, sizes: dict[str, Any], dtype: torch.dtype = torch.float32) -> list[Call]:
+    """What the public functions call in training and in inference."""
+    with hybridops.use_backend("native"), Recorder() as recorder:
+        if family == "conv_lstm":
+            inputs = cast(conv_lstm_inputs(**sizes), dtype)
+            for save in ("gates", "recompute"):
+                with_gradients(fused_conv_lstm, inputs, save=save)
+            fused_conv_lstm(**inputs)
+        else:
+            inputs = cast(attention_inputs(**sizes), dtype)
+            mask = torch.ones(inputs["key"].shape[:2], dtype=torch.bool)
+            for options in ({}, {"mask": mask}, {"dropout_p": 0.5}, {"activation": "leaky_relu"}):
+                with_gradients(fused_attention, inputs, **options)
+            width = inputs["key"].shape[2]
+            module = FusedAdditiveAttention(width, width, 5, dtype=dtype)
+            module(inputs["query"], module.prepare(inputs["key"]))
+    return recorder.calls

@@ -1,0 +1,32 @@
+"""The compiled code on each instruction set that this machine has: the numbers are those of the plain forms."""
+
+from __future__ import annotations
+
+import pytest
+
+from hybridops import native
+from tests.processes import run_python
+
+PARITY = """
+import sys, pytest
+from hybridops import native
+assert native.cpu_isa() == {isa!r}, native.cpu_isa()
+tests = "native and (widths or channels or kernels or blocks or dtypes or queries_and_keys or magnitude or nonfinite)"
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "tests/functional", "-k", tests]))
+"""
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+def test_parity(isa):
+    """MALLOC_PERTURB_ makes glibc fill what it allocates and what it frees: the kernels' working memory too."""
+    if isa == native.cpu_isa():
+        pytest.skip("it is what all other tests run on")
+    if isa == "avx512" or native.cpu_isa() == "portable":
+        pytest.skip("this processor does not have it")
+    run_python(PARITY.format(isa=isa), HYBRIDOPS_CPU_ISA=isa, MALLOC_PERTURB_="1")
+
+
+def test_an_unknown_name_lowers_nothing():
+    """As one of a later processor would be."""
+    code = "from hybridops import native; print(native.cpu_isa())"
+    assert run_python(code, HYBRIDOPS_CPU_ISA="avx1024").strip() == native.cpu_isa()

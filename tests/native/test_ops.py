@@ -1,0 +1,71 @@
+"""Every compiled op keeps the dispatcher's rules: schema, fake, tracing; and writes all of its outputs."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+from tests.native.recorder import NO_KERNEL, record
+
+SCHEMA_AND_FAKE = ("test_schema", "test_autograd_registration", "test_faketensor")
+CONV_LSTM = {
+    "plain": {},
+    "no states, no bias": {"states": False, "bias": False},
+    "channel peephole": {"peephole": "channel"},
+    "spatial peephole": {"peephole": "spatial"},
+    "one dimension": {"space": (7,), "kernel": (5,), "peephole": "spatial"},
+    "odd sizes": {"batch": 1, "channels": 7, "hidden": 17, "space": (3, 13), "kernel": (3, 5)},
+    "one of everything": {"batch": 1, "steps": 1, "channels": 1, "hidden": 1, "space": (1, 1), "kernel": (1, 1)},
+    "no batch": {"batch": 0},
+}
+ATTENTION = {
+    "plain": {},
+    "score bias": {"score_bias": True},
+    "odd sizes": {"batch": 1, "queries": 7, "keys": 13, "width": 33},
+    "one of everything": {"batch": 1, "queries": 1, "keys": 1, "width": 1, "values": 1},
+    "no batch": {"batch": 0},
+    "no keys": {"keys": 0},
+    "no queries": {"queries": 0},
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [pytest.param("conv_lstm", sizes, id=f"conv_lstm, {name}") for name, sizes in CONV_LSTM.items()]
+    + [pytest.param("attention", sizes, id=f"attention, {name}") for name, sizes in ATTENTION.items()],
+)
+def test_opcheck(family, sizes):
+    calls = record(family, sizes)
+    assert calls
+    tests = SCHEMA_AND_FAKE if sizes else (*SCHEMA_AND_FAKE, "test_aot_dispatch_dynamic")  # which takes a second a call
+    for func, args in calls:
+        torch.library.opcheck(func, args, test_utils=tests)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["conv_lstm", "attention"])
+def test_opcheck_dtypes(family, dtype):
+    for func, args in record(family, {}, dtype):
+        torch.library.opcheck(func, args, test_utils=SCHEMA_AND_FAKE)
+
+
+def test_every_op_is_checked():
+    names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("hybridops::")} - NO_KERNEL
+    called = {func.name() for family in ("conv_lstm", "attention") for func, _ in record(family, {})}
+    assert called == names
+
+
+def test_one_call_a_sequence():
+    """Never one a step. The six images of the sequence are one chunk of the backward."""
+    names = Counter(func.name() for func, _ in record("conv_lstm", {}))  # two trainings, an inference
+    assert names == {"hybridops::conv_lstm_forward": 3, "hybridops::conv_lstm_backward": 2}
+
+
+def test_outputs_are_poisoned_first():
+    """That the rest of the tests would see an element that is not written: here none is, for there is no step."""
+    x, w = torch.zeros(1, 0, 1, 2, 2), torch.zeros(4, 1, 1, 1)
+    _, cells, _ = torch.ops.hybridops.conv_lstm_forward.default(x, None, None, w, w, None, None, 0)
+    assert cells.shape == (1, 1, 2, 2, 1)
+    assert cells.isnan().all()

@@ -1,0 +1,142 @@
+"""Which back end runs a call: named by argument, context, environment, or chosen; a named one runs or raises."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+import hybridops
+import hybridops.functional as HF
+from hybridops import backends, native
+from tests.processes import run_python
+
+here = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
+Q, V = torch.ones(1, 2, 3), torch.ones(3)
+
+
+def chosen(name: str | None = None, family: str = "conv_lstm", x: torch.Tensor = Q, dims: int = 2) -> str:
+    """The name of the back end that would run."""
+    module = backends.choose(family, name, x, dims)
+    return module.__name__.split(".")[1]
+
+
+def test_available():
+    assert list(backends.available()) == ["reference", "native", "triton"]
+    assert all(isinstance(text, str) and text for text in backends.available().values())
+    assert backends.is_available("reference")
+    assert backends.is_available("native") == (native.missing() is None)
+
+
+@here
+def test_the_fastest_that_takes_these_inputs():
+    assert chosen() == "native"
+    assert chosen(family="additive_attention") == "native"
+    assert chosen(dims=3) == "reference"
+    assert chosen(x=torch.ones(1, device="meta")) == "reference"
+    assert chosen(x=torch.ones(1, dtype=torch.complex64)) == "reference"
+
+
+@here
+def test_precedence():
+    assert chosen("reference") == "reference"
+    with hybridops.use_backend("reference"):
+        assert chosen() == "reference"
+        assert chosen("native") == "native"  # an argument goes before
+        with hybridops.use_backend("native"):
+            assert chosen() == "native"
+        with hybridops.use_backend(None):
+            assert chosen() == "native"
+            assert chosen(dims=3) == "reference"  # not named: it may fall back
+        assert chosen() == "reference"
+    assert chosen() == "native"
+
+
+def test_use_backend_ends_with_an_error():
+    with pytest.raises(KeyError), hybridops.use_backend("reference"):
+        raise KeyError
+    assert chosen() == ("native" if native.missing() is None else "reference")
+
+
+@pytest.mark.parametrize("name", ["cuda", "Native", "", "reference ", 1, b"native"])
+def test_unknown_names(name):
+    calls = (
+        lambda: HF.additive_scores(Q, Q, V, backend=name),
+        lambda: backends.is_available(name),
+        lambda: hybridops.use_backend(name).__enter__(),
+        lambda: hybridops.FusedAdditiveAttention(3, 3, 3, backend=name)(Q, Q),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match=r"^backend must be one of 'reference', 'native', 'triton', got"):
+            call()
+
+
+@pytest.mark.parametrize("way", ["argument", "context"])
+@pytest.mark.parametrize("reason", ["is not here", "does not take three dimensions"])
+def test_a_named_back_end_never_falls_back(way, reason, monkeypatch):
+    x, w = torch.ones(1, 2, 3, 1, 1, 1), torch.ones(4, 3, 1, 1, 1)
+    if reason == "is not here":
+        monkeypatch.setattr(backends, "_missing", lambda name: reason)
+        x, w = x[..., 0], w[..., 0]
+    named, argument = (hybridops.use_backend("native"), None) if way == "context" else (nullcontext(), "native")
+    with named, pytest.raises(RuntimeError, match=r"^backend 'native' was asked for, but "):
+        HF.conv_lstm(x, None, w, w[:, :1], backend=argument)
+
+
+@pytest.mark.parametrize("family", ["conv_lstm", "additive_attention"])
+def test_the_reason_is_logged(family, caplog):
+    caplog.set_level(logging.DEBUG, logger="hybridops")
+    HF.additive_scores(Q, Q, V)
+    chosen(family=family)
+    chosen("reference", family=family)  # named: nothing to give a reason for
+    messages = [record.getMessage() for record in caplog.records if record.name == "hybridops.backends"]
+    assert len(messages) == 2
+    assert messages[1].startswith(f"{family}: {chosen()} (")
+    assert {record.levelno for record in caplog.records} == {logging.DEBUG}
+
+
+@here
+def test_the_reason_against_is_logged(caplog):
+    caplog.set_level(logging.DEBUG, logger="hybridops")
+    chosen(dims=3)
+    assert caplog.messages == [
+        "conv_lstm: reference (native: the compiled ConvLSTM takes 1 or 2 spatial dimensions, not 3)"
+    ]
+
+
+SAY = """
+import torch, hybridops
+from hybridops import backends
+def chosen(name=None):
+    return backends.choose("conv_lstm", name, torch.ones(1), 2).__name__.split(".")[1]
+names = [chosen(), chosen("native")]
+with hybridops.use_backend("native"):
+    names.append(chosen())
+with hybridops.use_backend(None):
+    names.append(chosen())
+print(*names)
+"""
+
+
+@here
+def test_environment_variable():
+    """An argument and a context go before it."""
+    assert run_python(SAY, HYBRIDOPS_BACKEND="reference").split() == ["reference", "native", "native", "native"]
+
+
+def test_unknown_name_in_the_environment():
+    code = """
+import pytest, torch
+from hybridops import backends
+with pytest.raises(ValueError) as refused:
+    backends.choose("conv_lstm", None, torch.ones(1), 2)
+print(refused.value)
+"""
+    assert run_python(code, HYBRIDOPS_BACKEND="fastest").startswith("backend must be one of 'reference', ")
+
+
+def test_empty_environment_variable_names_nothing():
+    code = "import torch; from hybridops import backends; backends.choose('conv_lstm', None, torch.ones(1), 3)"
+    assert run_python(code, HYBRIDOPS_BACKEND="") == ""

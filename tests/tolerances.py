@@ -1,0 +1,36 @@
+"""How near is near enough, and why. Nothing in the tests compares with a number that does not stand here."""
+
+from __future__ import annotations
+
+import torch
+
+# The same bits: the same operations in the same order, or no arithmetic at all.
+EXACT = {"rtol": 0.0, "atol": 0.0}
+
+# float64, values of order one, sums of some thousand terms in another order: about 1e-13 of rounding, and room.
+FLOAT64 = {"rtol": 1e-10, "atol": 1e-12}
+
+# The error is held to this many times that of the plain PyTorch module in the same dtype, on the same inputs.
+TIMES_PLAIN = 2.0
+
+# ... and so many units in the last place, since a plain error may be near zero by luck: of the largest value, or of the
+# number given if that is more.
+# float32, eight: an exponential, a reciprocal and a quotient of two sums cost one or two each. Of one at least: these
+# are sums of terms of order one, and may cancel.
+# Half precision, one: all but the last rounding is done in float32, and a rounding is half a unit.
+FLOOR_ULPS = {torch.float32: (8.0, 1.0), torch.bfloat16: (1.0, 0.0), torch.float16: (1.0, 0.0)}
+
+# Of a float32 score, relative to Σ|v|, the largest it can be: |tanh| <= 1, each of its values is good to about two
+# units in the last place (2.4e-7), and their sum adds about as much.
+SCORE = 5e-7
+
+
+def allowed_error(plain: torch.Tensor, exact: torch.Tensor, dtype: torch.dtype) -> float:
+    """The largest error that a result in dtype may have, where `plain` is what plain PyTorch gives in that dtype."""
+    ulps, least = FLOOR_ULPS[dtype]
+    floor = ulps * torch.finfo(dtype).eps * max(largest(exact), least)
+    return TIMES_PLAIN * largest(plain.double() - exact) + floor
+
+
+def largest(tensor: torch.Tensor) -> float:
+    return tensor.abs().max().item() if tensor.numel() else 0.0
