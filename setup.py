@@ -8,6 +8,7 @@ every torch from 2.10 and every Python from 3.10. The environment decides the re
 
     HYBRIDOPS_REQUIRE_NATIVE=1    fail where hybridops._C cannot be built, instead of warning and going on without it
     HYBRIDOPS_CUDA=0 | 1          never build hybridops._C_cuda | build it or fail, on a torch without CUDA too
+    HYBRIDOPS_EMULATE_AVX512=1    for tests: the AVX-512 kernels in AVX2 instructions (csrc/cpu/isa.h)
     TORCH_CUDA_ARCH_LIST, CUDA_HOME, CC, CXX, MAX_JOBS        as in any torch extension; after changing one: --force
 """
 
@@ -37,6 +38,8 @@ TARGET = "-DTORCH_TARGET_VERSION=0x020A000000000000"
 # flags, which nothing here reads and which keep loops with a sqrt, a division or a select from being vectorised.
 # -g0: Python's own flags bring -g, which adds a third to the compile time and 8 MB to the library.
 CXX_FLAGS = [TARGET, "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall"]
+if os.environ.get("HYBRIDOPS_EMULATE_AVX512") == "1":
+    CXX_FLAGS.append("-DHYBRIDOPS_EMULATE_AVX512")
 RELEASE_ARCHS = "8.0;9.0;10.0+PTX"
 
 

@@ -17,8 +17,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this file is run by its path, and nothing need be installed
 
-from benchmarks.measure import ROOT, machine, machine_name, row, seconds, table, warm_up
-from benchmarks.workloads import SCALES, WORKLOADS, Workload, check, fused_backends, job, score_error, variants
+from benchmarks.measure import ROOT, finished, machine, machine_name, row, sample_peak, seconds, table, warm_up
+from benchmarks.workloads import SCALES, WORKLOADS, Workload, checked_job, fused_backends, score_error, variants
 
 Table = list[dict[str, Any]]
 
@@ -26,7 +26,7 @@ Table = list[dict[str, Any]]
 def main() -> None:
     arguments = parse()
     for family in arguments.families or WORKLOADS:
-        tables = {"": compare_family(family, arguments)}
+        tables = {"": finished(compare_family(family, arguments))}
         if not tables[""]:
             continue
         if family == "additive_attention":
@@ -51,10 +51,9 @@ def compare_family(family: str, arguments: argparse.Namespace) -> Table:
 def compare(workload: Workload, task: str, rounds: int, compiled: bool) -> Table:
     names = [name for name in variants(workload.family, task) if compiled or name != "compiled"]
     print(f"{workload.family}, {workload.name}, {task}: {', '.join(names)}", file=sys.stderr)
-    for name in names:
-        check(workload, task, name)
-    jobs = {name: job(workload, task, name) for name in names}
+    jobs = {name: checked_job(workload, task, name) for name in names}
     memory = {name: warm_up(work) for name, work in jobs.items()}
+    sample_peak()
     times: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
         shift = turn % len(names)  # nobody always comes after the same one

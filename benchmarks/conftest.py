@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from benchmarks.measure import machine, row, table, warm_up
-from benchmarks.workloads import SMOKE, WORKLOADS, Workload, check, job, variants
+from benchmarks.measure import finished, machine, row, sample_peak, seconds, table, warm_up
+from benchmarks.workloads import SMOKE, WORKLOADS, Job, Workload, checked_job, variants
 
 # Rounds fill this much time, at least one and at most so many: the whole run is to end within minutes.
 SECONDS_PER_JOB, MOST_ROUNDS = 0.5, 100
@@ -45,26 +44,30 @@ def measure(benchmark: Any, request: pytest.FixtureRequest) -> Callable[[Workloa
     rows, eager = request.config.stash[_rows], request.config.stash[_eager]
 
     def run(workload: Workload, task: str, variant: str) -> None:
-        check(workload, task, variant)
-        work = job(workload, task, variant)
-        start = time.perf_counter()
+        work = checked_job(workload, task, variant)
         memory = warm_up(work)
-        duration = time.perf_counter() - start
-        rounds = 1 if SMOKE else min(MOST_ROUNDS, max(1, int(SECONDS_PER_JOB / duration)))
+        sample_peak()
+        before = eager.get((workload.name, task))  # None: this is eager, or it was not selected
         benchmark.group = f"{workload.name}, {task}"
-        benchmark.pedantic(work, rounds=rounds)
+        benchmark.pedantic(work, rounds=1 if SMOKE else rounds(work, before))
         if benchmark.disabled:
             return
 
         median = benchmark.stats.stats.median
         if variant == "eager":
-            eager[workload.name, task] = median
-        before = eager.get((workload.name, task))  # None: eager was not selected
+            before = eager[workload.name, task] = median
         result = row(workload, task, variant, median, before and before / median, memory)
         rows[workload.family].append(result)
         benchmark.extra_info.update(result)
 
     return run
+
+
+def rounds(work: Job, eager: float | None) -> int:
+    """How many fit into SECONDS_PER_JOB. Where eager took long, finding out would take as long as another round."""
+    if eager is not None and eager > 4 * SECONDS_PER_JOB:
+        return 1
+    return min(MOST_ROUNDS, max(1, int(SECONDS_PER_JOB / seconds(work))))
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
@@ -76,7 +79,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     for family, results in rows.items():
         if results:
             terminalreporter.section(family)
-            terminalreporter.write_line(table(results))
+            terminalreporter.write_line(table(finished(results)))
     if any(rows.values()):
         terminalreporter.section("machine")
         for name, value in machine().items():

@@ -28,7 +28,6 @@ ON_CUDA = DEVICE.startswith("cuda")
 # ------------------------------------------------------------------------------------------------------------ machine
 
 
-@cache
 def machine() -> dict[str, Any]:
     """What a result must be read with."""
     return {
@@ -41,8 +40,8 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "hybridops": hybridops.__version__,
         "commit": _commit(),
-        "peak_gflops": round(2e-9 * multiply_add_peak()[0], 1),
-        "peak_is": multiply_add_peak()[1],
+        "peak_gflops": round(2e-9 * peak(), 1),
+        "peak_is": _peak_probe()[1],
     }
 
 
@@ -68,40 +67,55 @@ def _commit() -> str | None:
 # --------------------------------------------------------------------------------------------------------------- peak
 
 
+_peaks: list[float] = []
+
+
+def sample_peak() -> None:
+    """Taken before every job, since a moment in which other work holds the machine back must not pass for its best."""
+    _peaks.append(_peak_probe()[0]())
+
+
+def peak() -> float:
+    """Float32 multiply-adds a second of the whole device: the most that was ever seen."""
+    if not _peaks:
+        sample_peak()
+    return max(_peaks)
+
+
 @cache
-def multiply_add_peak() -> tuple[float, str]:
-    """Float32 multiply-adds a second of the whole device, and how they were measured."""
+def _peak_probe() -> tuple[Callable[[], float], str]:
+    """What gives the multiply-adds a second at this moment, and in words how."""
     loop = None if ON_CUDA else _register_loop()
     if loop is None:
-        size = 8192 if ON_CUDA else 2048
+        size = 4096 if ON_CUDA else 1024
         a = torch.randn(size, size, device=DEVICE)
-        return _rate(lambda: _synchronised(torch.mm, a, a), size**3), f"torch.mm of {size}×{size}: a proxy for the peak"
-    return loop, "a loop of multiply-adds in registers, on every thread"
+        return lambda: _best_rate(lambda: _to_the_end(torch.mm, a, a), size**3), f"torch.mm, {size}×{size}: a proxy"
+    rounds, threads = 100_000, torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads)  # ctypes lets go of the interpreter's lock
+
+    def of_one_thread(_: int) -> float:
+        return _best_rate(lambda: loop.run(rounds, 0.5, 1.0), rounds * loop.multiply_adds_a_round())
+
+    return lambda: sum(pool.map(of_one_thread, range(threads))), "loops in registers on all threads at once"
 
 
-def _register_loop(rounds: int = 300_000) -> float | None:
-    """The loop in peak.c; None where there is no C compiler."""
+def _best_rate(work: Callable[[], object], amount: float) -> float:
+    """The best of many short ones: being interrupted only makes it slower."""
+    return max(amount / seconds(work) for _ in range(50))
+
+
+def _register_loop() -> ctypes.CDLL | None:
+    """peak.c, compiled for this machine; None where there is no C compiler."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder, "peak.so")
-        flags = ["-O3", "-march=native", "-shared", "-fPIC", "-o", str(library)]  # used here and now, then deleted
-        subprocess.run([compiler, *flags, str(ROOT / "benchmarks" / "peak.c")], check=True)
+        library, source = Path(folder, "peak.so"), ROOT / "benchmarks" / "peak.c"
+        flags = ["-O3", "-march=native", "-shared", "-fPIC"]  # used here and now, then deleted
+        subprocess.run([compiler, *flags, "-o", str(library), str(source)], check=True)
         loop = ctypes.CDLL(str(library))
     loop.run.argtypes, loop.run.restype = [ctypes.c_long, ctypes.c_float, ctypes.c_float], ctypes.c_float
-    threads = torch.get_num_threads()
-    with ThreadPoolExecutor(threads) as pool:  # ctypes lets go of the interpreter's lock
-
-        def on_every_thread() -> None:
-            list(pool.map(lambda _: loop.run(rounds, 0.5, 1.0), range(threads)))
-
-        return _rate(on_every_thread, threads * rounds * loop.multiply_adds_a_round())
-
-
-def _rate(work: Callable[[], object], amount: float, repeats: int = 300) -> float:
-    """The best of many short ones: whatever else the machine does can only make it slower."""
-    return max(amount / seconds(work) for _ in range(repeats))
+    return loop
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -110,7 +124,7 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _synchronised(function: Callable[..., object], *args: object) -> None:
+def _to_the_end(function: Callable[..., object], *args: object) -> None:
     function(*args)
     if ON_CUDA:
         torch.cuda.synchronize()
@@ -152,10 +166,13 @@ def peak_bytes(job: Job) -> int:
 # -------------------------------------------------------------------------------------------------------------- table
 
 
+MULTIPLY_ADDS = "multiply-adds/s"
+
+
 def row(
     workload: Workload, task: str, variant: str, duration: float, speed_up: float | None, memory: int | None
 ) -> dict[str, Any]:
-    """One line of results: seconds, how many times as fast as eager that is, bytes."""
+    """One line of results: seconds, how many times as fast as eager that is, bytes. `finished` completes it."""
     multiply_adds = workload.multiply_adds(task)
     return {
         "workload": workload.name,
@@ -164,12 +181,21 @@ def row(
         "ms": duration * 1e3,
         "speed-up": speed_up,
         workload.unit: workload.operations(task) * 1e-9 / duration,
-        "of peak": None if multiply_adds is None else multiply_adds / duration / multiply_add_peak()[0],
+        MULTIPLY_ADDS: None if multiply_adds is None else multiply_adds / duration,
         "MB": None if memory is None else memory * 1e-6,
     }
 
 
-_FORMATS = {"ms": "{:.3g}", "speed-up": "{:.2f}×", "of peak": "{:.0%}", "error": "{:.1e}"}
+def finished(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Multiply-adds a second as a share of the machine's peak, which is known at the end."""
+    share = {MULTIPLY_ADDS: "of peak"}
+    return [
+        {share.get(name, name): value / peak() if name in share and value else value for name, value in line.items()}
+        for line in rows
+    ]
+
+
+_FORMATS = {"speed-up": "{:.2f}×", "of peak": "{:.0%}"}
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
@@ -186,7 +212,7 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
 def _cell(name: str, value: Any) -> str:
     if value is None:
         return ""
-    return value if isinstance(value, str) else _FORMATS.get(name, "{:.3g}").format(value)
+    return value if isinstance(value, str) else _FORMATS.get(name, "{:.0f}" if value >= 100 else "{:.3g}").format(value)
 
 
 def _justify(text: str, width: int, right: bool) -> str:

@@ -30,7 +30,7 @@ SMOKE = os.environ.get("HYBRIDOPS_BENCH_SMOKE") == "1"
 DEVICE = os.environ.get("HYBRIDOPS_BENCH_DEVICE", "cpu")
 
 # The largest error allowed, relative to the largest element: rounding in float32 gives about 1e-6, a wrong formula more
-# than 1e-2. (On CUDA, convolutions that round to TF32 give 1e-3: `job` turns that off.)
+# than 1e-2. (On CUDA, convolutions that round to TF32 give 1e-3: that is turned off.)
 TOLERANCE = 1e-4
 
 
@@ -228,35 +228,46 @@ class Job:
         return torch.autograd.grad(output, [*self.inputs, *parameters], self.grad)
 
 
-def job(workload: Workload, task: str, variant: str, dtype: torch.dtype = torch.float32) -> Job:
-    """The same weights, inputs and gradient for every variant. A compiled job is good until the next is made."""
+def checked_job(workload: Workload, task: str, variant: str) -> Job:
+    """The job, after a check against the plain module in float64. A compiled one is good until the next is made.
+
+    Raises:
+        AssertionError: output or gradients are off by more than TOLERANCE.
+    """
     torch.backends.cudnn.allow_tf32 = False
     if variant == "compiled":
         torch._dynamo.reset()  # all modules share the plain one's code, of which only so many versions are compiled
-    place: Place = {"dtype": dtype, "device": DEVICE}
-    training = task.endswith("training")
-    torch.manual_seed(0)
-    function = workload.function(task, variant, place)
-    torch.manual_seed(1)
-    inputs = tuple(x.to(**place).requires_grad_(training) for x in workload.inputs(task))
-    torch.manual_seed(2)
-    grad = torch.randn(_output_shape(workload, task)).to(**place) if training else None
-    return Job(function, inputs, grad)
-
-
-def check(workload: Workload, task: str, variant: str) -> None:
-    """Raise AssertionError unless the variant gives what the plain module gives in float64."""
-    short = workload.to_check()
-    for index, (got, want) in enumerate(zip(job(short, task, variant)(), _oracle(short, task), strict=True)):
-        error = ((got - want).abs().max() / want.abs().max()).item()
+    place: Place = {"dtype": torch.float32, "device": DEVICE}
+    function, short = _function(workload, task, variant, place), workload.to_check()
+    got, want = _job(short, task, function, place)(), _oracle(short, task)
+    for index, (mine, exact) in enumerate(zip(got, want, strict=True)):
+        error = ((mine - exact).abs().max() / exact.abs().max()).item()
         if not error <= TOLERANCE:
             what = ", ".join((workload.name, task, variant, f"gradient {index}" if index else "output"))
             raise AssertionError(f"{what}: an error of {error:.1e} of the largest value")
+    return _job(workload, task, function, place)
 
 
 @lru_cache(maxsize=1)  # the variants of a task come one after the other
 def _oracle(workload: Workload, task: str) -> tuple[Tensor, ...]:
-    return job(workload, task, "eager", torch.float64)()
+    place: Place = {"dtype": torch.float64, "device": DEVICE}
+    return _job(workload, task, _function(workload, task, "eager", place), place)()
+
+
+# The same weights, inputs and gradient for every variant:
+
+
+def _function(workload: Workload, task: str, variant: str, place: Place) -> Callable[..., Tensor]:
+    torch.manual_seed(0)
+    return workload.function(task, variant, place)
+
+
+def _job(workload: Workload, task: str, function: Callable[..., Tensor], place: Place) -> Job:
+    training = task.endswith("training")
+    torch.manual_seed(1)
+    inputs = tuple(x.to(**place).requires_grad_(training) for x in workload.inputs(task))
+    grad = torch.randn(_output_shape(workload, task)).to(**place) if training else None
+    return Job(function, inputs, grad)
 
 
 def _output_shape(workload: Workload, task: str) -> tuple[int, ...]:

@@ -53,7 +53,8 @@ def run(tasks: Sequence[Task], steps: int | None, time_limit: float, out: Path, 
             notes.append(f"[yellow]Not all it can learn: {done} of {planned} steps in the time limit.[/]")
 
     ran_on = [_backend(task, device) for task in tasks]
-    console.print(_table(tasks, results, ran_on), *notes, sep="\n")
+    console.print(_table(tasks, results, ran_on))
+    console.print(*notes, sep="\n", soft_wrap=True)
     if "reference" in ran_on:
         console.print("\n[bold yellow]The reference back end ran, which fuses nothing:[/]", *_why_reference(), sep="\n")
     same = all(result.relative_difference < SAME_LOSS for result in results)  # false for NaN too

@@ -92,8 +92,8 @@ def conv_lstm(
     """
     if hx is not None:
         check_pair("hx", hx)
+    dims = _check_conv_lstm(x, hx, weight_ih, weight_hh, bias, peephole)
     h0, c0 = hx if hx is not None else (None, None)
-    dims = _check_conv_lstm(x, h0, c0, weight_ih, weight_hh, bias, peephole)
     check_choice("save", save, ("gates", "recompute"))
     acc = None if c0 is None else c0.dtype
     x, h0, weight_ih, weight_hh, bias, peephole = _autocast(x, h0, weight_ih, weight_hh, bias, peephole)
@@ -118,6 +118,7 @@ class PreparedExponentials:
     """What `prepare_exponentials` gave; opaque."""
 
     backend: str
+    key_shape: torch.Size
     tensors: tuple[Tensor, Tensor]
 
 
@@ -133,7 +134,7 @@ def prepare_exponentials(
     _check_dtypes(key=key)
     run = backends.choose("additive_attention", backend, key)
     tensors = run.prepare_keys(key, activation)
-    return None if tensors is None else PreparedExponentials(run.__name__, tensors)
+    return None if tensors is None else PreparedExponentials(run.__name__, key.shape, tensors)
 
 
 def additive_scores(
@@ -208,15 +209,14 @@ def additive_attention(
     value = _autocast(value)[0]
     _check_like("value", value, query, like_name="query")
     mask = broadcast_mask(mask, *pairs)
+    if mask is not None and mask.device != query.device:
+        raise ValueError(f"mask must be on the device of query, {query.device}, got {mask.device}")
     if score_bias is not None:
         _check_broadcastable("score_bias", score_bias, query, pairs)
     check_number("scale", scale)
     check_number("dropout_p", dropout_p, 0.0, 1.0)
     run = backends.choose("additive_attention", backend, query)
-    exponentials = None  # those of another back end are of no use
-    if prepared is not None and prepared.backend == run.__name__:
-        check_shape("prepared (of another key)", prepared.tensors[1], key.shape[:2])
-        exponentials = prepared.tensors
+    exponentials = _check_prepared(prepared, key, run.__name__)
     with _no_autocast(query):
         if dropout_p == 0:
             context, weights = autograd.additive_attention.attend(
@@ -237,8 +237,7 @@ def additive_attention(
 
 def _check_conv_lstm(
     x: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
+    hx: tuple[Tensor, Tensor] | None,
     weight_ih: Tensor,
     weight_hh: Tensor,
     bias: Tensor | None,
@@ -255,11 +254,10 @@ def _check_conv_lstm(
     hidden = rows // 4
     check_shape("weight_hh", weight_hh, (rows, hidden, *kernel))
     check_shape("x", x, ("B", "T", channels, *space))
-    state = (x.shape[0], hidden, *x.shape[3:])
-    if h0 is not None:
-        check_shape("h of hx", h0, state)
-        check_shape("c of hx", c0, state)
-        _check_like("c of hx", c0, x, dtype=False)
+    if hx is not None:
+        for name, state in zip(("h of hx", "c of hx"), hx, strict=True):
+            check_shape(name, state, (x.shape[0], hidden, *x.shape[3:]))
+        _check_like("c of hx", hx[1], x, dtype=False)
     if bias is not None:
         check_shape("bias", bias, (rows,))
     if peephole is not None:
@@ -279,6 +277,19 @@ def _check_pairs(query: Tensor, key: Tensor, v: Tensor, activation: str, negativ
     query, key, v = _autocast(query, key, v)
     _check_dtypes(query=query, key=key, v=v)
     return query, key, v
+
+
+def _check_prepared(prepared: PreparedExponentials | None, key: Tensor, backend: str) -> tuple[Tensor, Tensor] | None:
+    """What was prepared; None if by another back end, for it is of no use then."""
+    if prepared is None:
+        return None
+    if not isinstance(prepared, PreparedExponentials):
+        raise TypeError(f"prepared must be what prepare_exponentials gave, got {type(prepared).__name__}")
+    wanted = (key.shape, accumulation_dtype(key.dtype), key.device)
+    came = (prepared.key_shape, prepared.tensors[0].dtype, prepared.tensors[0].device)
+    if came != wanted:
+        raise ValueError("prepared must be of a key like {}, {}, {}, got {}, {}, {}".format(*wanted, *came))
+    return prepared.tensors if prepared.backend == backend else None
 
 
 def _space(weight: Tensor, name: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ namespace {
 
 Isa widest() {
 #ifdef HYBRIDOPS_X86
-#ifdef HYBRIDOPS_WIDE_IS_AVX512
+#ifndef HYBRIDOPS_EMULATE_AVX512
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl"))
         return Isa::avx512;

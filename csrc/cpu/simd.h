@@ -39,7 +39,9 @@ HYBRIDOPS_INLINE Simd<A> broadcast(A x) {
 // Keeps a value that is used several times in a register: left alone, the compiler reads it from memory at every use.
 template <class V>
 HYBRIDOPS_INLINE void hold(V& x) {
-#if defined(__x86_64__)
+#if defined(HYBRIDOPS_WIDE) && defined(HYBRIDOPS_EMULATE_AVX512)
+    (void)x;  // two registers
+#elif defined(__x86_64__)
     __asm__("" : "+v"(x));
 #elif defined(__aarch64__)
     __asm__("" : "+w"(x));
@@ -138,7 +140,7 @@ HYBRIDOPS_INLINE V tanh(V x) {
 // division, about 1 ulp.
 template <class V>
 HYBRIDOPS_INLINE V reciprocal(V x) {
-#ifdef HYBRIDOPS_RCP14
+#if defined(HYBRIDOPS_WIDE) && !defined(HYBRIDOPS_EMULATE_AVX512)
     if constexpr (std::is_same_v<Element<V>, float>) {
         const V r = (V)_mm512_maskz_rcp14_ps(-1, (__m512)x);
         return r * (2 - x * r);

@@ -27,7 +27,7 @@ PACKAGES = {  # the name to import: the name to install
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", choices=[*TASKS, "all"], default="all")
     parser.add_argument("--steps", type=int, help="training steps (default: what each task needs to show something)")
-    parser.add_argument("--time-limit", type=float, default=120, help="seconds, then training stops (%(default)g)")
+    parser.add_argument("--time-limit", type=float, default=140, help="seconds, then training stops (%(default)g)")
     parser.add_argument("--out", type=Path, default=Path("demo_output"), help="where the pictures go (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 import hybridops.functional as HF
-from hybridops.checks import check_choice, check_pair
+from hybridops.checks import check_choice, check_shape
 from hybridops.reference.conv_lstm import ConvLSTM, ConvLSTMCell, States
 
 
@@ -24,8 +24,9 @@ class FusedConvLSTMCell(ConvLSTMCell):
         self.backend = backend
 
     def forward(self, x_t: Tensor, states: States | None = None) -> States:
+        check_shape("x_t", x_t, ("B", self.input_dim, *self._space()))
         if states is not None:
-            check_pair("states", states)
+            self._check_states(x_t, states)
         w_ih, w_hh, bias, peephole = self.canonical_weights()
         return HF.conv_lstm_cell(x_t, states, w_ih, w_hh, bias, peephole=peephole, backend=self.backend)
 
