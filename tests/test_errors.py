@@ -205,7 +205,7 @@ def describe(value) -> str:
         return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)} {value.device}"
     if isinstance(value, (tuple, list)):
         return f"({' '.join(map(describe, value))})"
-    return "prepared" if isinstance(value, HF.PreparedExponentials) else repr(value)
+    return type(value).__name__ if isinstance(value, (dict, HF.PreparedExponentials)) else repr(value)
 
 
 @pytest.mark.parametrize("row", WRONG, ids=lambda row: f"{row[0]}-{row[1]}-{describe(row[2])}")

@@ -31,42 +31,40 @@ def run(
     bias: Tensor | None,  # (4H)
     peephole: Tensor | None,  # (3,H) or (3,H,S*)
     save: str,  # "gates" | "recompute"
-) -> tuple[Tensor, Tensor, Tensor]:
-    """hs (T,B,H,S*), h_n (B,H,S*), c_n (B,H,S*) acc."""
+    want_h_n: bool,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """hs (T,B,H,S*), h_n (B,H,S*) if wanted, c_n (B,H,S*) acc; none is a view of another, or of what is saved."""
     inputs = (x, h0, c0, w_ih, w_hh, bias, peephole)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-        return ConvLSTM.apply(backend, save, *inputs)
+        return ConvLSTM.apply(backend, save, want_h_n, *inputs)
     hs, cs, _ = backend.conv_lstm_forward(*inputs, "nothing")
-    return hs, _last(hs), _last(cs)
+    return hs, hs[-1].clone() if want_h_n else None, cs[-1]
 
 
 class ConvLSTM(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, backend: ModuleType, save: str, *inputs: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, backend: ModuleType, save: str, want_h_n: bool, *inputs: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         hs, cs, gates = backend.conv_lstm_forward(*inputs, "gates" if save == "gates" else "cells")
         ctx.backend = backend
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs, hs, cs, gates)
-        return hs, _last(hs), _last(cs)
+        return hs, hs[-1].clone() if want_h_n else None, cs[-1].clone()
 
     @staticmethod
     def backward(
         ctx: Any, grad_hs: Tensor | None, grad_hn: Tensor | None, grad_cn: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         *inputs, hs, cs, gates = ctx.saved_tensors
-        needed = ctx.needs_input_grad[2:]
+        needed = ctx.needs_input_grad[3:]
         if grad_hs is None and grad_hn is None and grad_cn is None:
-            return (None,) * 9
+            return (None,) * 10
         if torch.is_grad_enabled():  # create_graph=True
             grads = differentiable_gradients(lambda: _states(*inputs), inputs, needed, (grad_hs, grad_hn, grad_cn))
         else:
             grads = _gradients(ctx.backend, inputs, needed, hs, cs, gates, grad_hs, grad_hn, grad_cn)
-        return None, None, *grads
-
-
-def _last(states: Tensor) -> Tensor:
-    """The last step, without keeping the others alive."""
-    return states[-1] if len(states) == 1 else states[-1].clone()
+        return None, None, None, *grads
 
 
 def _states(*inputs: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,10 +6,15 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from hybridops.checks import accumulation_dtype
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+OPS = (
+    "conv_lstm_forward", "conv_lstm_backward", "additive_prepare_keys", "additive_scores_forward",
+    "additive_weights_forward", "additive_scores_backward", "cpu_isa",
+)  # fmt: skip
 BUILD = "build it with `pip install --no-build-isolation -e .` or `python setup.py build_ext --inplace`"
 
 
@@ -23,6 +28,8 @@ def _load(name: str) -> str | None:
         torch.ops.load_library(str(found[0]))
     except OSError as error:
         return f"{found[0]} does not load ({error.__cause__ or error}): {BUILD}"
+    if not all(hasattr(torch.ops.hybridops, op) for op in OPS):
+        return f"{found[0]} was compiled from another version: {BUILD}"
     return None
 
 
@@ -53,6 +60,14 @@ def why_not(family: str, x: Tensor, spatial_dims: int) -> str | None:
     if family == "conv_lstm" and spatial_dims > 2:
         return f"the compiled ConvLSTM takes 1 or 2 spatial dimensions, not {spatial_dims}"
     return None
+
+
+def refuse_forward_mode(*tensors: Tensor | None) -> None:
+    """The compiled ops have no forward-mode derivative, and would drop a tangent without a word."""
+    if forward_ad._current_level >= 0 and any(
+        t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    ):
+        raise NotImplementedError("the compiled ops have no forward-mode derivative: use backend='reference'")
 
 
 def cpu_isa() -> str:

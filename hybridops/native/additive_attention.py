@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hybridops.checks import accumulation_dtype
+from hybridops.native import refuse_forward_mode
 
 _ACTIVATION = {"tanh": 0, "relu": 1, "leaky_relu": 2}
 
@@ -17,6 +18,7 @@ def additive_scores_forward(
     activation: str,
     negative_slope: float,
 ) -> Tensor:
+    refuse_forward_mode(q, k, v)
     return torch.ops.hybridops.additive_scores_forward.default(
         q, k, v, _ACTIVATION[activation], negative_slope, None, None
     )
@@ -35,6 +37,7 @@ def additive_attention_forward(
     key_exponentials: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Scores, mask, bias and softmax in one op; the context is one library product."""
+    refuse_forward_mode(q, k, v, value, score_bias)
     pairs = (q.shape[0], q.shape[1], k.shape[1])
     if score_bias is not None:
         score_bias = score_bias.to(accumulation_dtype(q.dtype)).expand(pairs)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hybridops.checks import accumulation_dtype
+from hybridops.native import refuse_forward_mode
 
 _SAVE = {"nothing": 0, "cells": 1, "gates": 2}
 
@@ -23,6 +24,7 @@ def conv_lstm_forward(
     peephole: Tensor | None,  # (3,H) or (3,H,S*)
     save: str,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
+    refuse_forward_mode(x, h0, c0, w_ih, w_hh, bias, peephole)
     acc = accumulation_dtype(x.dtype)
     hs, cs, gates = torch.ops.hybridops.conv_lstm_forward.default(
         _with_rows(x, 3),

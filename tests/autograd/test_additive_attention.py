@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import hybridops.functional as HF
 from tests import tolerances
@@ -92,3 +93,19 @@ def test_backward_twice_gives_the_same(target):
     loss = fused_attention(**inputs, mask=mask, backend=target.backend)["context"].square().sum()
     first = torch.autograd.grad(loss, leaves, retain_graph=True)
     torch.testing.assert_close(torch.autograd.grad(loss, leaves), first, **tolerances.EXACT)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # which torch itself uses here
+def test_forward_mode(target):
+    """The reference's operations have it; a compiled op refuses, and does not drop the tangent."""
+    inputs, mask = problem(target)
+    tangent = torch.randn_like(inputs["query"])
+    with forward_ad.dual_level():
+        dual = inputs | {"query": forward_ad.make_dual(inputs["query"], tangent)}
+        want = forward_ad.unpack_dual(plain_attention(**dual, mask=mask)["context"]).tangent
+        if target.backend != "reference":
+            with pytest.raises((NotImplementedError, RuntimeError), match="forward"):
+                fused_attention(**dual, mask=mask, backend=target.backend)
+        else:
+            context = fused_attention(**dual, mask=mask, backend=target.backend)["context"]
+            torch.testing.assert_close(forward_ad.unpack_dual(context).tangent, want, **tolerances.FLOAT64)

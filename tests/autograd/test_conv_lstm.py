@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import hybridops.functional as HF
 from hybridops.autograd.conv_lstm import IMAGES_PER_CHUNK
@@ -124,6 +125,25 @@ def test_a_changed_input_is_noticed(target):
         output.sum().backward()
 
 
+def test_changing_the_output_in_place_is_refused(target):
+    """The backward needs it as it was: never a wrong gradient."""
+    inputs = cast(conv_lstm_inputs(), torch.float32, target.device)
+    inputs["weight_hh"].requires_grad_()
+    output = fused_conv_lstm(**inputs, backend=target.backend)["output"]
+    with pytest.raises(RuntimeError, match=r"modified.* inplace"):
+        output.mul_(2).sum().backward()
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_results_share_no_memory(target, steps):
+    """A state that is changed in place, to start some sequences of a batch anew, leaves the output alone."""
+    inputs = cast(conv_lstm_inputs(steps=steps), torch.float32, target.device)
+    results = fused_conv_lstm(**inputs, backend=target.backend)
+    tensors = [*results.values(), *inputs.values()]
+    places = [t.untyped_storage().data_ptr() for t in tensors if t is not None]
+    assert len(set(places)) == len(places)
+
+
 # ------------------------------------------------------------------------------------------------ second derivatives
 
 
@@ -185,3 +205,20 @@ def test_one_cell_in_a_loop_is_one_sequence(target):
         return {"output": torch.stack(output, 1), "h_n": h, "c_n": c}
 
     assert_parity(plain_conv_lstm, loop, inputs, device=target.device)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # which torch itself uses here
+def test_forward_mode(target):
+    """The reference's operations have it; a compiled op refuses, and does not drop the tangent."""
+    inputs = cast(conv_lstm_inputs(), torch.float64, target.device)
+    tangent = torch.randn_like(inputs["x"])
+    with forward_ad.dual_level():
+        dual = inputs | {"x": forward_ad.make_dual(inputs["x"], tangent)}
+        want = {name: forward_ad.unpack_dual(out).tangent for name, out in plain_conv_lstm(**dual).items()}
+        if target.backend != "reference":
+            with pytest.raises((NotImplementedError, RuntimeError), match="forward"):
+                fused_conv_lstm(**dual, backend=target.backend)
+        else:
+            results = fused_conv_lstm(**dual, backend=target.backend)
+            got = {name: forward_ad.unpack_dual(out).tangent for name, out in results.items()}
+            torch.testing.assert_close(got, want, **tolerances.FLOAT64)

@@ -24,6 +24,7 @@ MASK = torch.tensor([[1, 1, 0, 1, 1], [0, 0, 0, 0, 0]], dtype=torch.bool)
 @pytest.mark.parametrize("mask", [None, MASK, MASK[:1], MASK[0]], ids=["none", "(B,T)", "(1,T)", "(T)"])
 def test_the_documents_usage(mask):
     plain, fused = pair("ConcatAttention", 16)
+    plain.load_state_dict(fused.state_dict(), strict=True)
     hidden, encoder_outputs = randn(2, 16), randn(2, 5, 16)
     assert_agree(plain, fused, hidden, encoder_outputs, mask)
     weights = fused(hidden, encoder_outputs, mask)

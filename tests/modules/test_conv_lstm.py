@@ -73,7 +73,9 @@ def test_the_documents_usage():
 def test_cell(arguments, given):
     arguments, space = sizes(arguments)
     states = (randn(2, 4, *space), randn(1, 2, 4, *space)[0]) if given else None
-    assert_agree(*pair("ConvLSTMCell", **arguments), randn(2, 3, *space), states)
+    plain, fused = pair("ConvLSTMCell", **arguments)
+    plain.load_state_dict(fused.state_dict(), strict=True)
+    assert_agree(plain, fused, randn(2, 3, *space), states)
 
 
 @stacks

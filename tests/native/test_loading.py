@@ -41,9 +41,7 @@ def test_not_compiled(package):
     assert refused == f"backend 'native' was asked for, but {said}"
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"no library", b"\x7fELF\x02\x01\x01" + bytes(57)], ids=["empty", "text", "cut"]
-)
+@pytest.mark.parametrize("content", [b"no library", b"\x7fELF\x02\x01\x01" + bytes(57)], ids=["text", "cut"])
 def test_does_not_load(package, content):
     library = package / "hybridops" / "_C.abi3.so"
     library.write_bytes(content)
