@@ -19,6 +19,11 @@ STABLE_TORCH_LIBRARY(hybridops, m) {
         "conv_lstm_backward(Tensor? grad_hs, Tensor? grad_hn, Tensor? grad_cn, Tensor gates, Tensor cs, Tensor? c0, "
         "Tensor w_hh, Tensor? peephole, bool need_dh0) -> (Tensor, Tensor, Tensor)");
 
+    // What da (T,B,Y,X,4H) means for the two factors of W * x: dx (T,B,Y,X,C), and dW (4H,C,KY,KX) acc from x (T,B,C,Y,X)
+    // of any strides
+    m.def("conv_input_gradient(Tensor da, Tensor weight) -> Tensor");
+    m.def("conv_weight_gradient(Tensor da, Tensor x, int kernel_h, int kernel_w) -> Tensor");
+
     // k (B,T,A) -> its exponentials (B,T,width of the processor's vectors) acc, and max|k| (B,T) acc: what the two forward
     // ops below otherwise compute at every call; for tanh
     m.def("additive_prepare_keys(Tensor k) -> (Tensor, Tensor)");

@@ -116,10 +116,40 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward(const std::optional<Tensor
     return {da, dh0, dc};
 }
 
+Tensor conv_input_gradient(const Tensor& da, const Tensor& w) {
+    const ConvShape shape{da.size(0) * da.size(1), da.size(2), da.size(3), w.size(2), w.size(3)};
+    Tensor dx = torch::stable::empty({da.size(0), da.size(1), da.size(2), da.size(3), w.size(1)}, da.scalar_type());
+    if (dx.numel() == 0) return dx;
+    HYBRIDOPS_DISPATCH_DTYPE(da.scalar_type(), "conv_input_gradient", {
+        using A = Accumulator<scalar_t>;
+        const ConvInputGradientArgs<scalar_t, A> args{
+            shape, w.size(1), w.size(0), data<const scalar_t>(da), weights<scalar_t>(w), data<scalar_t>(dx)};
+        HYBRIDOPS_ON_ISA(conv_input_gradient(args));
+    });
+    return dx;
+}
+
+Tensor conv_weight_gradient(const Tensor& da, const Tensor& x, int64_t kernel_h, int64_t kernel_w) {
+    const ConvShape shape{da.size(1), da.size(2), da.size(3), kernel_h, kernel_w};
+    Tensor dw = torch::stable::empty({da.size(4), x.size(2), kernel_h, kernel_w}, accumulator_type(da));
+    if (da.numel() == 0) return torch::stable::zero_(dw);
+    HYBRIDOPS_DISPATCH_DTYPE(da.scalar_type(), "conv_weight_gradient", {
+        using A = Accumulator<scalar_t>;
+        const Strided<scalar_t> images{
+            data<const scalar_t>(x), x.stride(0), x.stride(1), x.stride(2), x.stride(3), x.stride(4)};
+        const ConvWeightGradientArgs<scalar_t, A> args{
+            shape, da.size(0), x.size(2), da.size(4), data<const scalar_t>(da), images, data<A>(dw)};
+        HYBRIDOPS_ON_ISA(conv_weight_gradient(args));
+    });
+    return dw;
+}
+
 }  // namespace
 }  // namespace hybridops
 
 STABLE_TORCH_LIBRARY_IMPL(hybridops, CPU, m) {
     m.impl("conv_lstm_forward", TORCH_BOX(&hybridops::conv_lstm_forward));
     m.impl("conv_lstm_backward", TORCH_BOX(&hybridops::conv_lstm_backward));
+    m.impl("conv_input_gradient", TORCH_BOX(&hybridops::conv_input_gradient));
+    m.impl("conv_weight_gradient", TORCH_BOX(&hybridops::conv_weight_gradient));
 }

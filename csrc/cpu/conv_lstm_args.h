@@ -61,4 +61,22 @@ struct ConvLstmBackwardArgs {
     A* dc;   // (B,Y,X,H): in, the gradient of c_n; out, that of c0
 };
 
+template <class T, class A>
+struct ConvInputGradientArgs {
+    ConvShape shape;  // batch: of all steps
+    int64_t inputs, outputs;
+    const T* da;  // (N,Y,X,outputs)
+    ConvWeights<T> weights;
+    T* dx;  // (N,Y,X,inputs)
+};
+
+template <class T, class A>
+struct ConvWeightGradientArgs {
+    ConvShape shape;
+    int64_t steps, inputs, outputs;
+    const T* da;  // (T,B,Y,X,outputs)
+    Strided<T> x;
+    A* dw;  // (outputs,inputs,KY,KX)
+};
+
 }  // namespace hybridops

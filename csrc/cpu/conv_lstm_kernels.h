@@ -1,198 +1,11 @@
 // The two recurrences of the ConvLSTM for one instruction set; included by every_isa.h inside its namespace.
 //
-// A step is an implicit matrix product: channels-last patches of the inputs (padded, widened to the accumulator type)
-// times weights packed so that P pixels x N vectors of output channels stay in registers while the reduction runs. The
-// four gates of a block of channels are the N = 4 vectors of one register tile, so the LSTM step is the epilogue of the
-// product; in the backward, the tile is N blocks of channels and the epilogue is the previous step's pointwise gradient.
+// The four gates of a block of channels are the N = 4 vectors of one register tile of the convolution, so the LSTM step is
+// its epilogue; in the backward, the tile is N blocks of channels and the epilogue is the previous step's pointwise
+// gradient.
 
 #include "../math/lstm_gates.h"
-
-// Pixels of a register tile beside N vectors: accumulators fill three quarters of the registers (the rest hold weights
-// and inputs); more than 8 pixels would run out of address registers.
-template <int N>
-inline constexpr int tile_pixels = std::min(HYBRIDOPS_REGISTERS * 3 / 4 / N, 8);
-
-// Reduction steps after which the accumulators of a block are set aside: the weights of a chunk stay in the L1 cache
-// while every pixel of the block passes over them.
-template <class A, int N>
-inline constexpr int64_t chunk_steps = 20 * 1024 / (N * HYBRIDOPS_VECTOR_BYTES);
-
-// One input of a convolution: an image (b, c, y, x) by its strides and its packed weights.
-template <class T, class A>
-struct Source {
-    const T* data;
-    int64_t batch, channel, y, x;
-    int64_t channels;
-    const A* weights;  // [group][ky][kx][channel][N][lane]
-};
-
-// A part of the reduction: kernel rows [row, row + rows) of a source, elements [begin, begin + length) of each row's
-// contiguous run of kernel_w * channels.
-struct Chunk {
-    int source;
-    int64_t row, rows, begin, length;
-};
-
-// partial (P,N,lanes) += the pixels' runs times the weights. `pixel[p]` points to the first element of pixel p's run; runs of
-// the next kernel rows follow row_stride apart; weights follow each other.
-template <class A, int N, int P>
-void accumulate_tile(A* partial, const A* const* pixels, int64_t row_stride, int64_t rows, int64_t length, const A* w) {
-    const A* pixel[P];
-    Simd<A> acc[P][N];
-    for (int p = 0; p < P; ++p) {
-        pixel[p] = pixels[p];
-        for (int n = 0; n < N; ++n) acc[p][n] = load(partial + (p * N + n) * lanes<A>);
-    }
-    for (int64_t row = 0; row < rows; ++row) {
-        for (int64_t j = row * row_stride; j < row * row_stride + length; ++j, w += N * lanes<A>) {
-            // hold the smaller set in registers, stream the other
-            if constexpr (P < N) {
-                Simd<A> x[P];
-                for (int p = 0; p < P; ++p) x[p] = broadcast(pixel[p][j]);
-                for (int n = 0; n < N; ++n) {
-                    Simd<A> weight = load(w + n * lanes<A>);
-                    hold(weight);
-                    for (int p = 0; p < P; ++p) acc[p][n] += x[p] * weight;
-                }
-            } else {
-                Simd<A> weight[N];
-                for (int n = 0; n < N; ++n) hold(weight[n] = load(w + n * lanes<A>));
-                for (int p = 0; p < P; ++p) {
-                    const Simd<A> x = broadcast(pixel[p][j]);
-                    for (int n = 0; n < N; ++n) acc[p][n] += x * weight[n];
-                }
-            }
-        }
-    }
-    for (int p = 0; p < P; ++p)
-        for (int n = 0; n < N; ++n) store(partial + (p * N + n) * lanes<A>, acc[p][n]);
-}
-
-template <class A>
-using TileKernel = void (*)(A*, const A* const*, int64_t, int64_t, int64_t, const A*);
-
-// The kernel for `count` pixels, 1 <= count <= P.
-template <class A, int N, int P = tile_pixels<N>>
-TileKernel<A> tile_kernel(int64_t count) {
-    if constexpr (P > 1) {
-        if (count < P) return tile_kernel<A, N, P - 1>(count);
-    }
-    return accumulate_tile<A, N, P>;
-}
-
-// Images are cut into blocks of whole or part rows; a block is a unit of work for a thread.
-struct Blocks {
-    int64_t rows, cols, down, across;
-    Blocks(const ConvShape& s, int64_t bytes_per_pixel) {
-        // about 256 pixels amortise the streaming of the weights; the padded patch should stay in the L2 cache; and
-        // every thread should find a few units.
-        constexpr int64_t pixels = 256, patch_bytes = 192 * 1024;
-        cols = std::min<int64_t>(s.width, 64);
-        across = (s.width + cols - 1) / cols;
-        cols = (s.width + across - 1) / across;
-        const int64_t fit = patch_bytes / (bytes_per_pixel * (cols + s.kernel_w - 1)) - (s.kernel_h - 1);
-        rows = std::max<int64_t>(1, std::min<int64_t>({s.height, pixels / cols, fit}));
-        const int64_t wanted = 4 * static_cast<int64_t>(torch::stable::get_num_threads());
-        while (rows > 1 && s.batch * across * ((s.height + rows - 1) / rows) < wanted) rows = (rows + 1) / 2;
-        down = (s.height + rows - 1) / rows;
-    }
-};
-
-// Copies the patch under a block of output pixels, zeros outside the image, to channels-last accumulators.
-template <class A, class T>
-void copy_patch(A* out, const Source<T, A>& s, const ConvShape& shape, int64_t b, int64_t y0, int64_t x0, int64_t rows,
-                int64_t cols) {
-    const int64_t pitch = (cols + shape.kernel_w - 1) * s.channels;
-    const int64_t first_x = x0 - shape.kernel_w / 2, last_x = first_x + cols + shape.kernel_w - 1;
-    const int64_t from = std::max<int64_t>(first_x, 0), to = std::min(last_x, shape.width);
-    for (int64_t r = 0; r < rows + shape.kernel_h - 1; ++r, out += pitch) {
-        const int64_t y = y0 - shape.kernel_h / 2 + r;
-        if (y < 0 || y >= shape.height || from >= to) {
-            std::fill(out, out + pitch, A(0));
-            continue;
-        }
-        std::fill(out, out + (from - first_x) * s.channels, A(0));
-        std::fill(out + (to - first_x) * s.channels, out + pitch, A(0));
-        const T* in = s.data + b * s.batch + y * s.y + from * s.x;
-        A* inside = out + (from - first_x) * s.channels;
-        if (s.channel == 1 || s.channels == 1) {
-            for (int64_t x = 0; x < to - from; ++x)
-                for (int64_t c = 0; c < s.channels; ++c) inside[x * s.channels + c] = static_cast<A>(in[x * s.x + c]);
-        } else {
-            for (int64_t c = 0; c < s.channels; ++c)
-                for (int64_t x = 0; x < to - from; ++x)
-                    inside[x * s.channels + c] = static_cast<A>(in[x * s.x + c * s.channel]);
-        }
-    }
-}
-
-// One 'same' convolution of up to two sources, N vectors of outputs a group. The sums of a few pixels at a time, complete,
-// go to epilogue(group, image_pixel, count, sums (count, N*lanes)). The order of summation does not depend on the blocks,
-// so the result does not depend on the number of threads.
-template <class A, int N, class T, class Epilogue>
-void convolve(const ConvShape& shape, const Source<T, A>* sources, int source_count, int64_t groups,
-              const Epilogue& epilogue) {
-    constexpr int P = tile_pixels<N>;
-    constexpr int64_t width = N * lanes<A>;
-    std::vector<Chunk> chunks;
-    int64_t channels = 0;
-    for (int i = 0; i < source_count; ++i) {
-        channels += sources[i].channels;
-        const int64_t run = shape.kernel_w * sources[i].channels;
-        const int64_t rows = std::clamp<int64_t>(chunk_steps<A, N> / run, 1, shape.kernel_h);
-        const int64_t parts = rows > 1 ? 1 : (run + chunk_steps<A, N> - 1) / chunk_steps<A, N>;
-        for (int64_t row = 0; row < shape.kernel_h; row += rows)
-            for (int64_t part = 0; part < parts; ++part)
-                chunks.push_back({i, row, std::min(rows, shape.kernel_h - row), part * run / parts,
-                                  (part + 1) * run / parts - part * run / parts});
-    }
-    const Blocks blocks(shape, channels * static_cast<int64_t>(sizeof(A)));
-    const int64_t units = shape.batch * blocks.down * blocks.across;
-    torch::stable::parallel_for(0, units, 1, [&](int64_t begin, int64_t end) {
-        const int64_t most = blocks.rows * blocks.cols;
-        const int64_t patch_pixels = (blocks.rows + shape.kernel_h - 1) * (blocks.cols + shape.kernel_w - 1);
-        A* partial = static_cast<A*>(
-            thread_scratch(sizeof(A) * (most * width + patch_pixels * channels) + 2 * sizeof(int64_t) * most));
-        A* patches[2] = {partial + most * width, partial + most * width + patch_pixels * sources[0].channels};
-        int64_t* patch_pixel = reinterpret_cast<int64_t*>(partial + most * width + patch_pixels * channels);
-        int64_t* image_pixel = patch_pixel + most;
-        for (int64_t unit = begin; unit < end; ++unit) {
-            const int64_t b = unit / (blocks.down * blocks.across);
-            const int64_t y0 = unit / blocks.across % blocks.down * blocks.rows;
-            const int64_t x0 = unit % blocks.across * blocks.cols;
-            const int64_t rows = std::min(blocks.rows, shape.height - y0);
-            const int64_t cols = std::min(blocks.cols, shape.width - x0);
-            const int64_t pixels = rows * cols, pitch = cols + shape.kernel_w - 1;
-            for (int i = 0; i < source_count; ++i) copy_patch(patches[i], sources[i], shape, b, y0, x0, rows, cols);
-            for (int64_t y = 0, q = 0; y < rows; ++y)
-                for (int64_t x = 0; x < cols; ++x, ++q) {
-                    patch_pixel[q] = y * pitch + x;
-                    image_pixel[q] = (b * shape.height + y0 + y) * shape.width + x0 + x;
-                }
-            const int64_t tiles = (pixels + P - 1) / P;
-            for (int64_t group = 0; group < groups; ++group) {
-                for (int64_t q = 0; q < pixels; ++q) epilogue.start(group, partial + q * width, width);
-                for (size_t i = 0; i < chunks.size(); ++i) {
-                    const Chunk& chunk = chunks[i];
-                    const Source<T, A>& s = sources[chunk.source];
-                    const A* patch = patches[chunk.source] + chunk.row * pitch * s.channels + chunk.begin;
-                    const A* weights =
-                        s.weights +
-                        ((group * shape.kernel_h + chunk.row) * shape.kernel_w * s.channels + chunk.begin) * width;
-                    for (int64_t tile = 0; tile < tiles; ++tile) {
-                        // tiles differ by at most one pixel: no short tail that would leave the multipliers idle
-                        const int64_t q = tile * pixels / tiles, count = (tile + 1) * pixels / tiles - q;
-                        const A* pixel[P];
-                        for (int64_t p = 0; p < count; ++p) pixel[p] = patch + patch_pixel[q + p] * s.channels;
-                        tile_kernel<A, N>(count)(partial + q * width, pixel, pitch * s.channels, chunk.rows,
-                                                 chunk.length, weights);
-                        if (i + 1 == chunks.size()) epilogue(group, image_pixel + q, count, partial + q * width);
-                    }
-                }
-            }
-        }
-    });
-}
+#include "convolution_kernels.h"
 
 // Gate n of the channels [group * lanes, ...): the forward's register tile.
 template <class A, class T>
@@ -211,23 +24,6 @@ void pack_forward(A* out, const ConvWeights<T>& w, const ConvShape& shape, int64
                                 ? static_cast<A>(w.data[(gate * hidden + h) * w.out + c * w.in + ky * w.y + kx * w.x])
                                 : A(0);
                     }
-        }
-    });
-}
-
-// The transposed convolution as a convolution: kernel turned round, inputs and outputs exchanged.
-template <class A, int N, class T>
-void pack_backward(A* out, const ConvWeights<T>& w, const ConvShape& shape, int64_t hidden) {
-    constexpr int64_t width = N * lanes<A>;
-    const int64_t groups = (hidden + width - 1) / width, taps = shape.kernel_h * shape.kernel_w;
-    torch::stable::parallel_for(0, groups * taps, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-            const int64_t group = i / taps, ky = shape.kernel_h - 1 - i % taps / shape.kernel_w;
-            const int64_t kx = shape.kernel_w - 1 - i % shape.kernel_w;
-            A* row = out + i * 4 * hidden * width;
-            for (int64_t a = 0; a < 4 * hidden; ++a)
-                for (int64_t h = group * width; h < (group + 1) * width; ++h)
-                    *row++ = h < hidden ? static_cast<A>(w.data[a * w.out + h * w.in + ky * w.y + kx * w.x]) : A(0);
         }
     });
 }
@@ -352,28 +148,13 @@ struct BackwardEpilogue {
     }
 };
 
-template <class A>
-struct StoreEpilogue {
-    int64_t hidden;
-    A* out;
-    int64_t group_channels;
-
-    void start(int64_t, A* sums, int64_t width) const { std::fill(sums, sums + width, A(0)); }
-
-    void operator()(int64_t group, const int64_t* pixels, int64_t pixel_count, const A* sums) const {
-        const int64_t first = group * group_channels, count = std::min(group_channels, hidden - first);
-        for (int64_t i = 0; i < pixel_count; ++i, sums += group_channels)
-            std::copy(sums, sums + count, out + pixels[i] * hidden + first);
-    }
-};
-
 template <class A, int N, class T>
 void run_conv_lstm_backward(const ConvLstmBackwardArgs<T, A>& a) {
     constexpr int64_t group_channels = N * lanes<A>;
     const int64_t groups = (a.hidden + group_channels - 1) / group_channels;
     const int64_t pixels = a.shape.pixels(), state = pixels * a.hidden, row = a.shape.width * 4 * a.hidden;
     Buffer<A> w(groups * a.shape.kernel_h * a.shape.kernel_w * 4 * a.hidden * group_channels);
-    pack_backward<A, N>(w.data(), a.w_hh, a.shape, a.hidden);
+    pack_transposed<A, N>(w.data(), a.w_hh, a.shape, 4 * a.hidden, a.hidden);
     const auto da_source = [&](int64_t t) {
         return Source<T, A>{a.da + t * 4 * state, a.shape.height * row, 1, row, 4 * a.hidden, 4 * a.hidden, w.data()};
     };
@@ -408,15 +189,29 @@ void run_conv_lstm_backward(const ConvLstmBackwardArgs<T, A>& a) {
     }
     if (a.dh0) {
         const Source<T, A> source = da_source(0);
-        convolve<A, N>(a.shape, &source, 1, groups, StoreEpilogue<A>{a.hidden, a.dh0, group_channels});
+        convolve<A, N>(a.shape, &source, 1, groups, StoreEpilogue<A, A>{a.hidden, a.dh0, group_channels});
     }
 }
 
 template <class T, class A>
 void conv_lstm_backward(const ConvLstmBackwardArgs<T, A>& a) {
-    if (a.hidden <= lanes<A>) return run_conv_lstm_backward<A, 1>(a);
-    if constexpr (HYBRIDOPS_REGISTERS == 32) {
-        if (a.hidden > 2 * lanes<A>) return run_conv_lstm_backward<A, 4>(a);
-    }
-    run_conv_lstm_backward<A, 2>(a);
+    with_group_vectors<A>(a.hidden, [&](auto n) { run_conv_lstm_backward<A, n.value>(a); });
+}
+
+// What da, the gradient of the pre-activations W * x, means for x and W.
+template <class T, class A>
+void conv_input_gradient(const ConvInputGradientArgs<T, A>& a) {
+    with_group_vectors<A>(a.inputs, [&](auto n) {
+        constexpr int64_t group_channels = n.value * lanes<A>;
+        const int64_t groups = (a.inputs + group_channels - 1) / group_channels, row = a.shape.width * a.outputs;
+        Buffer<A> w(groups * a.shape.kernel_h * a.shape.kernel_w * a.outputs * group_channels);
+        pack_transposed<A, n.value>(w.data(), a.weights, a.shape, a.outputs, a.inputs);
+        const Source<T, A> source{a.da, a.shape.height * row, 1, row, a.outputs, a.outputs, w.data()};
+        convolve<A, n.value>(a.shape, &source, 1, groups, StoreEpilogue<A, T>{a.inputs, a.dx, group_channels});
+    });
+}
+
+template <class T, class A>
+void conv_weight_gradient(const ConvWeightGradientArgs<T, A>& a) {
+    weight_gradient(a.dw, a.shape, a.da, a.outputs, a.x, a.steps, a.inputs);
 }

@@ -1,8 +1,9 @@
 """The ConvLSTM over a sequence as an autograd Function.
 
-A back end runs the two recurrences. What follows from da, the gradient of the pre-activations, is batched over time:
+A back end runs the two recurrences, and the gradients of a convolution's two factors. With da, the gradient of the
+pre-activations, known for many steps, what follows from it is batched over them:
 
-    dW_ih, dx, db: convolution backward of W_ih * x     dW_hh: of W_hh * h_{t-1}     dp: sums of da∘c
+    dW_ih, dx: of W_ih * x     dW_hh: of W_hh * h_{t-1}     db: sums of da     dp: sums of da∘c
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from torch import Tensor
 from hybridops.autograd.double_backward import differentiable_gradients
 from hybridops.reference import conv_lstm as reference
 
-# The backward goes through the sequence in chunks, so that da (and, where they are recomputed, the gates) exist for one
-# chunk at a time. Enough images for the library's convolutions to run at their full rate:
-IMAGES_PER_CHUNK = 16
+# The backward goes through the sequence in chunks of this many images, so that da (and, where they are recomputed, the
+# gates) exist for one chunk at a time. More made it no faster on 2 cores (measured from 1 to 16).
+IMAGES_PER_CHUNK = 4
 
 
 def run(
@@ -87,18 +88,19 @@ def _gradients(
     need_x, need_h0, need_c0, need_w_ih, need_w_hh, need_bias, need_peephole = needed
     steps, batch = hs.shape[:2]
     length = max(1, -(-IMAGES_PER_CHUNK // max(1, batch)))
-    dx, dw_ih, dw_hh, db, dp = [], [], [], [], []
+    dx: list[Tensor] = []
+    dw_ih = dw_hh = db = dp = None
     for end in range(steps, 0, -length):
         start = max(0, end - length)
         chunk = slice(start, end)
-        x_chunk = x[:, chunk].transpose(0, 1).flatten(0, 1)
+        x_chunk = x[:, chunk].transpose(0, 1)
         c_before = cs[start - 1] if start else c0
         h_before = hs[start - 1] if start else h0
         cs_prev = _shifted(c_before, cs[chunk]) if gates is None or need_peephole else None
         if gates is None:
-            hs_prev = _shifted(h_before, hs[chunk])
+            states = (_shifted(h_before, hs[chunk]), cs[chunk], cs_prev)
             gates_chunk = reference.gates_from_states(
-                x_chunk, *(s.flatten(0, 1) for s in (hs_prev, cs[chunk], cs_prev)), w_ih, w_hh, bias, peephole
+                x_chunk.flatten(0, 1), *(s.flatten(0, 1) for s in states), w_ih, w_hh, bias, peephole
             ).unflatten(0, (end - start, batch))
         else:
             gates_chunk = gates[chunk]
@@ -106,31 +108,35 @@ def _gradients(
             None if grad_hs is None else grad_hs[chunk],
             dh, dc, gates_chunk, cs[chunk], c_before, w_hh, peephole, start > 0 or need_h0,
         )  # fmt: skip
-        images = da.flatten(0, 1)
-        if need_x or need_w_ih or need_bias:
-            for grads, grad in zip(
-                (dx, dw_ih, db),
-                _convolution_backward(images, x_chunk, w_ih, (need_x, need_w_ih, need_bias)),
-                strict=True,
-            ):
-                grads.append(grad)
+        if need_x or need_w_ih:
+            dx_chunk, dw = backend.convolution_gradients(da, x_chunk, w_ih, need_x, need_w_ih)
+            dx.append(dx_chunk)
+            dw_ih = _add(dw_ih, dw)
         if need_w_hh:
             # at the first step from zeros there is no h before it
-            skip = 0 if h_before is not None else 1
+            skip = 1 if h_before is None else 0
             h_prev = hs[start : end - 1] if skip else _shifted(h_before, hs[chunk])
-            grad = _convolution_backward(da[skip:].flatten(0, 1), h_prev.flatten(0, 1), w_hh, (False, True, False))[1]
-            dw_hh.append(grad)
+            dw_hh = _add(dw_hh, backend.convolution_gradients(da[skip:], h_prev, w_hh, False, True)[1])
+        if need_bias:
+            db = _add(db, da.sum([0, 1, *range(3, da.dim())], dtype=cs.dtype))
         if need_peephole:
-            dp.append(_peephole_gradient(da, cs_prev, cs[chunk], peephole))
+            dp = _add(dp, _peephole_gradient(da, cs_prev, cs[chunk], peephole))
     return (
-        torch.cat(dx[::-1]).unflatten(0, (steps, batch)).transpose(0, 1) if need_x else None,
+        torch.cat(dx[::-1]).transpose(0, 1) if need_x else None,
         dh.to(h0.dtype) if need_h0 else None,
         dc if need_c0 else None,
-        _sum(dw_ih, w_ih) if need_w_ih else None,
-        _sum(dw_hh, w_hh) if need_w_hh else None,
-        _sum(db, bias) if need_bias else None,
-        _sum(dp, peephole) if need_peephole else None,
+        dw_ih.to(w_ih.dtype) if need_w_ih else None,
+        dw_hh.to(w_hh.dtype) if need_w_hh else None,
+        db.to(bias.dtype) if need_bias else None,
+        dp.to(peephole.dtype) if need_peephole else None,
     )
+
+
+def _add(total: Tensor | None, part: Tensor | None) -> Tensor | None:
+    """Chunks are added up in the accumulation dtype."""
+    if total is None:
+        return None if part is None else part.to(reference.accumulation_dtype(part.dtype))
+    return total.add_(part)
 
 
 def _shifted(first: Tensor | None, states: Tensor) -> Tensor:
@@ -139,27 +145,8 @@ def _shifted(first: Tensor | None, states: Tensor) -> Tensor:
     return torch.cat([first[None], states[:-1]])
 
 
-def _convolution_backward(
-    grad: Tensor,  # (N,4H,S*)
-    x: Tensor,  # (N,C,S*)
-    weight: Tensor,  # (4H,C,K*)
-    mask: tuple[bool, bool, bool],  # whether x, weight, bias gradients are wanted
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    space = weight.dim() - 2
-    return torch.ops.aten.convolution_backward(
-        grad, x, weight, [weight.shape[0]], [1] * space, [size // 2 for size in weight.shape[2:]], [1] * space,
-        False, [0] * space, 1, mask,
-    )  # fmt: skip
-
-
 def _peephole_gradient(da: Tensor, cs_prev: Tensor, cs: Tensor, peephole: Tensor) -> Tensor:
     """dp_f, dp_i = Σ da_f∘c_{t-1}, Σ da_i∘c_{t-1}; dp_o = Σ da_o∘c_t: over time and batch, and space if it has none."""
     da_f, da_i, _, da_o = da.to(cs.dtype).chunk(4, dim=2)
     over = [0, 1] if peephole.dim() > 2 else [0, 1, *range(3, cs.dim())]
     return torch.stack([(a * c).sum(over) for a, c in ((da_f, cs_prev), (da_i, cs_prev), (da_o, cs))])
-
-
-def _sum(parts: list[Tensor], like: Tensor) -> Tensor:
-    """The chunks' sum, added up in the accumulation dtype."""
-    total = parts[0] if len(parts) == 1 else sum(part.to(reference.accumulation_dtype(part.dtype)) for part in parts)
-    return total.to(like.dtype)

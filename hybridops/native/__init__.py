@@ -12,8 +12,9 @@ from hybridops.checks import accumulation_dtype
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 OPS = (
-    "conv_lstm_forward", "conv_lstm_backward", "additive_prepare_keys", "additive_scores_forward",
-    "additive_weights_forward", "additive_scores_backward", "cpu_isa",
+    "conv_lstm_forward", "conv_lstm_backward", "conv_input_gradient", "conv_weight_gradient",
+    "additive_prepare_keys", "additive_scores_forward", "additive_weights_forward",
+    "additive_scores_backward", "cpu_isa",
 )  # fmt: skip
 BUILD = "build it with `pip install --no-build-isolation -e .` or `python setup.py build_ext --inplace`"
 
@@ -89,6 +90,15 @@ if missing() is None:
     def _(grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0):
         batch, *space = cs.shape[1:]
         return torch.empty_like(gates), cs.new_empty(batch if need_dh0 else 0, *space), cs.new_empty(batch, *space)
+
+    @torch.library.register_fake("hybridops::conv_input_gradient")
+    def _(da, weight):
+        return da.new_empty(*da.shape[:4], weight.shape[1])
+
+    @torch.library.register_fake("hybridops::conv_weight_gradient")
+    def _(da, x, kernel_h, kernel_w):
+        acc = accumulation_dtype(da.dtype)
+        return da.new_empty(da.shape[4], x.shape[2], kernel_h, kernel_w, dtype=acc)
 
     @torch.library.register_fake("hybridops::additive_scores_forward")
     def _(q, k, v, activation, negative_slope, key_exponentials, key_bounds):

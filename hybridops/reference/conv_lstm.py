@@ -382,6 +382,23 @@ def conv_lstm_backward(
     return _stack_steps(das[::-1], gates.shape[1:], gates), dh if need_dh0 else None, dc
 
 
+def convolution_gradients(
+    da: Tensor,  # (T, B, 4H, S*)
+    x: Tensor,  # (T, B, C, S*)
+    weight: Tensor,  # (4H, C, K*)
+    need_x: bool,
+    need_weight: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of x (T, B, C, S*) and of the weight (4H, C, K*) in weight * x, from da; None where not needed."""
+    kernel = weight.shape[2:]
+    one, zero = [1] * len(kernel), [0] * len(kernel)
+    dx, dweight, _ = torch.ops.aten.convolution_backward(
+        da.flatten(0, 1), x.flatten(0, 1), weight, None, one, _same_padding(kernel), one,
+        False, zero, 1, (need_x, need_weight, False),
+    )  # fmt: skip
+    return None if dx is None else dx.unflatten(0, da.shape[:2]), dweight
+
+
 def gates_from_states(
     x: Tensor,  # (N, C, S*), N = T·B images
     hs_prev: Tensor,  # (N, H, S*): h_{t-1}

@@ -27,11 +27,11 @@ saves = pytest.mark.parametrize("save", SAVES)
 @pytest.mark.parametrize("states", [True, False])
 @pytest.mark.parametrize(
     ("batch", "steps"),
-    [(1, 15), (1, 16), (1, 17), (1, 33), (2, 9), (3, 12), (5, 8), (7, 5), (15, 3), (16, 2), (17, 3), (33, 2)],
+    [(1, 3), (1, 4), (1, 5), (1, 9), (2, 1), (2, 4), (2, 5), (3, 3), (3, 8), (4, 2), (5, 3), (17, 3)],
 )
 def test_chunks(target, batch, steps, states, save):
     """One chunk, several, with and without a rest, of one step and of many."""
-    assert IMAGES_PER_CHUNK == 16  # which the sizes are chosen around
+    assert IMAGES_PER_CHUNK == 4  # which the sizes are chosen around
     inputs = conv_lstm_inputs(batch=batch, steps=steps, space=(3, 2), peephole="spatial", states=states)
     options = {"backend": target.backend, "save": save}
     assert_parity(plain_conv_lstm, fused_conv_lstm, inputs, device=target.device, **options)

@@ -207,6 +207,22 @@ def test_scores_of_any_magnitude(target, scale, offset):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("limit", [6.0, 15.0, 25.0, 50.0, 100.0, 200.0, 400.0])
+def test_sums_near_the_limits_of_the_factored_form(target, dtype, limit):
+    """All channels of a row alike: the product of many factors is as large as the row's bound lets it be."""
+    edge = torch.linspace(-limit, limit, 61, dtype=torch.float64)[None, :, None].expand(1, 61, 40)
+    v = attention_inputs(width=40)["v"].to(target.device, dtype)  # its gradient, a sum of thousands, is for other tests
+
+    def plain(query, key):
+        return plain_scores_alone(query, key, v.to(query.dtype), "tanh")
+
+    def fused(query, key):
+        return scores_alone(query, key, v, backend=target.backend)
+
+    assert_parity(plain, fused, {"query": edge, "key": edge}, dtype, target.device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_magnitudes_side_by_side(target, dtype):
     """Rows within the range of the factored form next to rows beyond it, in one tile and in all of them."""
     inputs = attention_inputs(queries=9, keys=13, width=10)

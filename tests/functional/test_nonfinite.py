@@ -37,7 +37,7 @@ def kinds(results: Tensors) -> Tensors:
 def assert_same(plain, fused, inputs: Tensors, dtype: torch.dtype, device: str, **options) -> None:
     inputs = cast(inputs, dtype, device)
     got = with_gradients(fused, inputs, **options)
-    want = with_gradients(plain, cast(inputs, torch.float64))
+    want = with_gradients(plain, cast(inputs, torch.float64, device))
     torch.testing.assert_close(kinds(got), kinds(want), equal_nan=True, **tolerances.EXACT)
     if dtype == torch.float64:
         torch.testing.assert_close(got, want, equal_nan=True, **tolerances.FLOAT64)

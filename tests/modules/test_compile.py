@@ -74,7 +74,9 @@ def test_the_compiled_backward_is_the_compiled_op(kind, forward, backward, layer
     _, module = pair(kind, **arguments)
     ops = {"forward": Counter(), "backward": Counter()}
     results(torch.compile(module, backend=counting_backend(ops), fullgraph=True), inputs)
-    assert ops == {"forward": {f"hybridops::{forward}": layers}, "backward": {f"hybridops::{backward}": layers}}
+    assert ops["forward"] == {f"hybridops::{forward}": layers}
+    assert ops["backward"][f"hybridops::{backward}"] >= layers  # more where the sequence is cut into chunks
+    assert not any(op.endswith("forward") for op in ops["backward"])
 
 
 @pytest.mark.parametrize("kind", ["ConvLSTMCell", "AdditiveAttention"])
