@@ -236,10 +236,9 @@ void with_group_vectors(int64_t outputs, const F& f) {
 
 // sums (P,N,lanes) += over the pixels, P neighbours of a pixel's run in the patch times N vectors of its gradient.
 template <class A, int N, int P>
-void weight_gradient_tile(A* sums, const A* patch, const int64_t* run_begin, const A* grad, int64_t grad_stride,
-                          int64_t pixels) {
+void weight_gradient_tile(A* sums, const A* patch, const int64_t* run_begin, const A* grad, int64_t pixels) {
     Simd<A> acc[P][N] = {};  // from zero for each block of pixels: the error of a sum grows with its length
-    for (int64_t q = 0; q < pixels; ++q, grad += grad_stride) {
+    for (int64_t q = 0; q < pixels; ++q, grad += N * lanes<A>) {
         Simd<A> g[N];
         for (int n = 0; n < N; ++n) hold(g[n] = load(grad + n * lanes<A>));
         for (int p = 0; p < P; ++p) {
@@ -255,7 +254,7 @@ void weight_gradient_tile(A* sums, const A* patch, const int64_t* run_begin, con
 }
 
 template <class A>
-using WeightGradientTile = void (*)(A*, const A*, const int64_t*, const A*, int64_t, int64_t);
+using WeightGradientTile = void (*)(A*, const A*, const int64_t*, const A*, int64_t);
 
 template <class A, int N, int P = tile_pixels<N>>
 WeightGradientTile<A> weight_gradient_kernel(int64_t count) {
@@ -271,7 +270,8 @@ template <class A, class T>
 void weight_gradient(A* out, const ConvShape& shape, const T* grad, int64_t outputs, const Strided<T>& x, int64_t steps,
                      int64_t channels) {
     constexpr int N = 2, P = tile_pixels<N>;
-    constexpr int64_t width = N * lanes<A>;
+    // pixels of a tile: their places in the patch lie far apart, and more would not stay in the L1 cache together
+    constexpr int64_t width = N * lanes<A>, tile_length = 64;
     const int64_t images = steps * shape.batch, run = shape.kernel_w * channels;
     const ConvShape row_shape{1, shape.height, shape.width, 1, shape.kernel_w};
     // many outputs a unit, so that few units make the same patches; a few units for every thread
@@ -302,16 +302,15 @@ void weight_gradient(A* out, const ConvShape& shape, const T* grad, int64_t outp
                     for (int64_t q = 0; q < pixels; ++q, g += outputs) {
                         run_begin[q] = (q / cols * pitch + q % cols) * channels;
                         for (int64_t o = 0; o < own_groups * width; o += lanes<A>)
-                            store(gradients + q * own_groups * width + o,
+                            store(gradients + (o / width * most + q) * width + o % width,
                                   load_lanes<A>(g + o, std::clamp<int64_t>(count - o, 0, lanes<A>)));
                     }
-                    for (int64_t group = 0; group < own_groups; ++group)
-                        for (int64_t j = 0; j < run; j += P) {
-                            const int64_t neighbours = std::min<int64_t>(P, run - j);
-                            weight_gradient_kernel<A, N>(neighbours)(sums + (group * run + j) * width, patch + j,
-                                                                     run_begin, gradients + group * width,
-                                                                     own_groups * width, pixels);
-                        }
+                    for (int64_t q = 0; q < pixels; q += tile_length)
+                        for (int64_t group = 0; group < own_groups; ++group)
+                            for (int64_t j = 0; j < run; j += P)
+                                weight_gradient_kernel<A, N>(std::min<int64_t>(P, run - j))(
+                                    sums + (group * run + j) * width, patch + j, run_begin + q,
+                                    gradients + (group * most + q) * width, std::min(tile_length, pixels - q));
                 }
             }
             const int64_t taps = shape.kernel_h * shape.kernel_w;
