@@ -68,7 +68,7 @@ def choose(family: str, name: str | None, x: Tensor, spatial_dims: int = 0) -> M
         ValueError: the name is not that of a back end.
         RuntimeError: a back end was named that is not here, or does not take these inputs.
     """
-    name = name or _named
+    name = _named if name is None else name
     if name is not None:
         reason = _missing(_check_name(name)) or _refusal(name, family, x, spatial_dims)
         if reason:
