@@ -79,8 +79,8 @@ def convolution_gradients(
     need_x: bool,
     need_weight: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """dx (T,B,C,S*) and dweight (4H,C,K*), the latter in acc. PyTorch's convolution_backward copies its arguments into
-    other layouts first, and is half as fast.
+    """dx (T,B,C,S*) and dweight (4H,C,K*), the latter in acc. PyTorch's convolution_backward copies its
+    channels-last arguments into other layouts first.
     """
     da, dx, dweight, one_row = _sequence_channels_last(da), None, None, weight.dim() == 3
     weight = _with_rows(weight, 2)
