@@ -8,21 +8,26 @@
 
 STABLE_TORCH_LIBRARY(hybridops, m) {
     // x (B,T,C,Y,X) any strides; h0 (B,Y,X,H), c0 (B,Y,X,H) acc; w_ih (4H,C,KY,KX), w_hh (4H,H,KY,KX); bias (4H) acc;
-    // peephole (3,H) or (3,Y,X,H) acc; save: 0 nothing, 1 the cells of every step, 2 the gates too
+    // peephole (3,H) or (3,Y,X,H) acc; save: 0 nothing, 1 the cells of every step, 2 the gates too; winograd: the largest
+    // tiles allowed, 0 none, 2 those that are as exact as a direct sum, 4
     // -> hs (T,B,Y,X,H), cs (T or 1,B,Y,X,H) acc, gates (T or 0,B,Y,X,4H) after their nonlinearity
     m.def(
         "conv_lstm_forward(Tensor x, Tensor? h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? bias, Tensor? peephole, "
-        "int save) -> (Tensor, Tensor, Tensor)");
+        "int save, int winograd) -> (Tensor, Tensor, Tensor)");
+    // the gates once more, from the states of all steps
+    m.def(
+        "conv_lstm_gates(Tensor x, Tensor? h0, Tensor? c0, Tensor hs, Tensor cs, Tensor w_ih, Tensor w_hh, Tensor? bias, "
+        "Tensor? peephole, int winograd) -> Tensor");
     // grad_hs (T,B,Y,X,H) any strides; grad_hn, grad_cn (B,Y,X,H) acc; gates, cs, c0, w_hh, peephole as above
     // -> da (T,B,Y,X,4H), dh0 (B,Y,X,H) acc (0 elements unless need_dh0), dc0 (B,Y,X,H) acc
     m.def(
         "conv_lstm_backward(Tensor? grad_hs, Tensor? grad_hn, Tensor? grad_cn, Tensor gates, Tensor cs, Tensor? c0, "
-        "Tensor w_hh, Tensor? peephole, bool need_dh0) -> (Tensor, Tensor, Tensor)");
+        "Tensor w_hh, Tensor? peephole, bool need_dh0, int winograd) -> (Tensor, Tensor, Tensor)");
 
     // What da (T,B,Y,X,4H) means for the two factors of W * x: dx (T,B,Y,X,C), and dW (4H,C,KY,KX) acc from x (T,B,C,Y,X)
     // of any strides
-    m.def("conv_input_gradient(Tensor da, Tensor weight) -> Tensor");
-    m.def("conv_weight_gradient(Tensor da, Tensor x, int kernel_h, int kernel_w) -> Tensor");
+    m.def("conv_input_gradient(Tensor da, Tensor weight, int winograd) -> Tensor");
+    m.def("conv_weight_gradient(Tensor da, Tensor x, int kernel_h, int kernel_w, int winograd) -> Tensor");
 
     // k (B,T,A) -> its exponentials (B,T,width of the processor's vectors) acc, and max|k| (B,T) acc: what the two forward
     // ops below otherwise compute at every call; for tanh

@@ -5,13 +5,19 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <cstdint>
+#include <functional>
+#include <limits>
+#include <mutex>
 #include <optional>
 #include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "../math/winograd.h"
 #include "conv_lstm_args.h"
 #include "scratch.h"
 #include "tensors.h"
@@ -36,40 +42,73 @@ PeepholeTensor<A> peephole_tensor(const std::optional<Tensor>& p) {
 
 enum Save { nothing = 0, cells = 1, gates = 2 };
 
+template <class T>
+Strided<T> strided(const Tensor& x, int time, int batch, int channel, int y) {  // which dimension is what; x follows y
+    return {data<const T>(x), x.stride(time), x.stride(batch), x.stride(channel), x.stride(y), x.stride(y + 1)};
+}
+
+// What both forward ops read.
+template <class T, class A>
+ConvLstmForwardArgs<T, A> forward_args(const Tensor& x, const std::optional<Tensor>& h0,
+                                       const std::optional<Tensor>& c0, const Tensor& w_ih, const Tensor& w_hh,
+                                       const std::optional<Tensor>& bias, const std::optional<Tensor>& peephole,
+                                       int64_t winograd) {
+    ConvLstmForwardArgs<T, A> args{};
+    args.shape = {x.size(0), x.size(3), x.size(4), w_hh.size(2), w_hh.size(3)};
+    args.steps = x.size(1);
+    args.inputs = x.size(2);
+    args.hidden = w_hh.size(1);
+    args.x = strided<T>(x, 1, 0, 2, 3);
+    args.h0 = data<const T>(h0);
+    args.c0 = data<const A>(c0);
+    args.w_ih = weights<T>(w_ih);
+    args.w_hh = weights<T>(w_hh);
+    args.bias = data<const A>(bias);
+    args.peephole = peephole_tensor<A>(peephole);
+    args.winograd = winograd;
+    return args;
+}
+
 std::tuple<Tensor, Tensor, Tensor> conv_lstm_forward(const Tensor& x, const std::optional<Tensor>& h0,
                                                      const std::optional<Tensor>& c0, const Tensor& w_ih,
                                                      const Tensor& w_hh, const std::optional<Tensor>& bias,
-                                                     const std::optional<Tensor>& peephole, int64_t save) {
+                                                     const std::optional<Tensor>& peephole, int64_t save,
+                                                     int64_t winograd) {
     const int64_t steps = x.size(1), hidden = w_hh.size(1);
-    const ConvShape shape{x.size(0), x.size(3), x.size(4), w_hh.size(2), w_hh.size(3)};
     const auto images = [&](int64_t count, int64_t channels, ScalarType type) {
-        return torch::stable::empty({count, shape.batch, shape.height, shape.width, channels}, type);
+        return torch::stable::empty({count, x.size(0), x.size(3), x.size(4), channels}, type);
     };
     Tensor hs = images(steps, hidden, x.scalar_type());
     Tensor cs = images(save == nothing ? 1 : steps, hidden, accumulator_type(x));
     Tensor gs = images(save == Save::gates ? steps : 0, 4 * hidden, x.scalar_type());
-    if (shape.pixels() == 0 || steps == 0) return {hs, cs, gs};
+    if (hs.numel() == 0) return {hs, cs, gs};
     HYBRIDOPS_DISPATCH_DTYPE(x.scalar_type(), "conv_lstm_forward", {
         using A = Accumulator<scalar_t>;
-        const ConvLstmForwardArgs<scalar_t, A> args{
-            shape,
-            steps,
-            x.size(2),
-            hidden,
-            {data<const scalar_t>(x), x.stride(1), x.stride(0), x.stride(2), x.stride(3), x.stride(4)},
-            data<const scalar_t>(h0),
-            data<const A>(c0),
-            weights<scalar_t>(w_ih),
-            weights<scalar_t>(w_hh),
-            data<const A>(bias),
-            peephole_tensor<A>(peephole),
-            data<scalar_t>(hs),
-            data<A>(cs),
-            save != nothing,
-            data<scalar_t>(gs)};
+        auto args = forward_args<scalar_t, A>(x, h0, c0, w_ih, w_hh, bias, peephole, winograd);
+        args.hs = data<scalar_t>(hs);
+        args.cs = data<A>(cs);
+        args.all_cells = save != nothing;
+        args.gates = data<scalar_t>(gs);
         HYBRIDOPS_ON_ISA(conv_lstm_forward(args));
     });
     return {hs, cs, gs};
+}
+
+Tensor conv_lstm_gates(const Tensor& x, const std::optional<Tensor>& h0, const std::optional<Tensor>& c0,
+                       const Tensor& hs, const Tensor& cs, const Tensor& w_ih, const Tensor& w_hh,
+                       const std::optional<Tensor>& bias, const std::optional<Tensor>& peephole, int64_t winograd) {
+    Tensor gs =
+        torch::stable::empty({hs.size(0), hs.size(1), hs.size(2), hs.size(3), 4 * hs.size(4)}, hs.scalar_type());
+    if (gs.numel() == 0) return gs;
+    HYBRIDOPS_DISPATCH_DTYPE(x.scalar_type(), "conv_lstm_gates", {
+        using A = Accumulator<scalar_t>;
+        auto args = forward_args<scalar_t, A>(x, h0, c0, w_ih, w_hh, bias, peephole, winograd);
+        args.gates = data<scalar_t>(gs);
+        args.given_hs = data<const scalar_t>(hs);
+        args.given_cs = data<const A>(cs);
+        HYBRIDOPS_ON_ISA(conv_lstm_forward(args));
+    });
+    return gs;
 }
 
 std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward(const std::optional<Tensor>& grad_hs,
@@ -77,7 +116,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward(const std::optional<Tensor
                                                       const std::optional<Tensor>& grad_cn, const Tensor& gates,
                                                       const Tensor& cs, const std::optional<Tensor>& c0,
                                                       const Tensor& w_hh, const std::optional<Tensor>& peephole,
-                                                      bool need_dh0) {
+                                                      bool need_dh0, int64_t winograd) {
     const int64_t steps = gates.size(0), hidden = w_hh.size(1);
     const ConvShape shape{gates.size(1), gates.size(2), gates.size(3), w_hh.size(2), w_hh.size(3)};
     Tensor da = torch::stable::empty_like(gates);
@@ -93,11 +132,8 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward(const std::optional<Tensor
     }
     HYBRIDOPS_DISPATCH_DTYPE(gates.scalar_type(), "conv_lstm_backward", {
         using A = Accumulator<scalar_t>;
-        Strided<scalar_t> grad{data<const scalar_t>(grad_hs), 0, 0, 0, 0, 0};
-        if (grad_hs) {
-            grad = {grad.data,          grad_hs->stride(0), grad_hs->stride(1),
-                    grad_hs->stride(4), grad_hs->stride(2), grad_hs->stride(3)};
-        }
+        Strided<scalar_t> grad{};
+        if (grad_hs) grad = strided<scalar_t>(*grad_hs, 0, 1, 4, 2);
         const ConvLstmBackwardArgs<scalar_t, A> args{shape,
                                                      steps,
                                                      hidden,
@@ -108,6 +144,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward(const std::optional<Tensor
                                                      data<const A>(c0),
                                                      weights<scalar_t>(w_hh),
                                                      peephole_tensor<A>(peephole),
+                                                     winograd,
                                                      data<scalar_t>(da),
                                                      data<A>(dh0),
                                                      data<A>(dc)};
@@ -116,29 +153,28 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward(const std::optional<Tensor
     return {da, dh0, dc};
 }
 
-Tensor conv_input_gradient(const Tensor& da, const Tensor& w) {
+Tensor conv_input_gradient(const Tensor& da, const Tensor& w, int64_t winograd) {
     const ConvShape shape{da.size(0) * da.size(1), da.size(2), da.size(3), w.size(2), w.size(3)};
     Tensor dx = torch::stable::empty({da.size(0), da.size(1), da.size(2), da.size(3), w.size(1)}, da.scalar_type());
     if (dx.numel() == 0) return dx;
     HYBRIDOPS_DISPATCH_DTYPE(da.scalar_type(), "conv_input_gradient", {
         using A = Accumulator<scalar_t>;
         const ConvInputGradientArgs<scalar_t, A> args{
-            shape, w.size(1), w.size(0), data<const scalar_t>(da), weights<scalar_t>(w), data<scalar_t>(dx)};
+            shape, w.size(1), w.size(0), data<const scalar_t>(da), weights<scalar_t>(w), winograd, data<scalar_t>(dx)};
         HYBRIDOPS_ON_ISA(conv_input_gradient(args));
     });
     return dx;
 }
 
-Tensor conv_weight_gradient(const Tensor& da, const Tensor& x, int64_t kernel_h, int64_t kernel_w) {
+Tensor conv_weight_gradient(const Tensor& da, const Tensor& x, int64_t kernel_h, int64_t kernel_w, int64_t winograd) {
     const ConvShape shape{da.size(1), da.size(2), da.size(3), kernel_h, kernel_w};
     Tensor dw = torch::stable::empty({da.size(4), x.size(2), kernel_h, kernel_w}, accumulator_type(da));
     if (da.numel() == 0) return torch::stable::zero_(dw);
     HYBRIDOPS_DISPATCH_DTYPE(da.scalar_type(), "conv_weight_gradient", {
         using A = Accumulator<scalar_t>;
-        const Strided<scalar_t> images{
-            data<const scalar_t>(x), x.stride(0), x.stride(1), x.stride(2), x.stride(3), x.stride(4)};
         const ConvWeightGradientArgs<scalar_t, A> args{
-            shape, da.size(0), x.size(2), da.size(4), data<const scalar_t>(da), images, data<A>(dw)};
+            shape,    da.size(0), x.size(2), da.size(4), data<const scalar_t>(da), strided<scalar_t>(x, 0, 1, 2, 3),
+            winograd, data<A>(dw)};
         HYBRIDOPS_ON_ISA(conv_weight_gradient(args));
     });
     return dw;
@@ -149,6 +185,7 @@ Tensor conv_weight_gradient(const Tensor& da, const Tensor& x, int64_t kernel_h,
 
 STABLE_TORCH_LIBRARY_IMPL(hybridops, CPU, m) {
     m.impl("conv_lstm_forward", TORCH_BOX(&hybridops::conv_lstm_forward));
+    m.impl("conv_lstm_gates", TORCH_BOX(&hybridops::conv_lstm_gates));
     m.impl("conv_lstm_backward", TORCH_BOX(&hybridops::conv_lstm_backward));
     m.impl("conv_input_gradient", TORCH_BOX(&hybridops::conv_input_gradient));
     m.impl("conv_weight_gradient", TORCH_BOX(&hybridops::conv_weight_gradient));

@@ -39,10 +39,13 @@ struct ConvLstmForwardArgs {
     ConvWeights<T> w_ih, w_hh;
     const A* bias;  // (4H), null = zeros
     PeepholeTensor<A> peephole;
-    T* hs;           // (T,B,Y,X,H)
-    A* cs;           // (T,B,Y,X,H), or (1,B,Y,X,H) overwritten step by step
-    bool all_cells;  // which of the two
-    T* gates;        // (T,B,Y,X,4H), null = not wanted
+    int64_t winograd;   // the largest tiles allowed
+    T* hs;              // (T,B,Y,X,H), null = not wanted
+    A* cs;              // (T,B,Y,X,H), or (1,B,Y,X,H) overwritten step by step, null = not wanted
+    bool all_cells;     // which of the two
+    T* gates;           // (T,B,Y,X,4H), null = not wanted
+    const T* given_hs;  // null, or the states of a first pass: the gates are computed anew from them
+    const A* given_cs;
 };
 
 template <class T, class A>
@@ -56,6 +59,7 @@ struct ConvLstmBackwardArgs {
     const A* c0;         // (B,Y,X,H), null = zeros
     ConvWeights<T> w_hh;
     PeepholeTensor<A> peephole;
+    int64_t winograd;
     T* da;   // (T,B,Y,X,4H)
     A* dh0;  // (B,Y,X,H), null = not wanted
     A* dc;   // (B,Y,X,H): in, the gradient of c_n; out, that of c0
@@ -67,6 +71,7 @@ struct ConvInputGradientArgs {
     int64_t inputs, outputs;
     const T* da;  // (N,Y,X,outputs)
     ConvWeights<T> weights;
+    int64_t winograd;
     T* dx;  // (N,Y,X,inputs)
 };
 
@@ -76,6 +81,7 @@ struct ConvWeightGradientArgs {
     int64_t steps, inputs, outputs;
     const T* da;  // (T,B,Y,X,outputs)
     Strided<T> x;
+    int64_t winograd;
     A* dw;  // (outputs,inputs,KY,KX)
 };
 

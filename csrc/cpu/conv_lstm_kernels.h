@@ -6,27 +6,42 @@
 
 #include "../math/lstm_gates.h"
 #include "convolution_kernels.h"
+#include "weight_gradient_kernels.h"
 
-// Gate n of the channels [group * lanes, ...): the forward's register tile.
-template <class A, class T>
-void pack_forward(A* out, const ConvWeights<T>& w, const ConvShape& shape, int64_t channels, int64_t hidden) {
-    const int64_t groups = (hidden + lanes<A> - 1) / lanes<A>, taps = shape.kernel_h * shape.kernel_w;
-    torch::stable::parallel_for(0, groups * taps, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-            const int64_t group = i / taps, ky = i % taps / shape.kernel_w, kx = i % shape.kernel_w;
-            A* row = out + i * channels * 4 * lanes<A>;
-            for (int64_t c = 0; c < channels; ++c)
-                for (int gate = 0; gate < 4; ++gate)
-                    for (int l = 0; l < lanes<A>; ++l) {
-                        const int64_t h = group * lanes<A> + l;
-                        *row++ =
-                            h < hidden
-                                ? static_cast<A>(w.data[(gate * hidden + h) * w.out + c * w.in + ky * w.y + kx * w.x])
-                                : A(0);
-                    }
-        }
-    });
-}
+// Gate n of the channels [group * lanes, ...) is vector n of the forward's register tile.
+template <class T, class A>
+struct GateWeights {
+    ConvWeights<T> w_ih, w_hh;
+    int64_t inputs, hidden;
+
+    A operator()(int64_t group, int64_t column, int64_t c, int64_t ky, int64_t kx) const {
+        const int64_t h = group * lanes<A> + column % lanes<A>;
+        if (h >= hidden) return 0;
+        const ConvWeights<T>& w = c < inputs ? w_ih : w_hh;
+        return static_cast<A>(w.data[(column / lanes<A> * hidden + h) * w.out + (c < inputs ? c : c - inputs) * w.in +
+                                     ky * w.y + kx * w.x]);
+    }
+};
+
+// The transposed convolution as a convolution: the kernel turned round, inputs and outputs exchanged.
+template <class T, class A>
+struct TransposedWeights {
+    ConvWeights<T> w;
+    int64_t outputs, group_channels, last_y, last_x;
+
+    A operator()(int64_t group, int64_t column, int64_t c, int64_t ky, int64_t kx) const {
+        const int64_t o = group * group_channels + column;
+        return o < outputs ? static_cast<A>(w.data[c * w.out + o * w.in + (last_y - ky) * w.y + (last_x - kx) * w.x])
+                           : A(0);
+    }
+};
+
+// States and pre-activations saturate, so that an error is judged by itself; gradients are linear in each other, and an
+// error is judged by the largest of them.
+template <class A>
+inline constexpr TileLimits<A> forward_limits{16, 16};
+template <class A>
+inline constexpr TileLimits<A> gradient_limits{std::numeric_limits<A>::infinity(), 0};
 
 template <class A>
 HYBRIDOPS_INLINE Peephole<Simd<A>> load_peephole(const PeepholeTensor<A>& p, int64_t pixel, int64_t channel,
@@ -36,20 +51,20 @@ HYBRIDOPS_INLINE Peephole<Simd<A>> load_peephole(const PeepholeTensor<A>& p, int
 }
 
 template <class T, class A>
-struct ForwardEpilogue {
+struct ForwardEpilogue final : Epilogue<A> {
     int64_t hidden, image_pixels;  // pixels of one image, to find the peephole's
     const A* bias;                 // [group][gate][lane]
     PeepholeTensor<A> peephole;
     const A* c_prev;  // null = zeros
-    T* h;
+    T* h;             // null = not wanted, and so the next two
     A* c;
-    T* gates;  // null = not wanted
+    T* gates;
 
-    void start(int64_t group, A* sums, int64_t width) const {
+    void start(int64_t group, A* sums, int64_t width) const override {
         std::copy(bias + group * width, bias + (group + 1) * width, sums);
     }
 
-    void operator()(int64_t group, const int64_t* pixels, int64_t pixel_count, const A* sums) const {
+    void finish(int64_t group, const int64_t* pixels, int64_t pixel_count, const A* sums) const override {
         const int64_t channel = group * lanes<A>, count = std::min<int64_t>(lanes<A>, hidden - channel);
         for (int64_t i = 0; i < pixel_count; ++i, sums += 4 * lanes<A>) {
             const int64_t pixel = pixels[i], at = pixel * hidden + channel;
@@ -58,8 +73,8 @@ struct ForwardEpilogue {
             const auto s =
                 lstm_forward(load(sums), load(sums + lanes<A>), load(sums + 2 * lanes<A>), load(sums + 3 * lanes<A>),
                              c_prev ? load_lanes<A>(c_prev + at, count) : Simd<A>{}, peephole.data, p);
-            store_lanes<A>(h + at, s.h, count);
-            store_lanes<A>(c + at, s.c, count);
+            if (h) store_lanes<A>(h + at, s.h, count);
+            if (c) store_lanes<A>(c + at, s.c, count);
             if (gates) {
                 T* g = gates + pixel * 4 * hidden + channel;
                 store_lanes<A>(g, s.f, count);
@@ -71,41 +86,40 @@ struct ForwardEpilogue {
     }
 };
 
+// Where a.given_hs is set, all states are known and only the gates are computed: the same ones as before, bit for bit.
 template <class T, class A>
 void conv_lstm_forward(const ConvLstmForwardArgs<T, A>& a) {
-    const int64_t groups = (a.hidden + lanes<A> - 1) / lanes<A>, taps = a.shape.kernel_h * a.shape.kernel_w;
-    const int64_t tap_size = groups * taps * 4 * lanes<A>, state = a.shape.pixels() * a.hidden;
-    Buffer<A> w_ih(tap_size * a.inputs), w_hh(tap_size * a.hidden), bias(groups * 4 * lanes<A>);
-    pack_forward(w_ih.data(), a.w_ih, a.shape, a.inputs, a.hidden);
-    pack_forward(w_hh.data(), a.w_hh, a.shape, a.hidden, a.hidden);
+    const int64_t groups = (a.hidden + lanes<A> - 1) / lanes<A>, state = a.shape.pixels() * a.hidden;
+    Buffer<A> bias(groups * 4 * lanes<A>);
     for (int64_t i = 0; i < groups * 4 * lanes<A>; ++i) {
         const int64_t gate = i / lanes<A> % 4, h = i / (4 * lanes<A>)*lanes<A> + i % lanes<A>;
         bias.data()[i] = a.bias && h < a.hidden ? a.bias[gate * a.hidden + h] : A(0);
     }
+    const Convolution<A, 4> convolution(a.shape, {a.inputs, a.hidden}, groups, winograd_tile(a.shape, a.winograd),
+                                        forward_limits<A>, GateWeights<T, A>{a.w_ih, a.w_hh, a.inputs, a.hidden});
     const T* h = a.h0;
     const A* c = a.c0;
     for (int64_t t = 0; t < a.steps; ++t) {
-        const int64_t row = a.shape.width * a.hidden;
-        const Source<T, A> sources[2] = {
-            {a.x.data + t * a.x.time, a.x.batch, a.x.channel, a.x.y, a.x.x, a.inputs, w_ih.data()},
-            {h, a.shape.height * row, 1, row, a.hidden, a.hidden, w_hh.data()}};
-        const ForwardEpilogue<T, A> epilogue{a.hidden,
-                                             a.shape.height * a.shape.width,
-                                             bias.data(),
-                                             a.peephole,
-                                             c,
-                                             a.hs + t * state,
-                                             a.cs + (a.all_cells ? t * state : 0),
-                                             a.gates ? a.gates + t * 4 * state : nullptr};
-        convolve<A, 4>(a.shape, sources, h ? 2 : 1, groups, epilogue);  // no h: the first step from zeros
-        h = epilogue.h;
-        c = epilogue.c;
+        const StridedSource<T, A> x(a.x.data + t * a.x.time, a.x.batch, a.x.channel, a.x.y, a.x.x, a.inputs);
+        const auto h_source = channels_last<A>(h, a.shape, a.hidden);
+        ForwardEpilogue<T, A> epilogue;
+        epilogue.hidden = a.hidden;
+        epilogue.image_pixels = a.shape.height * a.shape.width;
+        epilogue.bias = bias.data();
+        epilogue.peephole = a.peephole;
+        epilogue.c_prev = c;
+        epilogue.h = a.hs ? a.hs + t * state : nullptr;
+        epilogue.c = a.cs ? a.cs + (a.all_cells ? t * state : 0) : nullptr;
+        epilogue.gates = a.gates ? a.gates + t * 4 * state : nullptr;
+        convolution({&x, h ? &h_source : nullptr}, epilogue);  // no h: the first step from zeros
+        h = a.given_hs ? a.given_hs + t * state : epilogue.h;
+        c = a.given_cs ? a.given_cs + t * state : epilogue.c;
     }
 }
 
 // The pointwise gradient of one step, behind the sums dh = W_hh^T * da of the step after it.
 template <class T, class A>
-struct BackwardEpilogue {
+struct BackwardEpilogue final : Epilogue<A> {
     int64_t hidden, height, width;
     Strided<T> grad_hs;  // data null = zeros; else at this step
     const T* gates;
@@ -115,9 +129,7 @@ struct BackwardEpilogue {
     A* dc;
     int64_t group_channels;
 
-    void start(int64_t, A* sums, int64_t width) const { std::fill(sums, sums + width, A(0)); }
-
-    void operator()(int64_t group, const int64_t* pixels, int64_t pixel_count, const A* sums) const {
+    void finish(int64_t group, const int64_t* pixels, int64_t pixel_count, const A* sums) const override {
         const int64_t first = group * group_channels, end = std::min(first + group_channels, hidden);
         for (int64_t i = 0; i < pixel_count; ++i, sums += group_channels)
             for (int64_t channel = first; channel < end; channel += lanes<A>)
@@ -148,33 +160,66 @@ struct BackwardEpilogue {
     }
 };
 
+template <class A, class U>
+struct StoreEpilogue final : Epilogue<A> {
+    int64_t channels;
+    U* out;  // (pixels, channels)
+    int64_t group_channels;
+
+    StoreEpilogue(int64_t channels, U* out, int64_t group_channels)
+        : channels(channels), out(out), group_channels(group_channels) {}
+
+    void finish(int64_t group, const int64_t* pixels, int64_t pixel_count, const A* sums) const override {
+        const int64_t first = group * group_channels, end = std::min(group_channels, channels - first);
+        for (int64_t i = 0; i < pixel_count; ++i, sums += group_channels)
+            for (int64_t c = 0; c < end; c += lanes<A>)
+                store_lanes<A>(out + pixels[i] * channels + first + c, load(sums + c),
+                               std::min<int64_t>(lanes<A>, end - c));
+    }
+};
+
+// f(std::integral_constant<int, N>): how many vectors of outputs make the best register tile for this many.
+template <class A, class F>
+void with_group_vectors(int64_t outputs, const F& f) {
+    if (outputs <= lanes<A>) return f(std::integral_constant<int, 1>{});
+    if constexpr (HYBRIDOPS_REGISTERS == 32) {
+        if (outputs > 2 * lanes<A>) return f(std::integral_constant<int, 4>{});
+    }
+    f(std::integral_constant<int, 2>{});
+}
+
+// W^T * images, for `outputs` channels and images of `inputs` channels
+template <class A, int N, class T>
+Convolution<A, N> transposed_convolution(const ConvShape& shape, const ConvWeights<T>& w, int64_t inputs,
+                                         int64_t outputs, int64_t winograd) {
+    constexpr int64_t width = N * lanes<A>;
+    return Convolution<A, N>(shape, {inputs, 0}, (outputs + width - 1) / width, winograd_tile(shape, winograd),
+                             gradient_limits<A>,
+                             TransposedWeights<T, A>{w, outputs, width, shape.kernel_h - 1, shape.kernel_w - 1});
+}
+
 template <class A, int N, class T>
 void run_conv_lstm_backward(const ConvLstmBackwardArgs<T, A>& a) {
-    constexpr int64_t group_channels = N * lanes<A>;
-    const int64_t groups = (a.hidden + group_channels - 1) / group_channels;
-    const int64_t pixels = a.shape.pixels(), state = pixels * a.hidden, row = a.shape.width * 4 * a.hidden;
-    Buffer<A> w(groups * a.shape.kernel_h * a.shape.kernel_w * 4 * a.hidden * group_channels);
-    pack_transposed<A, N>(w.data(), a.w_hh, a.shape, 4 * a.hidden, a.hidden);
-    const auto da_source = [&](int64_t t) {
-        return Source<T, A>{a.da + t * 4 * state, a.shape.height * row, 1, row, 4 * a.hidden, 4 * a.hidden, w.data()};
-    };
+    const int64_t pixels = a.shape.pixels(), state = pixels * a.hidden;
+    const auto convolution = transposed_convolution<A, N>(a.shape, a.w_hh, 4 * a.hidden, a.hidden, a.winograd);
+    const auto da = [&](int64_t t) { return channels_last<A>(a.da + t * 4 * state, a.shape, 4 * a.hidden); };
     for (int64_t t = a.steps - 1; t >= 0; --t) {
-        Strided<T> grad_hs = a.grad_hs;
-        if (grad_hs.data) grad_hs.data += t * grad_hs.time;
-        const BackwardEpilogue<T, A> epilogue{a.hidden,
-                                              a.shape.height,
-                                              a.shape.width,
-                                              grad_hs,
-                                              a.gates + t * 4 * state,
-                                              a.cs + t * state,
-                                              t ? a.cs + (t - 1) * state : a.c0,
-                                              a.peephole,
-                                              a.da + t * 4 * state,
-                                              a.dc,
-                                              group_channels};
+        BackwardEpilogue<T, A> epilogue;
+        epilogue.hidden = a.hidden;
+        epilogue.height = a.shape.height;
+        epilogue.width = a.shape.width;
+        epilogue.grad_hs = a.grad_hs;
+        if (epilogue.grad_hs.data) epilogue.grad_hs.data += t * a.grad_hs.time;
+        epilogue.gates = a.gates + t * 4 * state;
+        epilogue.c = a.cs + t * state;
+        epilogue.c_prev = t ? a.cs + (t - 1) * state : a.c0;
+        epilogue.peephole = a.peephole;
+        epilogue.da = a.da + t * 4 * state;
+        epilogue.dc = a.dc;
+        epilogue.group_channels = N * lanes<A>;
         if (t + 1 < a.steps) {
-            const Source<T, A> source = da_source(t + 1);
-            convolve<A, N>(a.shape, &source, 1, groups, epilogue);
+            const auto source = da(t + 1);
+            convolution({&source, nullptr}, epilogue);
         } else {  // nothing comes from behind but the gradient of h_n
             torch::stable::parallel_for(0, pixels, 256, [&](int64_t begin, int64_t end) {
                 for (int64_t pixel = begin; pixel < end; ++pixel)
@@ -188,8 +233,8 @@ void run_conv_lstm_backward(const ConvLstmBackwardArgs<T, A>& a) {
         }
     }
     if (a.dh0) {
-        const Source<T, A> source = da_source(0);
-        convolve<A, N>(a.shape, &source, 1, groups, StoreEpilogue<A, A>{a.hidden, a.dh0, group_channels});
+        const auto source = da(0);
+        convolution({&source, nullptr}, StoreEpilogue<A, A>(a.hidden, a.dh0, N * lanes<A>));
     }
 }
 
@@ -202,16 +247,14 @@ void conv_lstm_backward(const ConvLstmBackwardArgs<T, A>& a) {
 template <class T, class A>
 void conv_input_gradient(const ConvInputGradientArgs<T, A>& a) {
     with_group_vectors<A>(a.inputs, [&](auto n) {
-        constexpr int64_t group_channels = n.value * lanes<A>;
-        const int64_t groups = (a.inputs + group_channels - 1) / group_channels, row = a.shape.width * a.outputs;
-        Buffer<A> w(groups * a.shape.kernel_h * a.shape.kernel_w * a.outputs * group_channels);
-        pack_transposed<A, n.value>(w.data(), a.weights, a.shape, a.outputs, a.inputs);
-        const Source<T, A> source{a.da, a.shape.height * row, 1, row, a.outputs, a.outputs, w.data()};
-        convolve<A, n.value>(a.shape, &source, 1, groups, StoreEpilogue<A, T>{a.inputs, a.dx, group_channels});
+        const auto convolution =
+            transposed_convolution<A, n.value>(a.shape, a.weights, a.outputs, a.inputs, a.winograd);
+        const auto source = channels_last<A>(a.da, a.shape, a.outputs);
+        convolution({&source, nullptr}, StoreEpilogue<A, T>(a.inputs, a.dx, n.value * lanes<A>));
     });
 }
 
 template <class T, class A>
 void conv_weight_gradient(const ConvWeightGradientArgs<T, A>& a) {
-    weight_gradient(a.dw, a.shape, a.da, a.outputs, a.x, a.steps, a.inputs);
+    WeightGradient<T, A>(a).run();
 }

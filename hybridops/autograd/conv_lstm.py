@@ -8,6 +8,7 @@ pre-activations, known for many steps, what follows from it is batched over them
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -88,41 +89,38 @@ def _gradients(
     need_x, need_h0, need_c0, need_w_ih, need_w_hh, need_bias, need_peephole = needed
     steps, batch = hs.shape[:2]
     length = max(1, -(-IMAGES_PER_CHUNK // max(1, batch)))
-    dx: list[Tensor] = []
-    dw_ih = dw_hh = db = dp = None
+    # images contiguous in time, channels last: as the chunks come
+    dx = x.new_empty(steps, batch, *x.shape[3:], x.shape[2]).movedim(-1, 2) if need_x else None
+    dw_ih = db = dp = None
+    dw_hh = torch.zeros_like(w_hh, dtype=cs.dtype)  # one step from zeros adds nothing
     for end in range(steps, 0, -length):
         start = max(0, end - length)
         chunk = slice(start, end)
-        x_chunk = x[:, chunk].transpose(0, 1)
-        c_before = cs[start - 1] if start else c0
-        h_before = hs[start - 1] if start else h0
-        cs_prev = _shifted(c_before, cs[chunk]) if gates is None or need_peephole else None
-        if gates is None:
-            states = (_shifted(h_before, hs[chunk]), cs[chunk], cs_prev)
-            gates_chunk = reference.gates_from_states(
-                x_chunk.flatten(0, 1), *(s.flatten(0, 1) for s in states), w_ih, w_hh, bias, peephole
-            ).unflatten(0, (end - start, batch))
-        else:
-            gates_chunk = gates[chunk]
+        x_chunk, hs_chunk, cs_chunk = x[:, chunk], hs[chunk], cs[chunk]
+        h_before, c_before = (hs[start - 1], cs[start - 1]) if start else (h0, c0)
+        gates_chunk = (
+            backend.conv_lstm_gates(x_chunk, h_before, c_before, hs_chunk, cs_chunk, w_ih, w_hh, bias, peephole)
+            if gates is None
+            else gates[chunk]
+        )
         da, dh, dc = backend.conv_lstm_backward(
             None if grad_hs is None else grad_hs[chunk],
-            dh, dc, gates_chunk, cs[chunk], c_before, w_hh, peephole, start > 0 or need_h0,
+            dh, dc, gates_chunk, cs_chunk, c_before, w_hh, peephole, start > 0 or need_h0,
         )  # fmt: skip
         if need_x or need_w_ih:
-            dx_chunk, dw = backend.convolution_gradients(da, x_chunk, w_ih, need_x, need_w_ih)
-            dx.append(dx_chunk)
+            dx_chunk, dw = backend.convolution_gradients(da, x_chunk.transpose(0, 1), w_ih, need_x, need_w_ih)
             dw_ih = _add(dw_ih, dw)
+            if need_x:
+                dx[chunk] = dx_chunk
         if need_w_hh:
-            # at the first step from zeros there is no h before it
-            skip = 1 if h_before is None else 0
-            h_prev = hs[start : end - 1] if skip else _shifted(h_before, hs[chunk])
-            dw_hh = _add(dw_hh, backend.convolution_gradients(da[skip:], h_prev, w_hh, False, True)[1])
+            for da_part, h_part in _with_states_before(da, h0, hs, start, end):
+                dw_hh = _add(dw_hh, backend.convolution_gradients(da_part, h_part, w_hh, False, True)[1])
         if need_bias:
             db = _add(db, da.sum([0, 1, *range(3, da.dim())], dtype=cs.dtype))
         if need_peephole:
-            dp = _add(dp, _peephole_gradient(da, cs_prev, cs[chunk], peephole))
+            dp = _add(dp, _peephole_gradient(da, c_before, cs_chunk, peephole))
     return (
-        torch.cat(dx[::-1]).transpose(0, 1) if need_x else None,
+        dx.transpose(0, 1) if need_x else None,
         dh.to(h0.dtype) if need_h0 else None,
         dc if need_c0 else None,
         dw_ih.to(w_ih.dtype) if need_w_ih else None,
@@ -132,6 +130,18 @@ def _gradients(
     )
 
 
+def _with_states_before(
+    da: Tensor, h0: Tensor | None, hs: Tensor, start: int, end: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The steps [start, end) of da beside h one step earlier, without a copy; zeros are left out."""
+    if start == 0:
+        if h0 is not None:
+            yield da[:1], h0[None]
+        start, da = 1, da[1:]
+    if start < end:
+        yield da, hs[start - 1 : end - 1]
+
+
 def _add(total: Tensor | None, part: Tensor | None) -> Tensor | None:
     """Chunks are added up in the accumulation dtype."""
     if total is None:
@@ -139,14 +149,10 @@ def _add(total: Tensor | None, part: Tensor | None) -> Tensor | None:
     return total.add_(part)
 
 
-def _shifted(first: Tensor | None, states: Tensor) -> Tensor:
-    """States (T,...) one step later: `first` (None = zeros), then all but the last."""
-    first = torch.zeros_like(states[0]) if first is None else first
-    return torch.cat([first[None], states[:-1]])
-
-
-def _peephole_gradient(da: Tensor, cs_prev: Tensor, cs: Tensor, peephole: Tensor) -> Tensor:
+def _peephole_gradient(da: Tensor, c_before: Tensor | None, cs: Tensor, peephole: Tensor) -> Tensor:
     """dp_f, dp_i = Σ da_f∘c_{t-1}, Σ da_i∘c_{t-1}; dp_o = Σ da_o∘c_t: over time and batch, and space if it has none."""
     da_f, da_i, _, da_o = da.to(cs.dtype).chunk(4, dim=2)
+    c_before = torch.zeros_like(cs[0]) if c_before is None else c_before
+    cs_prev = torch.cat([c_before[None], cs[:-1]])
     over = [0, 1] if peephole.dim() > 2 else [0, 1, *range(3, cs.dim())]
     return torch.stack([(a * c).sum(over) for a, c in ((da_f, cs_prev), (da_i, cs_prev), (da_o, cs))])

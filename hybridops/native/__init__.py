@@ -12,7 +12,7 @@ from hybridops.checks import accumulation_dtype
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 OPS = (
-    "conv_lstm_forward", "conv_lstm_backward", "conv_input_gradient", "conv_weight_gradient",
+    "conv_lstm_forward", "conv_lstm_gates", "conv_lstm_backward", "conv_input_gradient", "conv_weight_gradient",
     "additive_prepare_keys", "additive_scores_forward", "additive_weights_forward",
     "additive_scores_backward", "cpu_isa",
 )  # fmt: skip
@@ -79,24 +79,28 @@ def cpu_isa() -> str:
 if missing() is None:
 
     @torch.library.register_fake("hybridops::conv_lstm_forward")
-    def _(x, h0, c0, w_ih, w_hh, bias, peephole, save):
+    def _(x, h0, c0, w_ih, w_hh, bias, peephole, save, winograd):
         batch, steps, _, *space = x.shape
         hidden, acc = w_hh.shape[1], accumulation_dtype(x.dtype)
         hs = x.new_empty(steps, batch, *space, hidden)
         cs = x.new_empty(steps if save else 1, batch, *space, hidden, dtype=acc)
         return hs, cs, x.new_empty(steps if save == 2 else 0, batch, *space, 4 * hidden)
 
+    @torch.library.register_fake("hybridops::conv_lstm_gates")
+    def _(x, h0, c0, hs, cs, w_ih, w_hh, bias, peephole, winograd):
+        return hs.new_empty(*hs.shape[:4], 4 * hs.shape[4])
+
     @torch.library.register_fake("hybridops::conv_lstm_backward")
-    def _(grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0):
+    def _(grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0, winograd):
         batch, *space = cs.shape[1:]
         return torch.empty_like(gates), cs.new_empty(batch if need_dh0 else 0, *space), cs.new_empty(batch, *space)
 
     @torch.library.register_fake("hybridops::conv_input_gradient")
-    def _(da, weight):
+    def _(da, weight, winograd):
         return da.new_empty(*da.shape[:4], weight.shape[1])
 
     @torch.library.register_fake("hybridops::conv_weight_gradient")
-    def _(da, x, kernel_h, kernel_w):
+    def _(da, x, kernel_h, kernel_w, winograd):
         acc = accumulation_dtype(da.dtype)
         return da.new_empty(da.shape[4], x.shape[2], kernel_h, kernel_w, dtype=acc)
 

@@ -35,6 +35,7 @@ def conv_lstm_forward(
         None if bias is None else bias.to(acc).contiguous(),
         _peephole(peephole, acc),
         _SAVE[save],
+        _winograd(x.dtype),
     )
     one_row = w_hh.dim() == 3
     return (
@@ -42,6 +43,32 @@ def conv_lstm_forward(
         _channels_third(cs, one_row),
         _channels_third(gates, one_row) if save == "gates" else None,
     )
+
+
+def conv_lstm_gates(
+    x: Tensor,  # (B,T,C,S*) any strides
+    h0: Tensor | None,  # (B,H,S*)
+    c0: Tensor | None,  # (B,H,S*) acc
+    hs: Tensor,  # (T,B,H,S*)
+    cs: Tensor,  # (T,B,H,S*) acc
+    w_ih: Tensor,  # (4H,C,K*)
+    w_hh: Tensor,  # (4H,H,K*)
+    bias: Tensor | None,  # (4H)
+    peephole: Tensor | None,  # (3,H) or (3,H,S*)
+) -> Tensor:
+    gates = torch.ops.hybridops.conv_lstm_gates.default(
+        _with_rows(x, 3),
+        _channels_last(h0, x.dtype),
+        _channels_last(c0, cs.dtype),
+        _sequence_channels_last(hs),
+        _sequence_channels_last(cs),
+        _with_rows(w_ih, 2),
+        _with_rows(w_hh, 2),
+        None if bias is None else bias.to(cs.dtype).contiguous(),
+        _peephole(peephole, cs.dtype),
+        _winograd(x.dtype),
+    )
+    return _channels_third(gates, w_hh.dim() == 3)
 
 
 def conv_lstm_backward(
@@ -67,6 +94,7 @@ def conv_lstm_backward(
         _with_rows(w_hh, 2),
         _peephole(peephole, acc),
         need_dh0,
+        _winograd(gates.dtype),
     )
     dh0, dc0 = (_channels_third(state[None], one_row)[0] for state in (dh0, dc0))
     return _channels_third(da, one_row), dh0 if need_dh0 else None, dc0
@@ -85,11 +113,23 @@ def convolution_gradients(
     da, dx, dweight, one_row = _sequence_channels_last(da), None, None, weight.dim() == 3
     weight = _with_rows(weight, 2)
     if need_x:
-        dx = _channels_third(torch.ops.hybridops.conv_input_gradient.default(da, weight), one_row)
+        dx = _channels_third(torch.ops.hybridops.conv_input_gradient.default(da, weight, _winograd(da.dtype)), one_row)
     if need_weight:
-        dweight = torch.ops.hybridops.conv_weight_gradient.default(da, _with_rows(x, 3), *weight.shape[2:])
+        dweight = torch.ops.hybridops.conv_weight_gradient.default(
+            da, _with_rows(x, 3), *weight.shape[2:], _winograd(da.dtype)
+        )
         dweight = dweight.squeeze(2) if one_row else dweight
     return dx, dweight
+
+
+def _winograd(dtype: torch.dtype) -> int:
+    """The largest tiles that Winograd's convolutions may have. Tiles of 2×2 outputs are as exact as a plain float32
+    convolution (docs/numerics.md); 4×4 ones lose a bit or two, and wait for
+    torch.set_float32_matmul_precision("high"). In half precision the loss is far below the last bit.
+    """
+    if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
+        return 2
+    return 4
 
 
 def _with_rows(x: Tensor, channel_end: int) -> Tensor:

@@ -399,20 +399,29 @@ def convolution_gradients(
     return None if dx is None else dx.unflatten(0, da.shape[:2]), dweight
 
 
-def gates_from_states(
-    x: Tensor,  # (N, C, S*), N = T·B images
-    hs_prev: Tensor,  # (N, H, S*): h_{t-1}
-    cs: Tensor,  # (N, H, S*) accumulation dtype: c_t
-    c_prev: Tensor,  # (N, H, S*) accumulation dtype: c_{t-1}
+def conv_lstm_gates(
+    x: Tensor,  # (B, T, C, S*)
+    h0: Tensor | None,  # (B, H, S*), None = zeros
+    c0: Tensor | None,  # (B, H, S*) accumulation dtype, None = zeros
+    hs: Tensor,  # (T, B, H, S*)
+    cs: Tensor,  # (T, B, H, S*) accumulation dtype
     w_ih: Tensor,  # (4H, C, K*)
     w_hh: Tensor,  # (4H, H, K*)
     bias: Tensor | None,  # (4H)
     peephole: Tensor | None,  # (3, H) or (3, H, S*), rows f, i, o
 ) -> Tensor:
-    """The gates (N, 4H, S*) that `conv_lstm_forward` would save. With every state known, no recurrence is left."""
+    """The gates (T, B, 4H, S*) that `conv_lstm_forward` would save. With every state known, no recurrence is left."""
+    x = x.transpose(0, 1)
+    before = (_one_step_later(first, states) for first, states in ((h0, hs), (c0, cs)))
+    x, hs_prev, cs_prev, cs = (images.flatten(0, 1) for images in (x, *before, cs))
     rows = peephole_rows(peephole, w_hh.dim() - 2, cs.dtype)
-    f, i, g, o, _ = _lstm_step(_preactivation(x, hs_prev, w_ih, w_hh, bias), c_prev, rows, c=cs)
-    return torch.cat([f, i, g, o], dim=1).to(x.dtype)
+    f, i, g, o, _ = _lstm_step(_preactivation(x, hs_prev, w_ih, w_hh, bias), cs_prev, rows, c=cs)
+    return torch.cat([f, i, g, o], dim=1).to(x.dtype).unflatten(0, hs.shape[:2])
+
+
+def _one_step_later(first: Tensor | None, states: Tensor) -> Tensor:
+    first = torch.zeros_like(states[0]) if first is None else first
+    return torch.cat([first[None], states[:-1]])
 
 
 def peephole_rows(

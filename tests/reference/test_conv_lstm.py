@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hybridops.reference import ConvLSTM, ConvLSTMCell
-from hybridops.reference.conv_lstm import conv_lstm_backward, conv_lstm_forward, gates_from_states
+from hybridops.reference.conv_lstm import conv_lstm_backward, conv_lstm_forward, conv_lstm_gates
 
 # float64, values of order one, sums of some hundred terms in another order: about 1e-14 of rounding, and room.
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
@@ -137,10 +137,8 @@ def test_backward_in_chunks_is_the_whole_backward(cut):
 def test_gates_come_back_from_the_states(space, kernel, peephole, bias):
     module, x, h0, c0 = make_problem(space, kernel, peephole, bias)
     hs, cs, gates = run_formulas(module, x, h0, c0)
-    h_prev, c_prev = torch.cat([h0[None], hs[:-1]]), torch.cat([c0[None], cs[:-1]])
-    images = (tensor.flatten(0, 1) for tensor in (x.transpose(0, 1), h_prev, cs, c_prev))
-    again = gates_from_states(*images, *module.cell_list[0].canonical_weights())
-    torch.testing.assert_close(again, gates.flatten(0, 1), **CLOSE)
+    again = conv_lstm_gates(x, h0, c0, hs, cs, *module.cell_list[0].canonical_weights())
+    torch.testing.assert_close(again, gates, **CLOSE)
 
 
 def test_save_says_what_is_kept():

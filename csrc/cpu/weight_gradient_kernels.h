@@ -1,0 +1,260 @@
+// The gradient of a convolution's weights for one instruction set: dW[o,c,ky,kx] = sum over images and pixels of
+// grad[pixel,o] x[pixel + (ky,kx), c]. Included by conv_lstm_kernels.h after convolution_kernels.h.
+//
+// Both factors are laid out anew, piece by piece of the images, so that for each plane of the sum (a tap of the kernel, or
+// a point of Winograd's) it is a matrix product whose factors are read in the order in which they lie.
+
+inline constexpr int outer_vectors = 2;  // of outputs, beside
+template <class A>
+inline constexpr int outer_channels = std::min(lanes<A>, HYBRIDOPS_REGISTERS / 4);
+
+// sums (P,N,lanes) += sum over rows x cols pixels of x[p] * grad[n]. A pixel of x takes one vector, of grad N.
+template <class A, int N, int P>
+void outer_tile(A* sums, const A* x, int64_t x_row, const A* grad, int64_t rows, int64_t cols) {
+    Simd<A> acc[P][N] = {};  // from zero: the error of a sum grows with its length
+    for (int64_t row = 0; row < rows; ++row, x += x_row) {
+        const A* at = x;
+        for (int64_t col = 0; col < cols; ++col, at += lanes<A>, grad += N * lanes<A>) {
+            Simd<A> g[N];
+            for (int n = 0; n < N; ++n) hold(g[n] = load(grad + n * lanes<A>));
+            for (int p = 0; p < P; ++p) {
+                const Simd<A> factor = broadcast(at[p]);
+                for (int n = 0; n < N; ++n) acc[p][n] += factor * g[n];
+            }
+        }
+    }
+    for (int p = 0; p < P; ++p)
+        for (int n = 0; n < N; ++n) {
+            A* to = sums + (p * N + n) * lanes<A>;
+            store(to, load(to) + acc[p][n]);
+        }
+}
+
+// Where the factors of a piece lie: x as [panel of `lanes` channels][row][col][lane], grad as [plane][group][pixel][N,lane].
+struct OuterLayout {
+    int64_t groups, channels;      // of outputs; of x, in one plane
+    std::vector<int64_t> x_plane;  // where a plane of x begins
+    int64_t x_size, x_panel, x_row;
+    int64_t grad_size, grad_plane, grad_group;
+
+    int64_t planes() const { return static_cast<int64_t>(x_plane.size()); }
+    template <class A>
+    int64_t padded_channels() const {
+        return (channels + outer_channels<A> - 1) / outer_channels<A> * outer_channels<A>;
+    }
+};
+
+struct Extent {
+    int64_t rows, cols;
+};
+
+// Sums [plane][group][padded channel][N,lane]. pack(piece, x, grad) lays out a piece and tells its extent. A unit of work
+// owns some sums for all pieces, so these have one order whatever the number of threads.
+template <class A, class Pack>
+Buffer<A> sum_of_products(const OuterLayout& layout, int64_t pieces, const Pack& pack) {
+    constexpr int N = outer_vectors, P = outer_channels<A>;
+    constexpr int64_t width = N * lanes<A>;
+    const int64_t slab = layout.padded_channels<A>() * width, units = layout.planes() * layout.groups;
+    Buffer<A> sums(units * slab);
+    std::fill(sums.data(), sums.data() + units * slab, A(0));
+    const int64_t bytes = sizeof(A) * (layout.x_size + layout.grad_size);
+    const int64_t together = std::min(std::clamp<int64_t>((16 << 20) / bytes, 1, 16), pieces);
+    Buffer<A> x(together * layout.x_size + lanes<A>), grad(together * layout.grad_size);
+    std::vector<Extent> extents(together);
+    for (int64_t first = 0; first < pieces; first += together) {
+        const int64_t count = std::min(together, pieces - first);
+        torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; ++i)
+                extents[i] = pack(first + i, x.data() + i * layout.x_size, grad.data() + i * layout.grad_size);
+        });
+        torch::stable::parallel_for(0, units, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t unit = begin; unit < end; ++unit) {
+                const int64_t plane = unit / layout.groups, group = unit % layout.groups;
+                for (int64_t i = 0; i < count; ++i) {
+                    const A* g =
+                        grad.data() + i * layout.grad_size + plane * layout.grad_plane + group * layout.grad_group;
+                    for (int64_t c = 0; c < layout.channels; c += P)
+                        outer_tile<A, N, P>(sums.data() + unit * slab + c * width,
+                                            x.data() + i * layout.x_size + layout.x_plane[plane] +
+                                                c / lanes<A> * layout.x_panel + c % lanes<A>,
+                                            layout.x_row, g, extents[i].rows, extents[i].cols);
+                }
+            }
+        });
+    }
+    return sums;
+}
+
+template <class T, class A>
+class WeightGradient {
+   public:
+    explicit WeightGradient(const ConvWeightGradientArgs<T, A>& args)
+        : a(args), shape(args.shape), groups((args.outputs + width - 1) / width) {}
+
+    void run() const {
+        bool done = false;
+        if constexpr (sizeof(A) == 4)
+            if (a.inputs >= lanes<A>)  // else most of a vector of transformed inputs would be empty
+                with_winograd(shape.kernel_h, winograd_tile(shape, a.winograd),
+                              [&](auto w) { done = winograd<decltype(w)>(); });
+        if (!done) direct();
+    }
+
+   private:
+    static constexpr int64_t width = outer_vectors * lanes<A>;
+
+    struct Piece {
+        int64_t t, b, y0, x0;
+        Extent extent;  // in cells
+    };
+
+    Piece piece(const Blocks& blocks, int64_t cell, int64_t index) const {
+        const int64_t image = index / (blocks.down * blocks.across),
+                      row = index / blocks.across % blocks.down * blocks.rows,
+                      col = index % blocks.across * blocks.cols;
+        return {image / shape.batch,
+                image % shape.batch,
+                row * cell,
+                col * cell,
+                {std::min(blocks.rows, (shape.height + cell - 1) / cell - row),
+                 std::min(blocks.cols, (shape.width + cell - 1) / cell - col)}};
+    }
+
+    StridedSource<T, A> images(int64_t t) const {
+        return {a.x.data + t * a.x.time, a.x.batch, a.x.channel, a.x.y, a.x.x, a.inputs};
+    }
+
+    // outputs [o, o + lanes) of the gradient at a pixel, zeros outside the image
+    Simd<A> gradient(const Piece& at, int64_t y, int64_t x, int64_t o) const {
+        if (at.y0 + y >= shape.height || at.x0 + x >= shape.width || o >= a.outputs) return Simd<A>{};
+        const int64_t image = at.t * shape.batch + at.b;
+        return load_lanes<A>(a.da + ((image * shape.height + at.y0 + y) * shape.width + at.x0 + x) * a.outputs + o,
+                             std::min<int64_t>(lanes<A>, a.outputs - o));
+    }
+
+    void store_gradients(int64_t group, int64_t o, int64_t c, int64_t tap, const A* sums) const {
+        const int64_t taps = shape.kernel_h * shape.kernel_w, first = group * width + o;
+        for (int64_t l = 0; l < std::min<int64_t>(lanes<A>, a.outputs - first); ++l)
+            a.dw[((first + l) * a.inputs + c) * taps + tap] = sums[l];
+    }
+
+    void direct() const {
+        // Few channels leave most of a panel empty: then a row of the kernel, which lies contiguous, takes their place.
+        const bool rows_of_taps = a.inputs < lanes<A>;
+        const int64_t kernel_h = shape.kernel_h, kernel_w = shape.kernel_w;
+        // about 128 pixels: their gradients stay in the L1 cache while all channels pass over them
+        const Blocks blocks(shape, 1, 128, a.inputs * static_cast<int64_t>(sizeof(A)), 0);
+        const int64_t pitch = blocks.cols + kernel_w - 1, patch_rows = blocks.rows + kernel_h - 1;
+        const int64_t channels = a.inputs * (rows_of_taps ? kernel_w : 1),
+                      panels = (channels + lanes<A> - 1) / lanes<A>;
+        const int64_t cols = rows_of_taps ? blocks.cols : pitch, pixels = blocks.rows * blocks.cols;
+        OuterLayout layout{groups, channels,      {}, 0, patch_rows * cols * lanes<A>, cols * lanes<A>, 0,
+                           0,      pixels * width};
+        layout.x_size = panels * layout.x_panel;
+        layout.grad_size = groups * layout.grad_group;
+        for (int64_t ky = 0; ky < kernel_h; ++ky)
+            for (int64_t kx = 0; kx < (rows_of_taps ? 1 : kernel_w); ++kx)
+                layout.x_plane.push_back((ky * cols + kx) * lanes<A>);
+        const auto pack = [&](int64_t index, A* x, A* grad) {
+            const Piece at = piece(blocks, 1, index);
+            A* patch =
+                static_cast<A*>(thread_scratch(sizeof(A) * (patch_rows * pitch * a.inputs + 2 * channels + lanes<A>)));
+            copy_patch(patch, images(at.t), a.inputs, shape, at.b, at.y0 - kernel_h / 2, at.x0 - kernel_w / 2,
+                       at.extent.rows + kernel_h - 1, pitch);
+            for (int64_t y = 0; y < at.extent.rows + kernel_h - 1; ++y)
+                for (int64_t col = 0; col < cols; ++col)
+                    for (int64_t panel = 0; panel < panels; ++panel)
+                        store(x + panel * layout.x_panel + (y * cols + col) * lanes<A>,
+                              load(patch + (y * pitch + col) * a.inputs + panel * lanes<A>));
+            for (int64_t y = 0; y < at.extent.rows; ++y)
+                for (int64_t col = 0; col < at.extent.cols; ++col, grad += width)
+                    for (int64_t o = 0; o < groups * width; o += lanes<A>)
+                        store(grad + o / width * layout.grad_group + o % width, gradient(at, y, col, o));
+            return at.extent;
+        };
+        const Buffer<A> sums = sum_of_products<A>(layout, a.steps * blocks.units(), pack);
+        const int64_t slab = layout.padded_channels<A>() * width;
+        torch::stable::parallel_for(0, layout.planes() * groups, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t unit = begin; unit < end; ++unit)
+                for (int64_t c = 0; c < channels; ++c)
+                    for (int64_t o = 0; o < width; o += lanes<A>)
+                        store_gradients(unit % groups, o, c % a.inputs,
+                                        rows_of_taps ? unit / groups * kernel_w + c / a.inputs : unit / groups,
+                                        sums.data() + unit * slab + c * width + o);
+        });
+    }
+
+    // The gradient of output (kernel g * input d), * element by element: kernel^T (output^T grad * input d). False if there
+    // was an inf or a NaN, which would spread over all taps.
+    template <class W>
+    bool winograd() const {
+        constexpr int M = W::outputs, R = W::taps, size = W::size, points = size * size;
+        using V = Simd<A>;
+        const int64_t channels = (a.inputs + lanes<A> - 1) / lanes<A> * lanes<A>;
+        const Blocks blocks(shape, M, 128, channels * static_cast<int64_t>(sizeof(A)), 0);
+        const int64_t most = blocks.rows * blocks.cols, pitch = blocks.cols * M + R - 1;
+        OuterLayout layout{groups, a.inputs, {}, 0, most * lanes<A>, 0, 0, groups * most * width, most * width};
+        for (int64_t point = 0; point < points; ++point) layout.x_plane.push_back(point * most * channels);
+        layout.x_size = points * most * channels;
+        layout.grad_size = points * layout.grad_plane;
+        std::atomic<bool> finite = true;
+        const auto pack = [&](int64_t index, A* x, A* grad) {
+            const Piece at = piece(blocks, M, index);
+            V checked = {};
+            A* patch = static_cast<A*>(thread_scratch(sizeof(A) * (blocks.rows * M + R - 1) * pitch * channels));
+            copy_patch(patch, images(at.t), channels, shape, at.b, at.y0 - R / 2, at.x0 - R / 2,
+                       at.extent.rows * M + R - 1, pitch);
+            int64_t tile = 0;
+            for (int64_t row = 0; row < at.extent.rows; ++row)
+                for (int64_t col = 0; col < at.extent.cols; ++col, ++tile) {
+                    for (int64_t c = 0; c < channels; c += lanes<A>) {
+                        V d[size][size], v[size][size];
+                        for (int i = 0; i < points; ++i)
+                            d[i / size][i % size] =
+                                load(patch + ((row * M + i / size) * pitch + col * M + i % size) * channels + c);
+                        transform<W::input>(d, v);
+                        for (int i = 0; i < points; ++i) {
+                            checked += v[i / size][i % size] * 0;
+                            store(x + layout.x_plane[i] + c * most + tile * lanes<A>, v[i / size][i % size]);
+                        }
+                    }
+                    for (int64_t o = 0; o < groups * width; o += lanes<A>) {
+                        V g[M][M], v[size][size];
+                        for (int i = 0; i < M * M; ++i)
+                            g[i / M][i % M] = gradient(at, row * M + i / M, col * M + i % M, o);
+                        transform<W::output_gradient>(g, v);
+                        A* to = grad + o / width * layout.grad_group + tile * width + o % width;
+                        for (int i = 0; i < points; ++i) {
+                            checked += v[i / size][i % size] * 0;
+                            store(to + i * layout.grad_plane, v[i / size][i % size]);
+                        }
+                    }
+                }
+            if (sum_lanes<A>(checked) != 0) finite = false;
+            return Extent{1, tile};
+        };
+        const Buffer<A> sums = sum_of_products<A>(layout, a.steps * blocks.units(), pack);
+        if (!finite) return false;
+        const int64_t slab = layout.padded_channels<A>() * width;
+        torch::stable::parallel_for(0, groups * a.inputs, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t unit = begin; unit < end; ++unit)
+                for (int64_t o = 0; o < width; o += lanes<A>) {
+                    V u[size][size], dw[R][R];
+                    const int64_t group = unit / a.inputs, c = unit % a.inputs;
+                    for (int i = 0; i < points; ++i)
+                        u[i / size][i % size] = load(sums.data() + (i * groups + group) * slab + c * width + o);
+                    transform<W::kernel_gradient>(u, dw);
+                    for (int tap = 0; tap < R * R; ++tap) {
+                        A taps[lanes<A>];
+                        store(taps, dw[tap / R][tap % R]);
+                        store_gradients(group, o, c, tap, taps);
+                    }
+                }
+        });
+        return true;
+    }
+
+    const ConvWeightGradientArgs<T, A>& a;
+    const ConvShape& shape;
+    const int64_t groups;
+};
