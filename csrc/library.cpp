@@ -14,15 +14,17 @@ STABLE_TORCH_LIBRARY(hybridops, m) {
     m.def(
         "conv_lstm_forward(Tensor x, Tensor? h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? bias, Tensor? peephole, "
         "int save, int winograd) -> (Tensor, Tensor, Tensor)");
-    // the gates once more, from the states of all steps
-    m.def(
-        "conv_lstm_gates(Tensor x, Tensor? h0, Tensor? c0, Tensor hs, Tensor cs, Tensor w_ih, Tensor w_hh, Tensor? bias, "
-        "Tensor? peephole, int winograd) -> Tensor");
     // grad_hs (T,B,Y,X,H) any strides; grad_hn, grad_cn (B,Y,X,H) acc; gates, cs, c0, w_hh, peephole as above
     // -> da (T,B,Y,X,4H), dh0 (B,Y,X,H) acc (0 elements unless need_dh0), dc0 (B,Y,X,H) acc
     m.def(
         "conv_lstm_backward(Tensor? grad_hs, Tensor? grad_hn, Tensor? grad_cn, Tensor gates, Tensor cs, Tensor? c0, "
         "Tensor w_hh, Tensor? peephole, bool need_dh0, int winograd) -> (Tensor, Tensor, Tensor)");
+
+    // the same where the gates were not saved: they are computed anew from the states of all steps
+    m.def(
+        "conv_lstm_backward_from_states(Tensor? grad_hs, Tensor? grad_hn, Tensor? grad_cn, Tensor x, Tensor? h0, "
+        "Tensor hs, Tensor cs, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? bias, Tensor? peephole, bool need_dh0, "
+        "int winograd) -> (Tensor, Tensor, Tensor)");
 
     // What da (T,B,Y,X,4H) means for the two factors of W * x: dx (T,B,Y,X,C), and dW (4H,C,KY,KX) acc from x (T,B,C,Y,X)
     // of any strides

@@ -94,32 +94,14 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_forward(const Tensor& x, const std:
     return {hs, cs, gs};
 }
 
-Tensor conv_lstm_gates(const Tensor& x, const std::optional<Tensor>& h0, const std::optional<Tensor>& c0,
-                       const Tensor& hs, const Tensor& cs, const Tensor& w_ih, const Tensor& w_hh,
-                       const std::optional<Tensor>& bias, const std::optional<Tensor>& peephole, int64_t winograd) {
-    Tensor gs =
-        torch::stable::empty({hs.size(0), hs.size(1), hs.size(2), hs.size(3), 4 * hs.size(4)}, hs.scalar_type());
-    if (gs.numel() == 0) return gs;
-    HYBRIDOPS_DISPATCH_DTYPE(x.scalar_type(), "conv_lstm_gates", {
-        using A = Accumulator<scalar_t>;
-        auto args = forward_args<scalar_t, A>(x, h0, c0, w_ih, w_hh, bias, peephole, winograd);
-        args.gates = data<scalar_t>(gs);
-        args.given_hs = data<const scalar_t>(hs);
-        args.given_cs = data<const A>(cs);
-        HYBRIDOPS_ON_ISA(conv_lstm_forward(args));
-    });
-    return gs;
-}
-
-std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward(const std::optional<Tensor>& grad_hs,
-                                                      const std::optional<Tensor>& grad_hn,
-                                                      const std::optional<Tensor>& grad_cn, const Tensor& gates,
-                                                      const Tensor& cs, const std::optional<Tensor>& c0,
-                                                      const Tensor& w_hh, const std::optional<Tensor>& peephole,
-                                                      bool need_dh0, int64_t winograd) {
-    const int64_t steps = gates.size(0), hidden = w_hh.size(1);
+// da may be the tensor of the gates: an element's gates are read before its gradients are written.
+std::tuple<Tensor, Tensor, Tensor> backward(const std::optional<Tensor>& grad_hs, const std::optional<Tensor>& grad_hn,
+                                            const std::optional<Tensor>& grad_cn, const Tensor& gates, const Tensor& cs,
+                                            const std::optional<Tensor>& c0, const Tensor& w_hh,
+                                            const std::optional<Tensor>& peephole, bool need_dh0, int64_t winograd,
+                                            Tensor da) {
+    const int64_t hidden = w_hh.size(1);
     const ConvShape shape{gates.size(1), gates.size(2), gates.size(3), w_hh.size(2), w_hh.size(3)};
-    Tensor da = torch::stable::empty_like(gates);
     const auto state = [&](bool wanted) {
         return torch::stable::empty({wanted ? shape.batch : 0, shape.height, shape.width, hidden}, cs.scalar_type());
     };
@@ -132,25 +114,54 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward(const std::optional<Tensor
     }
     HYBRIDOPS_DISPATCH_DTYPE(gates.scalar_type(), "conv_lstm_backward", {
         using A = Accumulator<scalar_t>;
-        Strided<scalar_t> grad{};
-        if (grad_hs) grad = strided<scalar_t>(*grad_hs, 0, 1, 4, 2);
-        const ConvLstmBackwardArgs<scalar_t, A> args{shape,
-                                                     steps,
-                                                     hidden,
-                                                     grad,
-                                                     data<const A>(grad_hn),
-                                                     data<const scalar_t>(gates),
-                                                     data<const A>(cs),
-                                                     data<const A>(c0),
-                                                     weights<scalar_t>(w_hh),
-                                                     peephole_tensor<A>(peephole),
-                                                     winograd,
-                                                     data<scalar_t>(da),
-                                                     data<A>(dh0),
-                                                     data<A>(dc)};
+        ConvLstmBackwardArgs<scalar_t, A> args{};
+        args.shape = shape;
+        args.steps = gates.size(0);
+        args.hidden = hidden;
+        if (grad_hs) args.grad_hs = strided<scalar_t>(*grad_hs, 0, 1, 4, 2);
+        args.grad_hn = data<const A>(grad_hn);
+        args.gates = data<const scalar_t>(gates);
+        args.cs = data<const A>(cs);
+        args.c0 = data<const A>(c0);
+        args.w_hh = weights<scalar_t>(w_hh);
+        args.peephole = peephole_tensor<A>(peephole);
+        args.winograd = winograd;
+        args.da = data<scalar_t>(da);
+        args.dh0 = data<A>(dh0);
+        args.dc = data<A>(dc);
         HYBRIDOPS_ON_ISA(conv_lstm_backward(args));
     });
     return {da, dh0, dc};
+}
+
+std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward(const std::optional<Tensor>& grad_hs,
+                                                      const std::optional<Tensor>& grad_hn,
+                                                      const std::optional<Tensor>& grad_cn, const Tensor& gates,
+                                                      const Tensor& cs, const std::optional<Tensor>& c0,
+                                                      const Tensor& w_hh, const std::optional<Tensor>& peephole,
+                                                      bool need_dh0, int64_t winograd) {
+    return backward(grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0, winograd,
+                    torch::stable::empty_like(gates));
+}
+
+std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward_from_states(
+    const std::optional<Tensor>& grad_hs, const std::optional<Tensor>& grad_hn, const std::optional<Tensor>& grad_cn,
+    const Tensor& x, const std::optional<Tensor>& h0, const Tensor& hs, const Tensor& cs,
+    const std::optional<Tensor>& c0, const Tensor& w_ih, const Tensor& w_hh, const std::optional<Tensor>& bias,
+    const std::optional<Tensor>& peephole, bool need_dh0, int64_t winograd) {
+    Tensor gates =
+        torch::stable::empty({hs.size(0), hs.size(1), hs.size(2), hs.size(3), 4 * hs.size(4)}, hs.scalar_type());
+    if (gates.numel() > 0) {
+        HYBRIDOPS_DISPATCH_DTYPE(x.scalar_type(), "conv_lstm_backward_from_states", {
+            using A = Accumulator<scalar_t>;
+            auto args = forward_args<scalar_t, A>(x, h0, c0, w_ih, w_hh, bias, peephole, winograd);
+            args.gates = data<scalar_t>(gates);
+            args.given_hs = data<const scalar_t>(hs);
+            args.given_cs = data<const A>(cs);
+            HYBRIDOPS_ON_ISA(conv_lstm_forward(args));
+        });
+    }
+    return backward(grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0, winograd, gates);
 }
 
 Tensor conv_input_gradient(const Tensor& da, const Tensor& w, int64_t winograd) {
@@ -185,7 +196,7 @@ Tensor conv_weight_gradient(const Tensor& da, const Tensor& x, int64_t kernel_h,
 
 STABLE_TORCH_LIBRARY_IMPL(hybridops, CPU, m) {
     m.impl("conv_lstm_forward", TORCH_BOX(&hybridops::conv_lstm_forward));
-    m.impl("conv_lstm_gates", TORCH_BOX(&hybridops::conv_lstm_gates));
+    m.impl("conv_lstm_backward_from_states", TORCH_BOX(&hybridops::conv_lstm_backward_from_states));
     m.impl("conv_lstm_backward", TORCH_BOX(&hybridops::conv_lstm_backward));
     m.impl("conv_input_gradient", TORCH_BOX(&hybridops::conv_input_gradient));
     m.impl("conv_weight_gradient", TORCH_BOX(&hybridops::conv_weight_gradient));

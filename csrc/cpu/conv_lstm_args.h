@@ -54,7 +54,7 @@ struct ConvLstmBackwardArgs {
     int64_t steps, hidden;
     Strided<T> grad_hs;  // data null = zeros
     const A* grad_hn;    // (B,Y,X,H), null = zeros
-    const T* gates;      // (T,B,Y,X,4H)
+    const T* gates;      // (T,B,Y,X,4H), may be da
     const A* cs;         // (T,B,Y,X,H)
     const A* c0;         // (B,Y,X,H), null = zeros
     ConvWeights<T> w_hh;

@@ -1,6 +1,6 @@
 // Vectors of one instruction set, and exp, sigmoid and tanh on them. Included by every_isa.h inside that set's namespace
 // (so: no include guard, no includes). Written with the compiler's vector extension, so that the same text is SSE2, NEON,
-// AVX2 or AVX-512; the only intrinsics are the approximate reciprocals.
+// AVX2 or AVX-512; the only intrinsics are the approximate reciprocals and the conversions of half precision.
 
 #define HYBRIDOPS_INLINE inline __attribute__((always_inline))
 
@@ -48,21 +48,64 @@ HYBRIDOPS_INLINE void hold(V& x) {
 #endif
 }
 
+// Conversion of `lanes` numbers of storage type T, next to each other.
+template <class T>
+inline constexpr bool is_bfloat16 = std::is_same_v<T, torch::headeronly::BFloat16>;
+template <class T>
+inline constexpr bool is_half = std::is_same_v<T, torch::headeronly::Half>;
+typedef uint16_t HalfBits __attribute__((vector_size(HYBRIDOPS_VECTOR_BYTES / 2), aligned(2), may_alias));
+
+template <class A, class T>
+HYBRIDOPS_INLINE Simd<A> load_all(const T* p) {
+    using Bits = typename SimdOf<A>::bits;
+    if constexpr (std::is_same_v<A, T>) {
+        return load(p);
+    } else if constexpr (is_bfloat16<T>) {  // the upper half of a float
+        return (Simd<A>)(__builtin_convertvector(*reinterpret_cast<const HalfBits*>(p), Bits) << 16);
+    } else {
+        Simd<A> x;
+#if HYBRIDOPS_VECTOR_BYTES >= 32
+        static_assert(is_half<T>);
+        for (int l = 0; l < lanes<A>; l += 8)
+            reinterpret_cast<__m256*>(&x)[l / 8] = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + l)));
+#else
+        for (int l = 0; l < lanes<A>; ++l) x[l] = static_cast<A>(p[l]);
+#endif
+        return x;
+    }
+}
+template <class A, class T>
+HYBRIDOPS_INLINE void store_all(T* p, Simd<A> x) {
+    using Bits = typename SimdOf<A>::bits;
+    if constexpr (std::is_same_v<A, T>) {
+        store(p, x);
+    } else if constexpr (is_bfloat16<T>) {
+        const Bits bits = (Bits)x, rounded = bits + (0x7fff + ((bits >> 16) & 1));  // to nearest, ties to even
+        const Bits half = (x == x ? rounded : bits | 0x7fff0000) >> 16;             // a NaN stays one
+        *reinterpret_cast<HalfBits*>(p) = __builtin_convertvector(half, HalfBits);
+    } else {
+#if HYBRIDOPS_VECTOR_BYTES >= 32
+        static_assert(is_half<T>);
+        for (int l = 0; l < lanes<A>; l += 8)
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(p + l),
+                             _mm256_cvtps_ph(reinterpret_cast<const __m256*>(&x)[l / 8], _MM_FROUND_TO_NEAREST_INT));
+#else
+        for (int l = 0; l < lanes<A>; ++l) p[l] = static_cast<T>(x[l]);
+#endif
+    }
+}
+
 // `count` elements of storage type T, `stride` apart, as accumulators; the other lanes are zero.
 template <class A, class T>
 HYBRIDOPS_INLINE Simd<A> load_lanes(const T* p, int64_t count, int64_t stride = 1) {
-    if constexpr (std::is_same_v<A, T>) {
-        if (count == lanes<A> && stride == 1) return load(p);
-    }
+    if (count == lanes<A> && stride == 1) return load_all<A>(p);
     Simd<A> x = {};
     for (int64_t l = 0; l < count; ++l) x[l] = static_cast<A>(p[l * stride]);
     return x;
 }
 template <class A, class T>
 HYBRIDOPS_INLINE void store_lanes(T* p, Simd<A> x, int64_t count) {
-    if constexpr (std::is_same_v<A, T>) {
-        if (count == lanes<A>) return store(p, x);
-    }
+    if (count == lanes<A>) return store_all<A>(p, x);
     for (int64_t l = 0; l < count; ++l) p[l] = static_cast<T>(x[l]);
 }
 

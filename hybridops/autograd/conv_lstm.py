@@ -8,7 +8,6 @@ pre-activations, known for many steps, what follows from it is batched over them
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -18,9 +17,10 @@ from torch import Tensor
 from hybridops.autograd.double_backward import differentiable_gradients
 from hybridops.reference import conv_lstm as reference
 
-# The backward goes through the sequence in chunks of this many images, so that da (and, where they are recomputed, the
-# gates) exist for one chunk at a time. More made it no faster (1, 4 and 16 measured, on one core).
-IMAGES_PER_CHUNK = 4
+# The backward goes through the sequence in chunks of about so many pixels, images and steps together, so that da (and,
+# where they are recomputed, the gates) exist for one chunk at a time. A chunk prepares the weights anew, and so many
+# pixels outweigh that.
+PIXELS_PER_CHUNK = 4096
 
 
 def run(
@@ -88,7 +88,7 @@ def _gradients(
     x, h0, c0, w_ih, w_hh, bias, peephole = inputs
     need_x, need_h0, need_c0, need_w_ih, need_w_hh, need_bias, need_peephole = needed
     steps, batch = hs.shape[:2]
-    length = max(1, -(-IMAGES_PER_CHUNK // max(1, batch)))
+    length = max(1, PIXELS_PER_CHUNK // max(1, batch * hs.shape[3:].numel()))
     # images contiguous in time, channels last: as the chunks come
     dx = x.new_empty(steps, batch, *x.shape[3:], x.shape[2]).movedim(-1, 2) if need_x else None
     dw_ih = db = dp = None
@@ -96,29 +96,31 @@ def _gradients(
     for end in range(steps, 0, -length):
         start = max(0, end - length)
         chunk = slice(start, end)
-        x_chunk, hs_chunk, cs_chunk = x[:, chunk], hs[chunk], cs[chunk]
+        x_chunk, cs_chunk = x[:, chunk], cs[chunk]
         h_before, c_before = (hs[start - 1], cs[start - 1]) if start else (h0, c0)
-        gates_chunk = (
-            backend.conv_lstm_gates(x_chunk, h_before, c_before, hs_chunk, cs_chunk, w_ih, w_hh, bias, peephole)
-            if gates is None
-            else gates[chunk]
-        )
-        da, dh, dc = backend.conv_lstm_backward(
-            None if grad_hs is None else grad_hs[chunk],
-            dh, dc, gates_chunk, cs_chunk, c_before, w_hh, peephole, start > 0 or need_h0,
-        )  # fmt: skip
+        from_behind = (None if grad_hs is None else grad_hs[chunk], dh, dc)
+        need_dh = start > 0 or need_h0
+        if gates is None:
+            da, dh, dc = backend.conv_lstm_backward_from_states(
+                *from_behind, x_chunk, h_before, hs[chunk], cs_chunk, c_before, w_ih, w_hh, bias, peephole, need_dh
+            )
+        else:
+            da, dh, dc = backend.conv_lstm_backward(
+                *from_behind, gates[chunk], cs_chunk, c_before, w_hh, peephole, need_dh
+            )
         if need_x or need_w_ih:
             dx_chunk, dw = backend.convolution_gradients(da, x_chunk.transpose(0, 1), w_ih, need_x, need_w_ih)
             dw_ih = _add(dw_ih, dw)
             if need_x:
                 dx[chunk] = dx_chunk
+            del dx_chunk
         if need_w_hh:
-            for da_part, h_part in _with_states_before(da, h0, hs, start, end):
-                dw_hh = _add(dw_hh, backend.convolution_gradients(da_part, h_part, w_hh, False, True)[1])
+            _add_recurrent_gradient(dw_hh, backend, da, h0, hs[:end], w_hh)
         if need_bias:
             db = _add(db, da.sum([0, 1, *range(3, da.dim())], dtype=cs.dtype))
         if need_peephole:
             dp = _add(dp, _peephole_gradient(da, c_before, cs_chunk, peephole))
+        del da  # before that of the next chunk is made
     return (
         dx.transpose(0, 1) if need_x else None,
         dh.to(h0.dtype) if need_h0 else None,
@@ -130,16 +132,16 @@ def _gradients(
     )
 
 
-def _with_states_before(
-    da: Tensor, h0: Tensor | None, hs: Tensor, start: int, end: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The steps [start, end) of da beside h one step earlier, without a copy; zeros are left out."""
-    if start == 0:
-        if h0 is not None:
-            yield da[:1], h0[None]
-        start, da = 1, da[1:]
-    if start < end:
-        yield da, hs[start - 1 : end - 1]
+def _add_recurrent_gradient(
+    dw: Tensor, backend: ModuleType, da: Tensor, h0: Tensor | None, hs: Tensor, w_hh: Tensor
+) -> None:
+    """Adds the gradient of W_hh from the last steps of hs, those of da: each is beside h one step earlier."""
+    if len(da) == len(hs):
+        if h0 is not None:  # zeros add nothing
+            dw += backend.convolution_gradients(da[:1], h0[None], w_hh, False, True)[1]
+        da = da[1:]
+    if len(da):
+        dw += backend.convolution_gradients(da, hs[-len(da) - 1 : -1], w_hh, False, True)[1]
 
 
 def _add(total: Tensor | None, part: Tensor | None) -> Tensor | None:

@@ -12,7 +12,8 @@ from hybridops.checks import accumulation_dtype
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 OPS = (
-    "conv_lstm_forward", "conv_lstm_gates", "conv_lstm_backward", "conv_input_gradient", "conv_weight_gradient",
+    "conv_lstm_forward", "conv_lstm_backward", "conv_lstm_backward_from_states",
+    "conv_input_gradient", "conv_weight_gradient",
     "additive_prepare_keys", "additive_scores_forward", "additive_weights_forward",
     "additive_scores_backward", "cpu_isa",
 )  # fmt: skip
@@ -86,14 +87,18 @@ if missing() is None:
         cs = x.new_empty(steps if save else 1, batch, *space, hidden, dtype=acc)
         return hs, cs, x.new_empty(steps if save == 2 else 0, batch, *space, 4 * hidden)
 
-    @torch.library.register_fake("hybridops::conv_lstm_gates")
-    def _(x, h0, c0, hs, cs, w_ih, w_hh, bias, peephole, winograd):
-        return hs.new_empty(*hs.shape[:4], 4 * hs.shape[4])
-
     @torch.library.register_fake("hybridops::conv_lstm_backward")
     def _(grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0, winograd):
-        batch, *space = cs.shape[1:]
-        return torch.empty_like(gates), cs.new_empty(batch if need_dh0 else 0, *space), cs.new_empty(batch, *space)
+        return _backward_shapes(gates.dtype, cs, need_dh0)
+
+    @torch.library.register_fake("hybridops::conv_lstm_backward_from_states")
+    def _(grad_hs, grad_hn, grad_cn, x, h0, hs, cs, c0, w_ih, w_hh, bias, peephole, need_dh0, winograd):
+        return _backward_shapes(hs.dtype, cs, need_dh0)
+
+    def _backward_shapes(dtype: torch.dtype, cs: Tensor, need_dh0: bool) -> tuple[Tensor, Tensor, Tensor]:
+        steps, batch, *space, hidden = cs.shape
+        da = cs.new_empty(steps, batch, *space, 4 * hidden, dtype=dtype)
+        return da, cs.new_empty(batch if need_dh0 else 0, *space, hidden), cs.new_empty(batch, *space, hidden)
 
     @torch.library.register_fake("hybridops::conv_input_gradient")
     def _(da, weight, winograd):

@@ -45,32 +45,6 @@ def conv_lstm_forward(
     )
 
 
-def conv_lstm_gates(
-    x: Tensor,  # (B,T,C,S*) any strides
-    h0: Tensor | None,  # (B,H,S*)
-    c0: Tensor | None,  # (B,H,S*) acc
-    hs: Tensor,  # (T,B,H,S*)
-    cs: Tensor,  # (T,B,H,S*) acc
-    w_ih: Tensor,  # (4H,C,K*)
-    w_hh: Tensor,  # (4H,H,K*)
-    bias: Tensor | None,  # (4H)
-    peephole: Tensor | None,  # (3,H) or (3,H,S*)
-) -> Tensor:
-    gates = torch.ops.hybridops.conv_lstm_gates.default(
-        _with_rows(x, 3),
-        _channels_last(h0, x.dtype),
-        _channels_last(c0, cs.dtype),
-        _sequence_channels_last(hs),
-        _sequence_channels_last(cs),
-        _with_rows(w_ih, 2),
-        _with_rows(w_hh, 2),
-        None if bias is None else bias.to(cs.dtype).contiguous(),
-        _peephole(peephole, cs.dtype),
-        _winograd(x.dtype),
-    )
-    return _channels_third(gates, w_hh.dim() == 3)
-
-
 def conv_lstm_backward(
     grad_hs: Tensor | None,  # (T,B,H,S*)
     grad_hn: Tensor | None,  # (B,H,S*)
@@ -82,20 +56,62 @@ def conv_lstm_backward(
     peephole: Tensor | None,  # (3,H) or (3,H,S*)
     need_dh0: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    acc, one_row = cs.dtype, w_hh.dim() == 3
-    grad_hs = None if grad_hs is None else _with_rows(grad_hs.to(gates.dtype), 3).movedim(2, -1)
-    da, dh0, dc0 = torch.ops.hybridops.conv_lstm_backward.default(
-        grad_hs,
-        _channels_last(grad_hn, acc),
-        _channels_last(grad_cn, acc),
+    results = torch.ops.hybridops.conv_lstm_backward.default(
+        *_from_behind(grad_hs, grad_hn, grad_cn, gates.dtype, cs.dtype),
         _sequence_channels_last(gates),
         _sequence_channels_last(cs),
-        _channels_last(c0, acc),
+        _channels_last(c0, cs.dtype),
         _with_rows(w_hh, 2),
-        _peephole(peephole, acc),
+        _peephole(peephole, cs.dtype),
         need_dh0,
         _winograd(gates.dtype),
     )
+    return _backward_results(results, w_hh.dim() == 3, need_dh0)
+
+
+def conv_lstm_backward_from_states(
+    grad_hs: Tensor | None,  # (T,B,H,S*)
+    grad_hn: Tensor | None,  # (B,H,S*)
+    grad_cn: Tensor | None,  # (B,H,S*)
+    x: Tensor,  # (B,T,C,S*) any strides
+    h0: Tensor | None,  # (B,H,S*)
+    hs: Tensor,  # (T,B,H,S*)
+    cs: Tensor,  # (T,B,H,S*) acc
+    c0: Tensor | None,  # (B,H,S*) acc
+    w_ih: Tensor,  # (4H,C,K*)
+    w_hh: Tensor,  # (4H,H,K*)
+    bias: Tensor | None,  # (4H)
+    peephole: Tensor | None,  # (3,H) or (3,H,S*)
+    need_dh0: bool,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    results = torch.ops.hybridops.conv_lstm_backward_from_states.default(
+        *_from_behind(grad_hs, grad_hn, grad_cn, hs.dtype, cs.dtype),
+        _with_rows(x, 3),
+        _channels_last(h0, hs.dtype),
+        _sequence_channels_last(hs),
+        _sequence_channels_last(cs),
+        _channels_last(c0, cs.dtype),
+        _with_rows(w_ih, 2),
+        _with_rows(w_hh, 2),
+        None if bias is None else bias.to(cs.dtype).contiguous(),
+        _peephole(peephole, cs.dtype),
+        need_dh0,
+        _winograd(hs.dtype),
+    )
+    return _backward_results(results, w_hh.dim() == 3, need_dh0)
+
+
+def _from_behind(
+    grad_hs: Tensor | None, grad_hn: Tensor | None, grad_cn: Tensor | None, dtype: torch.dtype, acc: torch.dtype
+) -> tuple[Tensor | None, ...]:
+    grad_hs = None if grad_hs is None else _with_rows(grad_hs.to(dtype), 3).movedim(2, -1)
+    return grad_hs, _channels_last(grad_hn, acc), _channels_last(grad_cn, acc)
+
+
+def _backward_results(
+    results: tuple[Tensor, Tensor, Tensor], one_row: bool, need_dh0: bool
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    da, dh0, dc0 = results
     dh0, dc0 = (_channels_third(state[None], one_row)[0] for state in (dh0, dc0))
     return _channels_third(da, one_row), dh0 if need_dh0 else None, dc0
 

@@ -7,7 +7,7 @@ import torch
 from torch.autograd import forward_ad
 
 import hybridops.functional as HF
-from hybridops.autograd.conv_lstm import IMAGES_PER_CHUNK
+from hybridops.autograd import conv_lstm as autograd
 from tests import tolerances
 from tests.problems import (
     DTYPES,
@@ -18,6 +18,13 @@ from tests.problems import (
     plain_conv_lstm,
     with_gradients,
 )
+
+
+@pytest.fixture(autouse=True)
+def _short_chunks(monkeypatch):
+    """Chunks of four images of 3×2 pixels, which the sizes of `test_chunks` are chosen around."""
+    monkeypatch.setattr(autograd, "PIXELS_PER_CHUNK", 24)
+
 
 SAVES = ["gates", "recompute"]
 saves = pytest.mark.parametrize("save", SAVES)
@@ -31,7 +38,6 @@ saves = pytest.mark.parametrize("save", SAVES)
 )
 def test_chunks(target, batch, steps, states, save):
     """One chunk, several, with and without a rest, of one step and of many."""
-    assert IMAGES_PER_CHUNK == 4  # which the sizes are chosen around
     inputs = conv_lstm_inputs(batch=batch, steps=steps, space=(3, 2), peephole="spatial", states=states)
     options = {"backend": target.backend, "save": save}
     assert_parity(plain_conv_lstm, fused_conv_lstm, inputs, device=target.device, **options)
@@ -43,6 +49,13 @@ def test_recompute(target, dtype, sizes):
     inputs = conv_lstm_inputs(batch=3, steps=8, channels=5, hidden=7, **sizes)
     options = {"backend": target.backend, "save": "recompute"}
     assert_parity(plain_conv_lstm, fused_conv_lstm, inputs, dtype, target.device, **options)
+
+
+def test_recompute_gives_the_same_bits():
+    """Where the gates come from the same code that they came from before."""
+    inputs = cast(conv_lstm_inputs(batch=2, steps=5, channels=9, hidden=17, space=(9, 10)), torch.float32)
+    kept, recomputed = (with_gradients(fused_conv_lstm, inputs, save=save, backend="native") for save in SAVES)
+    torch.testing.assert_close(recomputed, kept, **tolerances.EXACT)
 
 
 def test_recompute_keeps_less(target):

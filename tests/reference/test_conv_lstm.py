@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hybridops.reference import ConvLSTM, ConvLSTMCell
-from hybridops.reference.conv_lstm import conv_lstm_backward, conv_lstm_forward, conv_lstm_gates
+from hybridops.reference.conv_lstm import conv_lstm_backward, conv_lstm_backward_from_states, conv_lstm_forward
 
 # float64, values of order one, sums of some hundred terms in another order: about 1e-14 of rounding, and room.
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
@@ -137,8 +137,11 @@ def test_backward_in_chunks_is_the_whole_backward(cut):
 def test_gates_come_back_from_the_states(space, kernel, peephole, bias):
     module, x, h0, c0 = make_problem(space, kernel, peephole, bias)
     hs, cs, gates = run_formulas(module, x, h0, c0)
-    again = conv_lstm_gates(x, h0, c0, hs, cs, *module.cell_list[0].canonical_weights())
-    torch.testing.assert_close(again, gates, **CLOSE)
+    w_ih, w_hh, bias, rows = module.cell_list[0].canonical_weights()
+    behind = (torch.randn_like(hs), torch.randn_like(h0), torch.randn_like(c0))
+    want = conv_lstm_backward(*behind, gates, cs, c0, w_hh, rows, True)
+    got = conv_lstm_backward_from_states(*behind, x, h0, hs, cs, c0, w_ih, w_hh, bias, rows, True)
+    torch.testing.assert_close(got, want, **CLOSE)
 
 
 def test_save_says_what_is_kept():
