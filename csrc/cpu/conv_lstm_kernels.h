@@ -14,25 +14,24 @@ struct GateWeights {
     ConvWeights<T> w_ih, w_hh;
     int64_t inputs, hidden;
 
-    A operator()(int64_t group, int64_t column, int64_t c, int64_t ky, int64_t kx) const {
+    KernelTaps<T> operator()(int64_t group, int64_t column, int64_t c) const {
         const int64_t h = group * lanes<A> + column % lanes<A>;
-        if (h >= hidden) return 0;
         const ConvWeights<T>& w = c < inputs ? w_ih : w_hh;
-        return static_cast<A>(w.data[(column / lanes<A> * hidden + h) * w.out + (c < inputs ? c : c - inputs) * w.in +
-                                     ky * w.y + kx * w.x]);
+        const T* at = w.data + (column / lanes<A> * hidden + h) * w.out + (c < inputs ? c : c - inputs) * w.in;
+        return {h < hidden ? at : nullptr, w.y, w.x};
     }
 };
 
 // The transposed convolution as a convolution: the kernel turned round, inputs and outputs exchanged.
-template <class T, class A>
+template <class T>
 struct TransposedWeights {
     ConvWeights<T> w;
     int64_t outputs, group_channels, last_y, last_x;
 
-    A operator()(int64_t group, int64_t column, int64_t c, int64_t ky, int64_t kx) const {
+    KernelTaps<T> operator()(int64_t group, int64_t column, int64_t c) const {
         const int64_t o = group * group_channels + column;
-        return o < outputs ? static_cast<A>(w.data[c * w.out + o * w.in + (last_y - ky) * w.y + (last_x - kx) * w.x])
-                           : A(0);
+        const T* last = w.data + c * w.out + o * w.in + last_y * w.y + last_x * w.x;
+        return {o < outputs ? last : nullptr, -w.y, -w.x};
     }
 };
 
@@ -64,25 +63,35 @@ struct ForwardEpilogue final : Epilogue<A> {
         std::copy(bias + group * width, bias + (group + 1) * width, sums);
     }
 
+    // In two passes, so that the long chains of one pixel's operations overlap with other pixels'.
     void finish(int64_t group, const int64_t* pixels, int64_t pixel_count, const A* sums) const override {
         const int64_t channel = group * lanes<A>, count = std::min<int64_t>(lanes<A>, hidden - channel);
-        for (int64_t i = 0; i < pixel_count; ++i, sums += 4 * lanes<A>) {
-            const int64_t pixel = pixels[i], at = pixel * hidden + channel;
-            Peephole<Simd<A>> p = {};
-            if (peephole.data) p = load_peephole(peephole, pixel % image_pixels, channel, count);
-            const auto s =
-                lstm_forward(load(sums), load(sums + lanes<A>), load(sums + 2 * lanes<A>), load(sums + 3 * lanes<A>),
-                             c_prev ? load_lanes<A>(c_prev + at, count) : Simd<A>{}, peephole.data, p);
-            if (h) store_lanes<A>(h + at, s.h, count);
+        Simd<A> cells[most_finished];
+        for (int64_t i = 0; i < pixel_count; ++i) {
+            const A* a = sums + i * 4 * lanes<A>;
+            const int64_t at = pixels[i] * hidden + channel;
+            const auto s = lstm_cell(load(a), load(a + lanes<A>), load(a + 2 * lanes<A>),
+                                     c_prev ? load_lanes<A>(c_prev + at, count) : Simd<A>{}, peephole.data,
+                                     peephole_at(pixels[i], channel, count));
+            cells[i] = s.c;
             if (c) store_lanes<A>(c + at, s.c, count);
             if (gates) {
-                T* g = gates + pixel * 4 * hidden + channel;
+                T* g = gates + pixels[i] * 4 * hidden + channel;
                 store_lanes<A>(g, s.f, count);
                 store_lanes<A>(g + hidden, s.i, count);
                 store_lanes<A>(g + 2 * hidden, s.g, count);
-                store_lanes<A>(g + 3 * hidden, s.o, count);
             }
         }
+        for (int64_t i = 0; i < pixel_count; ++i) {
+            const auto s = lstm_output(load(sums + (i * 4 + 3) * lanes<A>), cells[i], peephole.data,
+                                       peephole_at(pixels[i], channel, count));
+            if (h) store_lanes<A>(h + pixels[i] * hidden + channel, s.h, count);
+            if (gates) store_lanes<A>(gates + pixels[i] * 4 * hidden + 3 * hidden + channel, s.o, count);
+        }
+    }
+
+    Peephole<Simd<A>> peephole_at(int64_t pixel, int64_t channel, int64_t count) const {
+        return peephole.data ? load_peephole(peephole, pixel % image_pixels, channel, count) : Peephole<Simd<A>>{};
     }
 };
 
@@ -195,7 +204,7 @@ Convolution<A, N> transposed_convolution(const ConvShape& shape, const ConvWeigh
     constexpr int64_t width = N * lanes<A>;
     return Convolution<A, N>(shape, {inputs, 0}, (outputs + width - 1) / width, winograd_tile(shape, winograd),
                              gradient_limits<A>,
-                             TransposedWeights<T, A>{w, outputs, width, shape.kernel_h - 1, shape.kernel_w - 1});
+                             TransposedWeights<T>{w, outputs, width, shape.kernel_h - 1, shape.kernel_w - 1});
 }
 
 template <class A, int N, class T>

@@ -140,6 +140,8 @@ void copy_patch(A* out, const Source<A>& source, int64_t stride, const ConvShape
     }
 }
 
+inline constexpr int64_t most_finished = 16;  // pixels at a time: a register tile's, or those of Winograd's tile
+
 // What becomes of the sums of a convolution.
 template <class A>
 struct Epilogue {
@@ -148,7 +150,7 @@ struct Epilogue {
         (void)group;
         std::fill(sums, sums + width, A(0));
     }
-    // complete sums (count, width) of some pixels, numbered through the batch
+    // complete sums (count, width) of at most most_finished pixels, numbered through the batch
     virtual void finish(int64_t group, const int64_t* pixels, int64_t count, const A* sums) const = 0;
 };
 
@@ -156,14 +158,14 @@ struct Epilogue {
 // for a thread.
 struct Blocks {
     int64_t rows, cols, down, across, batch;  // in cells; blocks of an image down and across
-    Blocks(const ConvShape& s, int64_t cell, int64_t wanted_cells, int64_t bytes_per_pixel, int64_t wanted_units) {
-        constexpr int64_t patch_bytes = 192 * 1024;  // the padded patch should stay in the L2 cache
+    Blocks(const ConvShape& s, int64_t cell, int64_t wanted_cells, int64_t wanted_units,
+           int64_t most_patch_pixels = std::numeric_limits<int64_t>::max()) {
         batch = s.batch;
         const int64_t height = (s.height + cell - 1) / cell, width = (s.width + cell - 1) / cell;
         cols = std::min(width, 64 / cell);
         across = (width + cols - 1) / cols;
         cols = (width + across - 1) / across;
-        const int64_t fit = patch_bytes / (bytes_per_pixel * (cols * cell + s.kernel_w - 1)) - (s.kernel_h - 1);
+        const int64_t fit = most_patch_pixels / (cols * cell + s.kernel_w - 1) - (s.kernel_h - 1);
         rows = std::max<int64_t>(1, std::min<int64_t>({height, wanted_cells / cols, fit / cell}));
         while (rows > 1 && batch * across * ((height + rows - 1) / rows) < wanted_units) rows = (rows + 1) / 2;
         down = (height + rows - 1) / rows;
@@ -227,13 +229,22 @@ struct TileLimits {
     }
 };
 
+// The taps of one output channel for one input channel, by their strides; null = zeros.
+template <class T>
+struct KernelTaps {
+    const T* data;
+    int64_t y, x;
+
+    T at(int64_t ky, int64_t kx) const { return data ? data[ky * y + kx * x] : T(0); }
+};
+
 // One 'same' convolution of up to two sources, N vectors of outputs a group. Weights are packed once.
 template <class A, int N>
 class Convolution {
    public:
     Convolution(const Convolution&) = delete;
 
-    // weight(group, column, c, ky, kx): c counts through the sources' channels; column through a group's width.
+    // weight(group, column, c) -> KernelTaps: c counts through the sources' channels, column through a group's width.
     // tile: outputs of Winograd's tiles along each dimension, 0 = direct
     template <class Weight>
     Convolution(const ConvShape& shape, std::array<int64_t, 2> channels, int64_t groups, int64_t tile,
@@ -280,7 +291,7 @@ class Convolution {
                     for (int64_t c = first; c < first + channels; ++c)
                         for (int64_t column = 0; column < width; ++column)
                             *out++ = static_cast<A>(
-                                weight(j / taps, column, c, j % taps / shape_.kernel_w, j % taps % shape_.kernel_w));
+                                weight(j / taps, column, c).at(j % taps / shape_.kernel_w, j % taps % shape_.kernel_w));
             });
         }
     }
@@ -288,6 +299,7 @@ class Convolution {
     template <class W, class Weight>
     bool pack_winograd(const Weight& weight) {  // [group][point][channel][N][lane]; false: not finite
         using V = Simd<double>;
+        typedef float Singles __attribute__((vector_size(HYBRIDOPS_VECTOR_BYTES / 2), aligned(4), may_alias));
         constexpr int R = W::taps, size = W::size;
         const int64_t channels = channels_[0] + channels_[1];
         winograd_.emplace(groups_ * size * size * channels * width);
@@ -299,14 +311,18 @@ class Convolution {
                 A* out = winograd_->data() + (group * size * size * channels + c) * width;
                 for (int64_t column = 0; column < width; column += lanes<double>, out += lanes<double>) {
                     V g[R][R], u[size][size];
-                    for (int y = 0; y < R; ++y)
-                        for (int x = 0; x < R; ++x)
-                            for (int l = 0; l < lanes<double>; ++l) g[y][x][l] = weight(group, column + l, c, y, x);
-                    transform<W::kernel>(g, u);
+                    for (int l = 0; l < lanes<double>; ++l) {
+                        const auto taps = weight(group, column + l, c);
+                        for (int y = 0; y < R; ++y)
+                            for (int x = 0; x < R; ++x)
+                                reinterpret_cast<double*>(&g[y][x])[l] = static_cast<double>(taps.at(y, x));
+                    }
+                    transform<W::kernel>(g, u);  // in double: an error here would be in every product
                     for (int point = 0; point < size * size; ++point) {
-                        checked += u[point / size][point % size] * 0;
-                        for (int l = 0; l < lanes<double>; ++l)
-                            out[point * channels * width + l] = static_cast<A>(u[point / size][point % size][l]);
+                        const V value = u[point / size][point % size];
+                        checked += value * 0;
+                        *reinterpret_cast<Singles*>(out + point * channels * width) =
+                            __builtin_convertvector(value, Singles);
                     }
                 }
             }
@@ -328,8 +344,8 @@ class Convolution {
                     chunks.push_back({i, row, std::min(rows, shape_.kernel_h - row), part * run / parts,
                                       (part + 1) * run / parts - part * run / parts});
         }
-        // about 256 pixels amortise the streaming of the weights
-        const Blocks blocks(shape_, 1, 256, channels * static_cast<int64_t>(sizeof(A)), units_wanted());
+        // about 256 pixels amortise the streaming of the weights; the padded patch should stay in the L2 cache
+        const Blocks blocks(shape_, 1, 256, units_wanted(), 192 * 1024 / (channels * sizeof(A)));
         torch::stable::parallel_for(0, blocks.units(), 1, [&](int64_t begin, int64_t end) {
             const int64_t most = blocks.rows * blocks.cols;
             const int64_t patch_pixels = (blocks.rows + shape_.kernel_h - 1) * (blocks.cols + shape_.kernel_w - 1);
@@ -389,8 +405,8 @@ class Convolution {
         for (int i = 0; i < 2 && sources[i]; ++i) padded[i] = (channels_[i] + lanes<A> - 1) / lanes<A> * lanes<A>;
         const int64_t row = (channels + 2 * lanes<A> - 1) / lanes<A> * lanes<A>;
         const int64_t bytes = points * row * static_cast<int64_t>(sizeof(A));
-        const Blocks blocks(shape_, M, std::clamp<int64_t>(256 * 1024 / bytes, 32, 64),
-                            (padded[0] + padded[1]) * static_cast<int64_t>(sizeof(A)), units_wanted());
+        // at least 32 tiles for each pass over the weights, more where they stay in the L2 cache
+        const Blocks blocks(shape_, M, std::clamp<int64_t>(256 * 1024 / bytes, 32, 64), units_wanted());
         torch::stable::parallel_for(0, blocks.units(), 1, [&](int64_t begin, int64_t end) {
             const int64_t most = blocks.rows * blocks.cols;
             const int64_t patch_pixels = (blocks.rows * M + R - 1) * (blocks.cols * M + R - 1);
@@ -435,6 +451,14 @@ class Convolution {
                         });
                     for (int64_t tile = 0; tile < tiles; ++tile) {
                         const int64_t y = tile / tile_cols * M, x = tile % tile_cols * M;
+                        int64_t pixels[M * M], count = 0;
+                        A* to[M * M];  // where the sums of an output go; null outside the image
+                        for (int i = 0; i < M * M; ++i) {
+                            const int64_t image_y = y0 + y + i / M, image_x = x0 + x + i % M;
+                            const bool inside = image_y < shape_.height && image_x < shape_.width;
+                            to[i] = inside ? out + count * width : nullptr;
+                            if (inside) pixels[count++] = (b * shape_.height + image_y) * shape_.width + image_x;
+                        }
                         if (good[tile]) {
                             for (int n = 0; n < N; ++n) {
                                 V in[size][size], result[M][M];
@@ -443,22 +467,17 @@ class Convolution {
                                 transform<W::output>(in, result);
                                 const V first = load(start + n * lanes<A>);
                                 for (int i = 0; i < M * M; ++i)
-                                    store(out + i * width + n * lanes<A>, result[i / M][i % M] + first);
+                                    if (to[i]) store(to[i] + n * lanes<A>, result[i / M][i % M] + first);
                             }
                         } else {
                             for (int i = 0; i < M * M; ++i) {
-                                std::copy(start, start + width, out + i * width);
-                                sum_directly(out + i * width, group, patches, padded, pitch, y + i / M, x + i % M,
+                                if (!to[i]) continue;
+                                std::copy(start, start + width, to[i]);
+                                sum_directly(to[i], group, patches, padded, pitch, y + i / M, x + i % M,
                                              sources[1] ? 2 : 1);
                             }
                         }
-                        for (int64_t i = 0; i < std::min<int64_t>(M, shape_.height - y0 - y); ++i) {
-                            int64_t pixels[M];
-                            for (int j = 0; j < M; ++j)
-                                pixels[j] = (b * shape_.height + y0 + y + i) * shape_.width + x0 + x + j;
-                            epilogue.finish(group, pixels, std::min<int64_t>(M, shape_.width - x0 - x),
-                                            out + i * M * width);
-                        }
+                        epilogue.finish(group, pixels, count, out);
                     }
                 }
             }

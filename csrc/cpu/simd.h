@@ -67,7 +67,8 @@ HYBRIDOPS_INLINE Simd<A> load_all(const T* p) {
 #if HYBRIDOPS_VECTOR_BYTES >= 32
         static_assert(is_half<T>);
         for (int l = 0; l < lanes<A>; l += 8)
-            reinterpret_cast<__m256*>(&x)[l / 8] = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + l)));
+            reinterpret_cast<__m256*>(&x)[l / 8] =
+                _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + l)));
 #else
         for (int l = 0; l < lanes<A>; ++l) x[l] = static_cast<A>(p[l]);
 #endif

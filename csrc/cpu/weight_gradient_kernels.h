@@ -143,7 +143,7 @@ class WeightGradient {
         const bool rows_of_taps = a.inputs < lanes<A>;
         const int64_t kernel_h = shape.kernel_h, kernel_w = shape.kernel_w;
         // about 128 pixels: their gradients stay in the L1 cache while all channels pass over them
-        const Blocks blocks(shape, 1, 128, a.inputs * static_cast<int64_t>(sizeof(A)), 0);
+        const Blocks blocks(shape, 1, 128, 0);
         const int64_t pitch = blocks.cols + kernel_w - 1, patch_rows = blocks.rows + kernel_h - 1;
         const int64_t channels = a.inputs * (rows_of_taps ? kernel_w : 1),
                       panels = (channels + lanes<A> - 1) / lanes<A>;
@@ -191,7 +191,7 @@ class WeightGradient {
         constexpr int M = W::outputs, R = W::taps, size = W::size, points = size * size;
         using V = Simd<A>;
         const int64_t channels = (a.inputs + lanes<A> - 1) / lanes<A> * lanes<A>;
-        const Blocks blocks(shape, M, 128, channels * static_cast<int64_t>(sizeof(A)), 0);
+        const Blocks blocks(shape, M, 128, 0);
         const int64_t most = blocks.rows * blocks.cols, pitch = blocks.cols * M + R - 1;
         OuterLayout layout{groups, a.inputs, {}, 0, most * lanes<A>, 0, 0, groups * most * width, most * width};
         for (int64_t point = 0; point < points; ++point) layout.x_plane.push_back(point * most * channels);

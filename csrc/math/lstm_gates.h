@@ -10,27 +10,35 @@ struct Peephole {
 };
 
 template <class V>
-struct LstmStep {
-    V f, i, g, o, c, h;
+struct LstmCell {
+    V f, i, g, c;
 };
 
 // Without a peephole its terms are left out, not multiplied by zero: an infinite cell would turn into NaN.
 template <class V>
-HYBRIDOPS_INLINE LstmStep<V> lstm_forward(V a_f, V a_i, V a_g, V a_o, V c_prev, bool has_peephole,
-                                          const Peephole<V>& p) {
+HYBRIDOPS_INLINE LstmCell<V> lstm_cell(V a_f, V a_i, V a_g, V c_prev, bool has_peephole, const Peephole<V>& p) {
     if (has_peephole) {
         a_f = a_f + p.f * c_prev;
         a_i = a_i + p.i * c_prev;
     }
-    LstmStep<V> s;
+    LstmCell<V> s;
     s.f = sigmoid(a_f);
     s.i = sigmoid(a_i);
     s.g = tanh(a_g);
     s.c = s.f * c_prev + s.i * s.g;
-    if (has_peephole) a_o = a_o + p.o * s.c;
-    s.o = sigmoid(a_o);
-    s.h = s.o * tanh(s.c);
     return s;
+}
+
+template <class V>
+struct LstmOutput {
+    V o, h;
+};
+
+template <class V>
+HYBRIDOPS_INLINE LstmOutput<V> lstm_output(V a_o, V c, bool has_peephole, const Peephole<V>& p) {
+    if (has_peephole) a_o = a_o + p.o * c;
+    const V o = sigmoid(a_o);
+    return {o, o * tanh(c)};
 }
 
 template <class V>
