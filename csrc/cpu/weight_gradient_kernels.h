@@ -4,17 +4,23 @@
 // Both factors are laid out anew, piece by piece of the images, so that for each plane of the sum (a tap of the kernel, or
 // a point of Winograd's) it is a matrix product whose factors are read in the order in which they lie.
 
-inline constexpr int outer_vectors = 2;  // of outputs, beside
+// Channels of x by vectors of outputs: accumulators fill three quarters of the registers, and no fewer, or the multipliers
+// would wait for them.
 template <class A>
-inline constexpr int outer_channels = std::min(lanes<A>, HYBRIDOPS_REGISTERS / 4);
+inline constexpr int outer_channels = lanes<A> == 4               ? 4
+                                      : lanes<A> == 16            ? 12
+                                      : HYBRIDOPS_REGISTERS == 16 ? 6
+                                                                  : 8;
+template <class A>
+inline constexpr int outer_vectors = HYBRIDOPS_REGISTERS * 3 / 4 / outer_channels<A>;
 
-// sums (P,N,lanes) += sum over rows x cols pixels of x[p] * grad[n]. A pixel of x takes one vector, of grad N.
+// sums (P,N,lanes) += sum over rows x cols pixels of x[p] * grad[n].
 template <class A, int N, int P>
 void outer_tile(A* sums, const A* x, int64_t x_row, const A* grad, int64_t rows, int64_t cols) {
     Simd<A> acc[P][N] = {};  // from zero: the error of a sum grows with its length
     for (int64_t row = 0; row < rows; ++row, x += x_row) {
         const A* at = x;
-        for (int64_t col = 0; col < cols; ++col, at += lanes<A>, grad += N * lanes<A>) {
+        for (int64_t col = 0; col < cols; ++col, at += P, grad += N * lanes<A>) {
             Simd<A> g[N];
             for (int n = 0; n < N; ++n) hold(g[n] = load(grad + n * lanes<A>));
             for (int p = 0; p < P; ++p) {
@@ -30,7 +36,8 @@ void outer_tile(A* sums, const A* x, int64_t x_row, const A* grad, int64_t rows,
         }
 }
 
-// Where the factors of a piece lie: x as [panel of `lanes` channels][row][col][lane], grad as [plane][group][pixel][N,lane].
+// Where the factors of a piece lie: x as [panel of P channels][row][col][P], with room for whole vectors to be written,
+// grad as [plane][group][pixel][N,lane].
 struct OuterLayout {
     int64_t groups, channels;      // of outputs; of x, in one plane
     std::vector<int64_t> x_plane;  // where a plane of x begins
@@ -39,8 +46,8 @@ struct OuterLayout {
 
     int64_t planes() const { return static_cast<int64_t>(x_plane.size()); }
     template <class A>
-    int64_t padded_channels() const {
-        return (channels + outer_channels<A> - 1) / outer_channels<A> * outer_channels<A>;
+    int64_t panels() const {
+        return (channels + outer_channels<A> - 1) / outer_channels<A>;
     }
 };
 
@@ -52,14 +59,14 @@ struct Extent {
 // owns some sums for all pieces, so these have one order whatever the number of threads.
 template <class A, class Pack>
 Buffer<A> sum_of_products(const OuterLayout& layout, int64_t pieces, const Pack& pack) {
-    constexpr int N = outer_vectors, P = outer_channels<A>;
+    constexpr int N = outer_vectors<A>, P = outer_channels<A>;
     constexpr int64_t width = N * lanes<A>;
-    const int64_t slab = layout.padded_channels<A>() * width, units = layout.planes() * layout.groups;
+    const int64_t slab = layout.panels<A>() * P * width, units = layout.planes() * layout.groups;
     Buffer<A> sums(units * slab);
     std::fill(sums.data(), sums.data() + units * slab, A(0));
     const int64_t bytes = sizeof(A) * (layout.x_size + layout.grad_size);
     const int64_t together = std::min(std::clamp<int64_t>((16 << 20) / bytes, 1, 16), pieces);
-    Buffer<A> x(together * layout.x_size + lanes<A>), grad(together * layout.grad_size);
+    Buffer<A> x(together * layout.x_size), grad(together * layout.grad_size);
     std::vector<Extent> extents(together);
     for (int64_t first = 0; first < pieces; first += together) {
         const int64_t count = std::min(together, pieces - first);
@@ -73,11 +80,11 @@ Buffer<A> sum_of_products(const OuterLayout& layout, int64_t pieces, const Pack&
                 for (int64_t i = 0; i < count; ++i) {
                     const A* g =
                         grad.data() + i * layout.grad_size + plane * layout.grad_plane + group * layout.grad_group;
-                    for (int64_t c = 0; c < layout.channels; c += P)
-                        outer_tile<A, N, P>(sums.data() + unit * slab + c * width,
-                                            x.data() + i * layout.x_size + layout.x_plane[plane] +
-                                                c / lanes<A> * layout.x_panel + c % lanes<A>,
-                                            layout.x_row, g, extents[i].rows, extents[i].cols);
+                    const A* first = x.data() + i * layout.x_size + layout.x_plane[plane];
+                    for (int64_t panel = 0; panel < layout.panels<A>(); ++panel)
+                        outer_tile<A, N, P>(sums.data() + unit * slab + panel * P * width,
+                                            first + panel * layout.x_panel, layout.x_row, g, extents[i].rows,
+                                            extents[i].cols);
                 }
             }
         });
@@ -101,7 +108,7 @@ class WeightGradient {
     }
 
    private:
-    static constexpr int64_t width = outer_vectors * lanes<A>;
+    static constexpr int64_t P = outer_channels<A>, width = outer_vectors<A> * lanes<A>;
 
     struct Piece {
         int64_t t, b, y0, x0;
@@ -132,10 +139,22 @@ class WeightGradient {
                              std::min<int64_t>(lanes<A>, a.outputs - o));
     }
 
-    void store_gradients(int64_t group, int64_t o, int64_t c, int64_t tap, const A* sums) const {
-        const int64_t taps = shape.kernel_h * shape.kernel_w, first = group * width + o;
-        for (int64_t l = 0; l < std::min<int64_t>(lanes<A>, a.outputs - first); ++l)
-            a.dw[((first + l) * a.inputs + c) * taps + tap] = sums[l];
+    // taps(c, group, o, out) gives the kernels [tap][lane] of channel c for outputs [group * width + o, ... + lanes).
+    template <class Taps>
+    void store_kernels(const Taps& taps) const {
+        const int64_t count = shape.kernel_h * shape.kernel_w;
+        torch::stable::parallel_for(0, groups * a.inputs, 1, [&](int64_t begin, int64_t end) {
+            std::vector<A> kernels(count * lanes<A>);
+            for (int64_t unit = begin; unit < end; ++unit)
+                for (int64_t o = 0; o < width; o += lanes<A>) {
+                    const int64_t group = unit / a.inputs, c = unit % a.inputs, first = group * width + o;
+                    taps(c, group, o, kernels.data());
+                    for (int64_t l = 0; l < std::min<int64_t>(lanes<A>, a.outputs - first); ++l) {
+                        A* out = a.dw + ((first + l) * a.inputs + c) * count;
+                        for (int64_t tap = 0; tap < count; ++tap) out[tap] = kernels[tap * lanes<A> + l];
+                    }
+                }
+        });
     }
 
     void direct() const {
@@ -145,27 +164,30 @@ class WeightGradient {
         // about 128 pixels: their gradients stay in the L1 cache while all channels pass over them
         const Blocks blocks(shape, 1, 128, 0);
         const int64_t pitch = blocks.cols + kernel_w - 1, patch_rows = blocks.rows + kernel_h - 1;
-        const int64_t channels = a.inputs * (rows_of_taps ? kernel_w : 1),
-                      panels = (channels + lanes<A> - 1) / lanes<A>;
-        const int64_t cols = rows_of_taps ? blocks.cols : pitch, pixels = blocks.rows * blocks.cols;
-        OuterLayout layout{groups, channels,      {}, 0, patch_rows * cols * lanes<A>, cols * lanes<A>, 0,
-                           0,      pixels * width};
-        layout.x_size = panels * layout.x_panel;
-        layout.grad_size = groups * layout.grad_group;
+        const int64_t cols = rows_of_taps ? blocks.cols : pitch;
+        OuterLayout layout;
+        layout.groups = groups;
+        layout.channels = a.inputs * (rows_of_taps ? kernel_w : 1);
         for (int64_t ky = 0; ky < kernel_h; ++ky)
             for (int64_t kx = 0; kx < (rows_of_taps ? 1 : kernel_w); ++kx)
-                layout.x_plane.push_back((ky * cols + kx) * lanes<A>);
+                layout.x_plane.push_back((ky * cols + kx) * P);
+        layout.x_row = cols * P;
+        layout.x_panel = patch_rows * layout.x_row + lanes<A>;
+        layout.x_size = layout.panels<A>() * layout.x_panel;
+        layout.grad_plane = 0;
+        layout.grad_group = blocks.rows * blocks.cols * width;
+        layout.grad_size = groups * layout.grad_group;
         const auto pack = [&](int64_t index, A* x, A* grad) {
             const Piece at = piece(blocks, 1, index);
-            A* patch =
-                static_cast<A*>(thread_scratch(sizeof(A) * (patch_rows * pitch * a.inputs + 2 * channels + lanes<A>)));
+            const int64_t patch_size = patch_rows * pitch * a.inputs + layout.channels + lanes<A>;
+            A* patch = static_cast<A*>(thread_scratch(sizeof(A) * patch_size));
             copy_patch(patch, images(at.t), a.inputs, shape, at.b, at.y0 - kernel_h / 2, at.x0 - kernel_w / 2,
                        at.extent.rows + kernel_h - 1, pitch);
-            for (int64_t y = 0; y < at.extent.rows + kernel_h - 1; ++y)
-                for (int64_t col = 0; col < cols; ++col)
-                    for (int64_t panel = 0; panel < panels; ++panel)
-                        store(x + panel * layout.x_panel + (y * cols + col) * lanes<A>,
-                              load(patch + (y * pitch + col) * a.inputs + panel * lanes<A>));
+            for (int64_t panel = 0; panel < layout.panels<A>(); ++panel)
+                for (int64_t y = 0; y < at.extent.rows + kernel_h - 1; ++y)
+                    for (int64_t col = 0; col < cols; ++col)
+                        store(x + panel * layout.x_panel + y * layout.x_row + col * P,
+                              load(patch + (y * pitch + col) * a.inputs + panel * P));
             for (int64_t y = 0; y < at.extent.rows; ++y)
                 for (int64_t col = 0; col < at.extent.cols; ++col, grad += width)
                     for (int64_t o = 0; o < groups * width; o += lanes<A>)
@@ -173,14 +195,13 @@ class WeightGradient {
             return at.extent;
         };
         const Buffer<A> sums = sum_of_products<A>(layout, a.steps * blocks.units(), pack);
-        const int64_t slab = layout.padded_channels<A>() * width;
-        torch::stable::parallel_for(0, layout.planes() * groups, 1, [&](int64_t begin, int64_t end) {
-            for (int64_t unit = begin; unit < end; ++unit)
-                for (int64_t c = 0; c < channels; ++c)
-                    for (int64_t o = 0; o < width; o += lanes<A>)
-                        store_gradients(unit % groups, o, c % a.inputs,
-                                        rows_of_taps ? unit / groups * kernel_w + c / a.inputs : unit / groups,
-                                        sums.data() + unit * slab + c * width + o);
+        store_kernels([&](int64_t c, int64_t group, int64_t o, A* taps) {
+            for (int64_t tap = 0; tap < kernel_h * kernel_w; ++tap) {
+                const int64_t plane = rows_of_taps ? tap / kernel_w : tap;
+                const int64_t channel = rows_of_taps ? tap % kernel_w * a.inputs + c : c;
+                store(taps + tap * lanes<A>,
+                      load(sums.data() + ((plane * groups + group) * layout.panels<A>() * P + channel) * width + o));
+            }
         });
     }
 
@@ -190,13 +211,21 @@ class WeightGradient {
     bool winograd() const {
         constexpr int M = W::outputs, R = W::taps, size = W::size, points = size * size;
         using V = Simd<A>;
-        const int64_t channels = (a.inputs + lanes<A> - 1) / lanes<A> * lanes<A>;
         const Blocks blocks(shape, M, 128, 0);
         const int64_t most = blocks.rows * blocks.cols, pitch = blocks.cols * M + R - 1;
-        OuterLayout layout{groups, a.inputs, {}, 0, most * lanes<A>, 0, 0, groups * most * width, most * width};
-        for (int64_t point = 0; point < points; ++point) layout.x_plane.push_back(point * most * channels);
-        layout.x_size = points * most * channels;
+        OuterLayout layout;
+        layout.groups = groups;
+        layout.channels = a.inputs;
+        layout.x_row = 0;
+        layout.x_panel = most * P + lanes<A>;
+        for (int64_t point = 0; point < points; ++point)
+            layout.x_plane.push_back(point * layout.panels<A>() * layout.x_panel);
+        layout.x_size = points * layout.panels<A>() * layout.x_panel;
+        layout.grad_group = most * width;
+        layout.grad_plane = groups * layout.grad_group;
         layout.grad_size = points * layout.grad_plane;
+        const int64_t channels =
+            layout.panels<A>() * P + lanes<A>;  // of a pixel in the patch: whole vectors, then zeros
         std::atomic<bool> finite = true;
         const auto pack = [&](int64_t index, A* x, A* grad) {
             const Piece at = piece(blocks, M, index);
@@ -207,15 +236,15 @@ class WeightGradient {
             int64_t tile = 0;
             for (int64_t row = 0; row < at.extent.rows; ++row)
                 for (int64_t col = 0; col < at.extent.cols; ++col, ++tile) {
-                    for (int64_t c = 0; c < channels; c += lanes<A>) {
+                    for (int64_t panel = 0; panel < layout.panels<A>(); ++panel) {
                         V d[size][size], v[size][size];
                         for (int i = 0; i < points; ++i)
-                            d[i / size][i % size] =
-                                load(patch + ((row * M + i / size) * pitch + col * M + i % size) * channels + c);
+                            d[i / size][i % size] = load(
+                                patch + ((row * M + i / size) * pitch + col * M + i % size) * channels + panel * P);
                         transform<W::input>(d, v);
                         for (int i = 0; i < points; ++i) {
                             checked += v[i / size][i % size] * 0;
-                            store(x + layout.x_plane[i] + c * most + tile * lanes<A>, v[i / size][i % size]);
+                            store(x + layout.x_plane[i] + panel * layout.x_panel + tile * P, v[i / size][i % size]);
                         }
                     }
                     for (int64_t o = 0; o < groups * width; o += lanes<A>) {
@@ -235,21 +264,13 @@ class WeightGradient {
         };
         const Buffer<A> sums = sum_of_products<A>(layout, a.steps * blocks.units(), pack);
         if (!finite) return false;
-        const int64_t slab = layout.padded_channels<A>() * width;
-        torch::stable::parallel_for(0, groups * a.inputs, 1, [&](int64_t begin, int64_t end) {
-            for (int64_t unit = begin; unit < end; ++unit)
-                for (int64_t o = 0; o < width; o += lanes<A>) {
-                    V u[size][size], dw[R][R];
-                    const int64_t group = unit / a.inputs, c = unit % a.inputs;
-                    for (int i = 0; i < points; ++i)
-                        u[i / size][i % size] = load(sums.data() + (i * groups + group) * slab + c * width + o);
-                    transform<W::kernel_gradient>(u, dw);
-                    for (int tap = 0; tap < R * R; ++tap) {
-                        A taps[lanes<A>];
-                        store(taps, dw[tap / R][tap % R]);
-                        store_gradients(group, o, c, tap, taps);
-                    }
-                }
+        store_kernels([&](int64_t c, int64_t group, int64_t o, A* taps) {
+            V u[size][size], dw[R][R];
+            for (int i = 0; i < points; ++i)
+                u[i / size][i % size] =
+                    load(sums.data() + ((i * groups + group) * layout.panels<A>() * P + c) * width + o);
+            transform<W::kernel_gradient>(u, dw);
+            for (int tap = 0; tap < R * R; ++tap) store(taps + tap * lanes<A>, dw[tap / R][tap % R]);
         });
         return true;
     }
