@@ -19,7 +19,7 @@ class Layer(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where the parameters of a source stand. In a key, {layer} is the number of a layer; in a pattern, * is anything."""
+    """Where a source keeps its parameters. In a key, {layer} is the number of a layer; in a pattern, * is anything."""
 
     keys: Mapping[str, str]  # role -> key
     optional: tuple[tuple[str, ...], ...] = ()  # roles that are all there or all missing

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
-from torch.nn.utils import parametrize
 
 from hybridops import modules
 from hybridops.interop import SOURCES, from_state_dict, to_state_dict
@@ -293,7 +294,7 @@ def test_what_the_fused_module_does_not_compute_is_refused(source, key, why):
 
 
 def test_convolutional_peepholes_are_refused():
-    with pytest.raises(ValueError, match="^weight_pi_l0 of state_dict: .* peepholes that are convolutions"):
+    with pytest.raises(ValueError, match=r"^weight_pi_l0 of state_dict: .* peepholes that are convolutions"):
         from_state_dict(random_state_dict("kamo_naoyuki") | {"weight_pi_l0": torch.ones(1)}, "kamo_naoyuki")
 
 
@@ -327,9 +328,9 @@ def test_snntorch_without_a_reset():
     ],
 )
 def test_wrong_shapes_are_named(source, key, shape, message):
-    with pytest.raises(ValueError, match=message) as caught:
+    message = f"^{re.escape(key)} {message}" if message.startswith("must") else message
+    with pytest.raises(ValueError, match=message):
         from_state_dict(random_state_dict(source) | {key: torch.zeros(shape)}, source)
-    assert key in str(caught.value) or "kernel_size" in message or "layers" in message
 
 
 @pytest.mark.parametrize(
