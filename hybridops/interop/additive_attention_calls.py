@@ -117,7 +117,7 @@ class AttentionForm:
     widths: Widths
 
     def __str__(self) -> str:
-        return f"({', '.join(self.arguments)}), query ({', '.join(self.query)}), keys ({', '.join(self.keys)})"
+        return f"({', '.join(self.arguments)}) with query ({', '.join(self.query)}), keys ({', '.join(self.keys)})"
 
     def example(self, size: int, like: Tensor) -> tuple[Any, ...]:
         batch, steps, keys = ((2, 3, 5), (3, 2, 4))[size]
@@ -212,7 +212,7 @@ def _projections(
         (joint,) = matrices
         for transposed in _orientations(shapes[joint], width):
             both = shapes[joint][0 if transposed else 1]
-            for query, key in {(width, both - width), (both - width, width)}:
+            for query, key in dict.fromkeys([(width, both - width), (both - width, width)]):
                 for query_first in (True, False) if min(query, key) > 0 else ():
                     yield joint, joint, (transposed, transposed), query_first, Widths(query, key)
 

@@ -63,22 +63,23 @@ class Signature:
 
     def values(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...] | None:
         """The value of every parameter, in order; None if they do not fit."""
-        by_position = dict(zip(self.names, args, strict=False))
-        values = {**self.defaults, **by_position, **kwargs}
-        if len(args) > len(self.names) or values.keys() != set(self.names) or not by_position.keys().isdisjoint(kwargs):
+        values = {**self.defaults, **dict(zip(self.names, args, strict=False)), **kwargs}
+        twice = any(name in kwargs for name in self.names[: len(args)])
+        if twice or len(args) > len(self.names) or len(values) > len(self.names):
+            return None
+        if not all(name in values for name in self.names):
             return None
         return tuple(values[name] for name in self.names)
 
 
 @dataclass(frozen=True)
 class Call:
-    """A form of calling a module, and what it returns then: the names of results, put together as the module does."""
+    """A form of calling a module, and what it returns then."""
 
     reading: Reading
     form: Form
     rest: tuple[Any, ...]  # the values of the arguments behind those of the form: their defaults
-    returns: tuple[str, ...]
-    structure: pytree.TreeSpec
+    returns: Any  # what the module returns, with names of results in place of tensors
 
     def bind(self, values: tuple[Any, ...]) -> Any | None:
         count = len(self.form.arguments)
@@ -90,7 +91,7 @@ class Call:
     def run(self, module: nn.Module, inputs: Any) -> Any:
         parameters = {name: _attribute(module, name) for name in self.reading.names}
         results = self.reading.results(parameters, inputs)
-        return pytree.tree_unflatten([results[name] for name in self.returns], self.structure)
+        return pytree.tree_map(lambda name: results[name], self.returns)
 
 
 def _is_still(value: Any, default: Any) -> bool:
@@ -107,6 +108,10 @@ class Plan:
     signature: Signature
     calls: tuple[Call, ...]
     watched: frozenset[str]  # attributes of which forward might make use
+
+    def __str__(self) -> str:
+        forms = dict.fromkeys(str(call.form) for call in self.calls)
+        return f"{self.calls[0].reading}, called as {' or '.join(forms)}"
 
 
 class FusedForeign:
@@ -128,7 +133,9 @@ class FusedForeign:
         """Who changes what the module's own forward might look at gets that forward back: it was verified without."""
         if name in self.plan.watched:
             self.__class__ = self.plan.original
-        super().__setattr__(name, value)
+            setattr(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A class that was made here cannot be pickled by its name."""

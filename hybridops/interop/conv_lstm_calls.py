@@ -112,7 +112,7 @@ class ConvLSTMForm:
     sizes: Sizes
 
     def __str__(self) -> str:
-        return f"({', '.join(self.arguments)}), x {self.layout}..."
+        return f"({', '.join(self.arguments)}) with x ({', '.join(self.layout)}, ...)"
 
     @property
     def step(self) -> bool:

@@ -153,7 +153,7 @@ class _Trial:
                 return None  # nor would any other reading's be of these shapes
             returns = [next((name for name in results if _same(results[name], leaf)), None) for leaf in leaves]
             if None not in returns:
-                return Call(reading, form, rest, tuple(returns), structure)
+                return Call(reading, form, rest, pytree.tree_unflatten(returns, structure))
         return None
 
     def _agrees(self, call: Call, training: bool) -> bool:

@@ -89,7 +89,8 @@ def _fuse(module: nn.Module, name: str, outcome: FuseReport, seen: set[nn.Module
         if before.__module__.partition(".")[0] != "torch":
             outcome.left_alone[name] = str(reason)
     else:
-        outcome.swapped[name] = f"{before.__name__} -> {type(module).__name__}"
+        how = f": {module.plan}" if isinstance(module, FusedForeign) else ""
+        outcome.swapped[name] = f"{before.__name__} -> {type(module).__name__}{how}"
     if isinstance(module, FusedForeign):
         return  # what is within is called by the module's own forward only
     for child_name, child in module.named_children():
