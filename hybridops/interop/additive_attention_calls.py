@@ -73,10 +73,10 @@ class AttentionReading:
         v = v if self.g is None else parameters[self.g].reshape(()) * v / torch.linalg.vector_norm(v)
         query, key = F.linear(inputs.query, w_query, bias), F.linear(inputs.keys, w_key)
         scores = HF.additive_scores(query, key, v, activation=self.activation)  # (B, S, T)
-        scores = scores if self.v_bias is None else scores + parameters[self.v_bias]
+        scores = scores if self.v_bias is None else scores + parameters[self.v_bias].to(scores.dtype)
         masked = scores if inputs.mask is None else self._fill(scores, inputs.mask[:, None])
         weights = torch.softmax(masked, dim=-1)
-        context = torch.matmul(weights, inputs.values.to(weights.dtype))
+        context = torch.matmul(weights, inputs.values)
         return {
             f"{name} {arrangement}": tensor
             for name, of_all in {"weights": weights, "context": context, "scores": masked}.items()

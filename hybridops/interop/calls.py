@@ -80,9 +80,13 @@ class Call:
     form: Form
     rest: tuple[Any, ...]  # the values of the arguments behind those of the form: their defaults
     returns: Any  # what the module returns, with names of results in place of tensors
+    autocast: bool = True  # whether the dtypes are the module's under autocast too
 
     def bind(self, values: tuple[Any, ...]) -> Any | None:
+        """The inputs for `run`; None if these arguments are to be given to the module's own forward."""
         count = len(self.form.arguments)
+        if not self.autocast and _autocast_is_on(values):
+            return None
         for value, default in zip(values[count:], self.rest, strict=True):
             if not _is_still(value, default):
                 return None
@@ -92,6 +96,10 @@ class Call:
         parameters = {name: _attribute(module, name) for name in self.reading.names}
         results = self.reading.results(parameters, inputs)
         return pytree.tree_map(lambda name: results[name], self.returns)
+
+
+def _autocast_is_on(values: tuple[Any, ...]) -> bool:
+    return any(torch.is_autocast_enabled(value.device.type) for value in values if isinstance(value, Tensor))
 
 
 def _is_still(value: Any, default: Any) -> bool:

@@ -76,8 +76,8 @@ class ConvLSTMReading:
                 h, c = HF.conv_lstm_cell(output, state, w_ih, w_hh, bias, peephole=peephole)
             else:
                 output, (h, c) = HF.conv_lstm(output, state, w_ih, w_hh, bias, peephole=peephole)
-            # plain PyTorch keeps the cell in the dtype of the gates, or of the cell that it was given
-            dtype = h.dtype if state is None else torch.promote_types(h.dtype, state[1].dtype)
+            # in plain PyTorch all but the gates is in the dtype of the cell before, and zeros in that of x
+            dtype = torch.promote_types(h.dtype, inputs.x.dtype if state is None else state[1].dtype)
             results |= {f"h {number}": h.to(dtype), f"c {number}": c.to(dtype)}
             if not inputs.step:
                 output = output.to(dtype)

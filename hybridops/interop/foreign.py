@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -52,8 +53,14 @@ def recognise(module: nn.Module) -> Plan:
     with torch.random.fork_rng([device] if device.type == "cuda" else []), _plainly(device):
         torch.manual_seed(0)
         calls = _Trial(module, signature).calls(readings)
-    own = vars(module).keys() | parameters.keys() | dict(module.named_children()).keys()
-    return Plan(type(module), signature, tuple(calls), frozenset(own - vars(nn.Module()).keys()))
+    return Plan(type(module), signature, tuple(calls), _own_attributes(module))
+
+
+def _own_attributes(module: nn.Module) -> frozenset[str]:
+    """All that is not every module's, and forward."""
+    within = {name for name, _ in (*module.named_parameters(recurse=False), *module.named_children())}
+    names = within | vars(module).keys() | set(dir(type(module)))
+    return frozenset(names - vars(nn.Module()).keys() - set(dir(nn.Module)) | {"forward"})
 
 
 def _signature(module: nn.Module) -> Signature:
@@ -117,7 +124,7 @@ class _Trial:
             if not self._agrees(call, training):
                 where = "in training (dropout?)" if training else "for other sizes, or in its gradients,"
                 return 2, f"{where} it computes something else than a {readings[0].family}"
-        return call
+        return replace(call, autocast=self._agrees_in_dtypes(call))
 
     def _rest(self, form: Form) -> tuple[Any, ...] | None:
         """The defaults of the arguments behind the form's; None if it cannot be called so."""
@@ -131,12 +138,14 @@ class _Trial:
     def _original(self, args: tuple[Any, ...], training: bool = False) -> Any:
         """What the twin gives. A forward that keeps something is found out by it."""
         self.twin.train(training)
-        before = _state(self.twin)
+        before, given = _state(self.twin), _versions(args)
         outputs = self.twin.forward(*args)
         after = _state(self.twin)
         for name in before.keys() | after.keys():
             if name not in before or name not in after or not _is_same_state(before[name], after[name]):
                 raise NotRecognised(f"its forward keeps something in {name}")
+        if _versions(args) != given:
+            raise NotRecognised("its forward writes into its arguments")
         return outputs
 
     def _match(
@@ -162,6 +171,13 @@ class _Trial:
         wanted = self._with_gradients(lambda *args: self._original(args, training), args)
         got = self._with_gradients(lambda *args: call.run(self.twin, call.bind((*args, *call.rest))), args)
         return len(wanted) == len(got) and all(map(_same, got, wanted))
+
+    def _agrees_in_dtypes(self, call: Call) -> bool:
+        """Under autocast, which leaves some ways of writing the same in float32."""
+        args = call.form.example(1, self.like)
+        with torch.autocast(self.like.device.type):
+            wanted, got = self._original(args), call.run(self.twin, call.bind((*args, *call.rest)))
+        return [out.dtype for out in pytree.tree_leaves(wanted)] == [out.dtype for out in pytree.tree_leaves(got)]
 
     def _with_gradients(self, function: Callable[..., Any], args: tuple[Any, ...]) -> list[Tensor]:
         """The outputs, and the gradients of arguments and parameters under random gradients of all outputs."""
@@ -217,6 +233,11 @@ def _state(module: nn.Module) -> dict[str, tuple[Any, int]]:
 
 def _is_same_state(before: tuple[Any, int], after: tuple[Any, int]) -> bool:
     return before[0] is after[0] and before[1] == after[1]
+
+
+def _versions(args: tuple[Any, ...]) -> list[tuple[int, int]]:
+    """Of the tensors, and which ones they are."""
+    return [(id(leaf), leaf._version) for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
 
 
 def _same(got: Tensor, wanted: Tensor) -> bool:
