@@ -99,7 +99,8 @@ class Call:
 
 
 def _autocast_is_on(values: tuple[Any, ...]) -> bool:
-    return any(torch.is_autocast_enabled(value.device.type) for value in values if isinstance(value, Tensor))
+    devices = {value.device.type for value in values if isinstance(value, Tensor)}
+    return any(torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) for device in devices)
 
 
 def _is_still(value: Any, default: Any) -> bool:
