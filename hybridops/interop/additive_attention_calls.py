@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import permutations, product
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from hybridops.interop.calls import Tensors, randn
 Shapes = Mapping[str, torch.Size]
 
 ARGUMENTS = [("query", "keys"), ("keys", "query"), ("query", "keys", "values"), ("query", "keys", "mask")]
+MOST_PARAMETERS = 7  # two matrices and their biases, v and its bias, and a bias of the sum
 QUERIES = ("BQ", "BSQ", "SBQ", "B1Q", "1BQ")
 KEYS = ("BTK", "TBK")
 # What True means in a mask, and the score of what is masked: after it, a row that may attend nothing is uniform or NaN.
@@ -66,7 +67,7 @@ class AttentionReading:
             for mask in MASKS if "mask" in arguments else [self.mask]:
                 yield form, replace(self, mask=mask)
 
-    def results(self, parameters: Tensors, inputs: Inputs) -> Tensors:
+    def results(self, parameters: Tensors, inputs: Inputs, wanted: Collection[str] | None = None) -> Tensors:
         w_query, w_key = self._projections(parameters)
         bias = sum(parameters[name] for name in self.biases) if self.biases else None
         v = parameters[self.v].reshape(-1)
@@ -76,11 +77,13 @@ class AttentionReading:
         scores = scores if self.v_bias is None else scores + parameters[self.v_bias].to(scores.dtype)
         masked = scores if inputs.mask is None else self._fill(scores, inputs.mask[:, None])
         weights = torch.softmax(masked, dim=-1)
-        context = torch.matmul(weights, inputs.values)
+        results = {"scores": masked, "weights": weights}
+        if wanted is None or any(name.startswith("context") for name in wanted):
+            results["context"] = torch.matmul(weights, inputs.values)
         return {
-            f"{name} {arrangement}": tensor
-            for name, of_all in {"weights": weights, "context": context, "scores": masked}.items()
-            for arrangement, tensor in _arrangements(of_all).items()
+            f"{name} {arrangement}": view
+            for name, tensor in results.items()
+            for arrangement, view in _arrangements(tensor).items()
         }
 
     def _projections(self, parameters: Tensors) -> tuple[Tensor, Tensor]:
@@ -180,6 +183,8 @@ def readings(shapes: Shapes) -> list[AttentionReading]:
     Two matrices with a side A, or one over the concatenation of query and key; v of A; biases of A, which are added up;
     a single number: the bias of v, or the g of g·V/‖V‖.
     """
+    if len(shapes) > MOST_PARAMETERS:
+        return []
     numbers = [name for name, shape in shapes.items() if shape.numel() == 1]
     found = []
     for v, shape in shapes.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,8 +26,9 @@ class Reading(Protocol):
     def uses(self) -> Iterable[tuple[Form, Reading]]:
         """The ways in which such a module may be called, each with the reading that answers to it."""
 
-    def results(self, parameters: Tensors, inputs: Any) -> Tensors:
-        """All that such a module may return, by name, in every arrangement of dimensions."""
+    def results(self, parameters: Tensors, inputs: Any, wanted: Collection[str] | None = None) -> Tensors:
+        """All that such a module may return, by name, in every arrangement of dimensions. What costs something is left
+        out if its name is not wanted; None: all are."""
 
 
 class Form(Protocol):
@@ -73,13 +74,24 @@ class Signature:
 
 
 @dataclass(frozen=True)
+class Returned:
+    """A tensor that a module returns."""
+
+    name: str  # of a result
+    contiguous: bool  # so that whoever takes a view of it still can
+
+    def of(self, results: Tensors) -> Tensor:
+        return results[self.name].contiguous() if self.contiguous else results[self.name]
+
+
+@dataclass(frozen=True)
 class Call:
     """A form of calling a module, and what it returns then."""
 
     reading: Reading
     form: Form
     rest: tuple[Any, ...]  # the values of the arguments behind those of the form: their defaults
-    returns: Any  # what the module returns, with names of results in place of tensors
+    returns: Any  # what the module returns, with a Returned in place of each tensor
     autocast: bool = True  # whether the dtypes are the module's under autocast too
 
     def bind(self, values: tuple[Any, ...]) -> Any | None:
@@ -94,8 +106,8 @@ class Call:
 
     def run(self, module: nn.Module, inputs: Any) -> Any:
         parameters = {name: _attribute(module, name) for name in self.reading.names}
-        results = self.reading.results(parameters, inputs)
-        return pytree.tree_map(lambda name: results[name], self.returns)
+        results = self.reading.results(parameters, inputs, [tensor.name for tensor in pytree.tree_leaves(self.returns)])
+        return pytree.tree_map(lambda tensor: tensor.of(results), self.returns)
 
 
 def _autocast_is_on(values: tuple[Any, ...]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count, islice, permutations, product
 from typing import Any, NamedTuple
@@ -66,7 +66,7 @@ class ConvLSTMReading:
         for layout, arguments in (*product(["BC"], STEP if one_layer else ()), *product(TIME, SEQUENCE)):
             yield ConvLSTMForm(arguments, layout, self.sizes), self
 
-    def results(self, parameters: Tensors, inputs: Inputs) -> Tensors:
+    def results(self, parameters: Tensors, inputs: Inputs, wanted: Collection[str] | None = None) -> Tensors:
         results: Tensors = {}
         output = inputs.x
         for number, layer in enumerate(self.layers):
@@ -82,11 +82,13 @@ class ConvLSTMReading:
             if not inputs.step:
                 output = output.to(dtype)
                 results |= {f"output {number} {layout}": output.movedim(1, TIME[layout]) for layout in TIME}
-        if not inputs.step and len(set(self.sizes.hidden_dims)) == 1:
-            for state in ("h", "c"):
-                results[f"{state} of all layers"] = torch.stack(
-                    [results[f"{state} {n}"] for n in range(len(self.layers))]
-                )
+        for state in ("h", "c"):
+            name, layers = (
+                f"{state} of all layers",
+                [results[f"{state} {number}"] for number in range(len(self.layers))],
+            )
+            if len({layer.shape for layer in layers}) == 1 and (wanted is None or name in wanted):
+                results[name] = torch.stack(layers)
         return results
 
     def _weights(self, parameters: Tensors, layer: LayerNames) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:

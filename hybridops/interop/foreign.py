@@ -8,6 +8,7 @@ nothing. The module itself is never called, and neither it nor PyTorch's generat
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,12 +20,11 @@ from torch.utils import _pytree as pytree
 
 from hybridops.checks import accumulation_dtype
 from hybridops.interop import additive_attention_calls, conv_lstm_calls
-from hybridops.interop.calls import Call, Form, Plan, Reading, Signature
+from hybridops.interop.calls import Call, Form, Plan, Reading, Returned, Signature
 
-# Of outputs and gradients, relative to the largest: float32 sums in another order differ by less than 1e-5, another
-# order of gates, a hard sigmoid or a norm by more than 1e-2.
+# Of outputs and gradients, relative to the largest of a tensor or 1. All sums are in float32 at least, so that another
+# order of them is some 1e-6, while another order of gates or another function shows in the first digits.
 TOLERANCE = 1e-4
-
 
 _CALLED_WITH_FORWARD = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -40,16 +40,15 @@ def recognise(module: nn.Module) -> Plan:
         NotRecognised: they cannot.
     """
     parameters = dict(module.named_parameters(remove_duplicate=False))
-    if len({parameter.device for parameter in parameters.values()} - {torch.device("meta")}) > 1 or any(
-        not parameter.is_floating_point() or parameter.is_meta for parameter in parameters.values()
-    ):
-        raise NotRecognised("its parameters are not numbers on one device")
     shapes = {name: parameter.shape for name, parameter in parameters.items()}
     readings = [*conv_lstm_calls.readings(shapes), *additive_attention_calls.readings(shapes)]
     if not readings:
         raise NotRecognised("its parameters are not those of a ConvLSTM or an additive attention")
     signature = _signature(module)
-    device = next(iter(parameters.values())).device
+    devices = {parameter.device for parameter in parameters.values()}
+    device = devices.pop()
+    if devices or device.type == "meta" or not all(p.is_floating_point() for p in parameters.values()):
+        raise NotRecognised("its parameters are not numbers on one device")
     with torch.random.fork_rng([device] if device.type == "cuda" else []), _plainly(device):
         torch.manual_seed(0)
         calls = _Trial(module, signature).calls(readings)
@@ -162,7 +161,8 @@ class _Trial:
                 return None  # nor would any other reading's be of these shapes
             returns = [next((name for name in results if _same(results[name], leaf)), None) for leaf in leaves]
             if None not in returns:
-                return Call(reading, form, rest, pytree.tree_unflatten(returns, structure))
+                tensors = [Returned(name, leaf.is_contiguous()) for name, leaf in zip(returns, leaves, strict=True)]
+                return Call(reading, form, rest, pytree.tree_unflatten(tensors, structure))
         return None
 
     def _agrees(self, call: Call, training: bool) -> bool:
@@ -207,10 +207,9 @@ def _twin(module: nn.Module) -> nn.Module:
     """A copy without hooks, with random parameters of a dtype that sums are exact in."""
     memo = {id(hooks): type(hooks)() for child in module.modules() for hooks in _hooks(child).values()}
     try:
-        twin = copy.deepcopy(module, memo)
+        twin = copy.deepcopy(module, memo).to(accumulation_dtype(next(module.parameters()).dtype))
     except Exception as error:
         raise NotRecognised(f"it cannot be copied: {type(error).__name__}: {error}") from error
-    twin.to(accumulation_dtype(next(twin.parameters()).dtype))
     for parameter in twin.parameters():
         parameter.requires_grad_(True)
         parameter.copy_(torch.randn_like(parameter) / max(1, parameter[:1].numel()) ** 0.5)
@@ -256,6 +255,12 @@ def _leaf(value: Any) -> Any:
 
 @contextmanager
 def _plainly(device: torch.device) -> Iterator[None]:
-    """Whatever mode the caller is in."""
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+    """Whatever mode the caller is in, and without what foreign code warns of."""
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast(device.type, enabled=False),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
         yield

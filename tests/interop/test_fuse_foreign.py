@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -69,7 +70,7 @@ def is_floating(value) -> bool:
 
 def structure(outputs):
     if isinstance(outputs, torch.Tensor):
-        return outputs.dtype, outputs.shape
+        return outputs.dtype, outputs.shape, outputs.is_contiguous()
     return type(outputs), [structure(part) for part in outputs]
 
 
@@ -411,6 +412,14 @@ class Writes(Cell):
         return h, c
 
 
+class Warns(Cell):
+    """And is a ConvLSTM."""
+
+    def forward(self, x_t, states):
+        warnings.warn("it may rain", stacklevel=1)
+        return super().forward(x_t, states)
+
+
 class Raises(Cell):
     def forward(self, x_t, states):
         raise OSError("no such weather")
@@ -486,6 +495,11 @@ def test_what_is_left_alone(kind, why):
     torch.testing.assert_close(dict(module.state_dict()), dict(state), **tolerances.EXACT)
     assert vars(module).keys() == attributes.keys()
     assert getattr(module, "seen", []) == []
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_trial_warns_of_nothing():
+    assert type(hybridops.fuse(build(lambda: Warns(3, 4, 3)), strict=True)) is not Warns
 
 
 OTHERS = {
