@@ -82,13 +82,10 @@ class ConvLSTMReading:
             if not inputs.step:
                 output = output.to(dtype)
                 results |= {f"output {number} {layout}": output.movedim(1, TIME[layout]) for layout in TIME}
-        for state in ("h", "c"):
-            name, layers = (
-                f"{state} of all layers",
-                [results[f"{state} {number}"] for number in range(len(self.layers))],
-            )
+        for name in ("h", "c"):
+            layers = [results[f"{name} {number}"] for number in range(len(self.layers))]
             if len({layer.shape for layer in layers}) == 1 and (wanted is None or name in wanted):
-                results[name] = torch.stack(layers)
+                results[name] = torch.stack(layers)  # as nn.LSTM returns them
         return results
 
     def _weights(self, parameters: Tensors, layer: LayerNames) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -123,7 +120,7 @@ class ConvLSTMForm:
     def example(self, size: int, like: Tensor) -> tuple[Any, ...]:
         sizes = self.sizes
         taken = {sizes.input_dim, *sizes.hidden_dims}
-        batch, steps = islice((n for n in count(2 + 2 * size) if n not in taken), 2)
+        batch, steps = islice((n for n in count(2) if n not in taken), 2 * size, 2 * size + 2)
         space = sizes.spatial_size or ((5, 6, 4), (6, 7, 5))[size][: sizes.spatial_dims]
         x = randn(batch, steps, sizes.input_dim, *space, like=like)
         states = [tuple(randn(batch, hidden, *space, like=like) for _ in range(2)) for hidden in sizes.hidden_dims]

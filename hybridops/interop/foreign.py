@@ -101,9 +101,7 @@ class _Trial:
             except NotRecognised:
                 raise
             except Exception as error:  # noqa: BLE001  whatever foreign code raises is what there is to report
-                reasons.setdefault(
-                    0, f"its forward is not called in a way that is known: {type(error).__name__}: {error}"
-                )
+                reasons.setdefault(0, f"called as {form} it raises {type(error).__name__}: {error}")
             else:
                 if isinstance(found, Call):
                     calls.append(found)

@@ -209,6 +209,33 @@ class Jhhuang96(nn.Module):
         return torch.stack(outputs), (h, c)
 
 
+class Cell1d(nn.Module):
+    """Of one's own: two convolutions with a bias each, the state comes back as a pair beside the output."""
+
+    def __init__(self, channels, hidden, kernel):
+        super().__init__()
+        self.of_x = nn.Conv1d(channels, 4 * hidden, kernel, padding=kernel // 2)
+        self.of_h = nn.Conv1d(hidden, 4 * hidden, kernel, padding=kernel // 2)
+
+    def forward(self, x, state=None):
+        h, c = state
+        f, o, i, g = (self.of_x(x) + self.of_h(h)).chunk(4, 1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        return h, [h, c]
+
+
+class Cell3d(nn.Module):
+    def __init__(self, channels, hidden, kernel):
+        super().__init__()
+        self.gates = nn.Conv3d(channels + hidden, 4 * hidden, kernel, padding=kernel // 2)
+
+    def forward(self, x, state):
+        f, i, g, o = self.gates(torch.cat([x, state[0]], 1)).chunk(4, 1)
+        c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
+        return {"h": o.sigmoid() * c.tanh(), "c": c}
+
+
 # ----------------------------------------------------------- additive attentions of other projects, stated anew
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils import _pytree as pytree
 
 import hybridops
 import hybridops.functional as HF
@@ -33,6 +34,8 @@ WHOLE = {
     "openstl cell": (lambda: foreign.OpenSTLCell(8, 8, 5), (randn(2, 8, 7, 6), *states(2, 8, 7, 6))),
     "sladewinter cell": (lambda: foreign.SladewinterCell(3, 8, 3, (7, 6)), (randn(2, 3, 7, 6), *states(2, 8, 7, 6))),
     "sladewinter": (lambda: foreign.Sladewinter(3, 8, 3, (7, 6)), (randn(2, 3, 5, 7, 6),)),
+    "1-D, two biases": (lambda: foreign.Cell1d(2, 3, 5), (randn(2, 2, 9), states(2, 3, 9))),
+    "3-D": (lambda: foreign.Cell3d(3, 4, 3), (randn(2, 3, 4, 5, 6), states(2, 4, 4, 5, 6))),
     "jhhuang96": (lambda: foreign.Jhhuang96(3, 8, 3), (randn(4, 2, 3, 7, 6), states(2, 8, 7, 6), 4)),
     "documents.Attention": (lambda: foreign.Attention(8), (randn(3, 8), randn(3, 5, 8))),
     "bentrevett": (lambda: foreign.Bentrevett(4, 7), (randn(3, 7), randn(5, 3, 8))),
@@ -69,9 +72,9 @@ def is_floating(value) -> bool:
 
 
 def structure(outputs):
-    if isinstance(outputs, torch.Tensor):
-        return outputs.dtype, outputs.shape, outputs.is_contiguous()
-    return type(outputs), [structure(part) for part in outputs]
+    """All that can be said of outputs but their numbers."""
+    leaves, nesting = pytree.tree_flatten(outputs)
+    return nesting, [(leaf.dtype, leaf.shape, leaf.is_contiguous()) for leaf in leaves]
 
 
 @whole
@@ -149,7 +152,7 @@ def test_the_module_is_not_disturbed(make, inputs):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dtypes_stay(make, inputs, dtype, calls):
     module = build(make, dtype)
-    inputs = torch.utils._pytree.tree_map(lambda x: x.to(dtype) if is_floating(x) else x, inputs)
+    inputs = pytree.tree_map(lambda x: x.to(dtype) if is_floating(x) else x, inputs)
     before = structure(module(*inputs))
     hybridops.fuse(module, strict=True)
     assert structure(module(*inputs)) == before
@@ -159,7 +162,7 @@ def test_dtypes_stay(make, inputs, dtype, calls):
 @whole
 def test_dtypes_stay_under_autocast(make, inputs, calls):
     module = build(make, torch.float32)
-    inputs = torch.utils._pytree.tree_map(lambda x: x.float() if is_floating(x) else x, inputs)
+    inputs = pytree.tree_map(lambda x: x.float() if is_floating(x) else x, inputs)
     with torch.autocast("cpu"):
         before = structure(module(*inputs))
         hybridops.fuse(module, strict=True)
@@ -288,6 +291,17 @@ def test_flags_are_bools(name):
         hybridops.fuse(nn.Linear(1, 1), **{name: 1})
 
 
+def test_functional_call():
+    """Other tensors in place of the parameters."""
+    module = hybridops.fuse(build(lambda: foreign.ConvLSTMCell(3, 4, 3)), strict=True)
+    other = build(lambda: foreign.ConvLSTMCell(3, 4, 3))
+    nn.init.normal_(other.conv.weight)
+    inputs = (randn(2, 3, 7, 6), states(2, 4, 7, 6))
+    got = torch.func.functional_call(module, dict(other.named_parameters()), inputs)
+    torch.testing.assert_close(got, other(*inputs), **tolerances.FLOAT64)
+    assert type(module) is not foreign.ConvLSTMCell
+
+
 # -------------------------------------------------------------------------------------- calls that were not tried
 
 
@@ -330,7 +344,7 @@ def test_who_sets_an_attribute_gets_the_own_forward_back():
     module = hybridops.fuse(build(lambda: foreign.Gnmt(4, 5, 6)), strict=True)
     module.eval().requires_grad_(False).somebody = "else's"
     assert type(module) is not foreign.Gnmt
-    module.compile()
+    module.compile(backend="eager")
     module.register_full_backward_hook(lambda *_: None)
     assert type(module) is not foreign.Gnmt
     module.set_mask(MASK)
@@ -458,7 +472,7 @@ class Counts(Cell):
         return *super().forward(x_t, states), 1
 
 
-class Valid(foreign.ConvLSTMCell):
+class Circular(foreign.ConvLSTMCell):
     def __init__(self, *args):
         super().__init__(*args)
         self.conv.padding_mode = "circular"
@@ -478,7 +492,7 @@ LEFT_ALONE = {
     HasABuffer: "it has buffers",
     Uncopied: "it cannot be copied: OSError: one of a kind",
     Counts: "computes something else",
-    Valid: "computes something else",
+    Circular: "computes something else",
 }
 
 
