@@ -215,10 +215,11 @@ def _read(layout: AttentionLayout, tensors: dict[str, Tensor], keys: dict[str, s
 
 def _weights_of(module: nn.Module, *, with_g: bool) -> Weights:
     g = None
+    v = module.v.weight[0]
     if with_g and parametrize.is_parametrized(module.v, "weight"):
-        g, v = module.v.parametrizations.weight.original0, module.v.parametrizations.weight.original1[0]
-    else:
-        v = module.v.weight[0]
+        originals = module.v.parametrizations.weight
+        if hasattr(originals, "original1"):  # those of weight_norm: g and V
+            g, v = originals.original0, originals.original1[0]
     if isinstance(module, reference.ConcatAttention):
         query_weight, key_weight = module.attn.weight.split(module.hidden_dim, dim=1)
         return Weights(query_weight, key_weight, module.attn.bias, None, v, g)

@@ -127,10 +127,8 @@ class AttentionForm:
         shape = {"B": batch, "S": steps, "1": 1, "Q": self.widths.query}
         key = randn(batch, keys, self.widths.key, like=like)
         value = randn(batch, keys, self.widths.key, like=like)
-        mask = (
-            torch.arange(keys, device=like.device)
-            < torch.arange(keys - 1, keys - 1 - batch, -1, device=like.device)[:, None]
-        )
+        lengths = torch.arange(keys - 1, keys - 1 - batch, -1, device=like.device)
+        mask = torch.arange(keys, device=like.device) < lengths[:, None]
         mask[-1] = size == 1  # a row that may attend nothing, or everything
         values = {
             "query": randn(*(shape[dim] for dim in self.query), like=like),
@@ -149,13 +147,10 @@ class AttentionForm:
             return None
         if "1" in self.query and query.shape[self.query.index("1")] != 1:
             return None
-        query = (
-            query.unsqueeze(1)
-            if self.query == "BQ"
-            else query.transpose(0, 1)
-            if self.query in ("SBQ", "1BQ")
-            else query
-        )
+        if self.query == "BQ":
+            query = query.unsqueeze(1)
+        elif self.query in ("SBQ", "1BQ"):
+            query = query.transpose(0, 1)
         batch_first = self.keys == "BTK"
         keys, value = (
             given.get(name, keys) if batch_first else given.get(name, keys).transpose(0, 1)

@@ -7,7 +7,7 @@ openclimatefix/metnet, snntorch, Keras 3, kamo-naoyuki/pytorch_convolutional_rnn
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -146,14 +146,14 @@ def _read(layout: ConvLSTMLayout, tensors: dict[str, Tensor], keys: dict[str, st
     """One layer, checked."""
     for role in ("weight", "weight_ih", "weight_hh"):
         if role in tensors and layout.channels_last:
-            check_dimensions(keys[role], tensors[role], "(K*, channels, 4H)")
+            _check_dimensions(keys[role], tensors[role], "(K*, channels, 4H)")
             tensors = tensors | {role: tensors[role].movedim((-1, -2), (0, 1))}
     if "weight" in tensors:
         weight = tensors["weight"]
-        check_dimensions(keys["weight"], weight, "(4H, C+H, K*)")
+        _check_dimensions(keys["weight"], weight, "(4H, C+H, K*)")
     else:
         weight_ih, weight_hh = tensors["weight_ih"], tensors["weight_hh"]
-        check_dimensions(keys["weight_ih"], weight_ih, "(4H, C, K*)")
+        _check_dimensions(keys["weight_ih"], weight_ih, "(4H, C, K*)")
         check_shape(keys["weight_hh"], weight_hh, (len(weight_ih), len(weight_ih) // 4, *weight_ih.shape[2:]))
         weight = torch.cat([weight_ih, weight_hh], dim=1)
     rows, channels, *kernel = weight.shape
@@ -165,13 +165,13 @@ def _read(layout: ConvLSTMLayout, tensors: dict[str, Tensor], keys: dict[str, st
             check_shape(keys[role], tensors[role], (rows,))
     biases = [tensors[role] for role in ("bias", "bias_ih", "bias_hh") if role in tensors]
     batch = (1,) if layout.peephole_batch else ()
+    space: Sequence[int | str] = SPATIAL_NAMES[len(kernel)]
+    peepholes = []
     for role in PEEPHOLES:
         if role in tensors:
-            space = (
-                tensors[PEEPHOLES[0]].shape[1 + len(batch) :] if role != PEEPHOLES[0] else SPATIAL_NAMES[len(kernel)]
-            )
             check_shape(keys[role], tensors[role], (*batch, rows // 4, *space))
-    peepholes = [tensors[role].squeeze(0) if batch else tensors[role] for role in PEEPHOLES if role in tensors]
+            peepholes.append(tensors[role].squeeze(0) if batch else tensors[role])
+            space = peepholes[0].shape[1:]
     return Weights(weight, sum(biases) if biases else None, torch.stack(peepholes) if peepholes else None)
 
 
@@ -203,7 +203,7 @@ def _write(layout: ConvLSTMLayout, cell: reference.ConvLSTMCell, source: str) ->
     return tensors
 
 
-def check_dimensions(key: str, weight: Tensor, expected: str) -> None:
+def _check_dimensions(key: str, weight: Tensor, expected: str) -> None:
     if weight.dim() - 2 not in SPATIAL_NAMES:
         raise ValueError(f"{key} must have shape {expected}, with one to three kernel sizes, got {tuple(weight.shape)}")
 

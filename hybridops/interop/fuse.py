@@ -84,7 +84,7 @@ def _fuse(module: nn.Module, name: str, outcome: FuseReport, seen: set[nn.Module
     seen.add(module)
     before = type(module)
     try:
-        module.__class__ = _fused(module)
+        _swap(module)
     except NotRecognised as reason:
         if before.__module__.partition(".")[0] != "torch":
             outcome.left_alone[name] = str(reason)
@@ -97,14 +97,19 @@ def _fuse(module: nn.Module, name: str, outcome: FuseReport, seen: set[nn.Module
         _fuse(child, f"{name}.{child_name}" if name else child_name, outcome, seen)
 
 
-def _fused(module: nn.Module) -> type[nn.Module]:
+def _swap(module: nn.Module) -> None:
     kind = type(module)
     if kind in FUSED:
-        return FUSED[kind]
+        module.__class__ = FUSED[kind]
+        return
     if kind in FUSED.values() or isinstance(module, FusedForeign):
         raise NotRecognised("it is fused already")
     if isinstance(module, tuple(FUSED)):
         raise NotRecognised(f"a subclass of {kind.__mro__[1].__name__} may compute something else")
     if kind.__module__.partition(".")[0] == "torch":
         raise NotRecognised("it is PyTorch's own")
-    return fused_class(recognise(module))
+    plan = recognise(module)
+    try:
+        module.__class__ = fused_class(plan)
+    except TypeError as error:
+        raise NotRecognised(f"its class cannot be extended: {error}") from error

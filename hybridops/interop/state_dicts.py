@@ -12,7 +12,10 @@ from hybridops import reference
 from hybridops.interop import additive_attention, conv_lstm
 from hybridops.interop.layouts import Layout
 
-FAMILIES = (conv_lstm, additive_attention)
+FAMILIES = {
+    conv_lstm: (reference.ConvLSTM, reference.ConvLSTMCell),
+    additive_attention: (reference.AdditiveAttention, reference.ConcatAttention),
+}
 SOURCES = tuple(source for family in FAMILIES for source in family.LAYOUTS)
 
 
@@ -57,17 +60,11 @@ def to_state_dict(module: nn.Module, source: str, *, prefix: str = "") -> dict[s
         ValueError: the source is not known, or has no place for something that the module computes.
     """
     family, layout = _find(source)
-    kinds = KINDS[family]
+    kinds = FAMILIES[family]
     if not isinstance(module, kinds):
         raise TypeError(f"module must be {' or '.join(kind.__name__ for kind in kinds)}, got {type(module).__name__}")
     layers = family.take_apart(layout, module, source)
     return layout.put([{role: tensor.detach() for role, tensor in tensors.items()} for tensors in layers], prefix)
-
-
-KINDS = {
-    conv_lstm: (reference.ConvLSTM, reference.ConvLSTMCell),
-    additive_attention: (reference.AdditiveAttention, reference.ConcatAttention),
-}
 
 
 def _find(source: str) -> tuple[ModuleType, Layout]:

@@ -465,6 +465,11 @@ class Uncopied(Cell):
         raise OSError("one of a kind")
 
 
+class Final(Cell):
+    def __init_subclass__(cls):
+        raise TypeError("it is final")
+
+
 class Counts(Cell):
     """Returns something that is no tensor."""
 
@@ -491,6 +496,7 @@ LEFT_ALONE = {
     KeepsATensor: "keeps tensors that are neither parameters nor buffers",
     HasABuffer: "it has buffers",
     Uncopied: "it cannot be copied: OSError: one of a kind",
+    Final: "its class cannot be extended: it is final",
     Counts: "computes something else",
     Circular: "computes something else",
 }
