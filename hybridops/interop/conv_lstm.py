@@ -1,0 +1,216 @@
+"""ConvLSTM checkpoints of other projects: where their weights stand, and how a fused module takes them.
+
+Sources, each read from its files: ndrplz/ConvLSTM_pytorch, torchgeo, sladewinter/ConvLSTM (and the notebook it is
+copied from), jhhuang96/ConvLSTM-PyTorch, OpenSTL, Hzzone/Precipitation-Nowcasting, aserdega/convlstmgru,
+openclimatefix/metnet, snntorch, Keras 3, kamo-naoyuki/pytorch_convolutional_rnn. "documents" is the cell of text books.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hybridops import reference
+from hybridops.checks import check_shape
+from hybridops.interop.layouts import Layer, Layout
+from hybridops.modules import FusedConvLSTM, FusedConvLSTMCell
+from hybridops.reference.conv_lstm import GATES, SPATIAL_NAMES
+
+PEEPHOLES = ("peephole_f", "peephole_i", "peephole_o")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvLSTMLayout(Layout):
+    """Roles: weight (4H, C+H, K*), or weight_ih (4H, C, K*) and weight_hh (4H, H, K*); bias (4H), or bias_ih and
+    bias_hh, which are added up; peephole_f, peephole_i, peephole_o (H, S*).
+    """
+
+    gate_order: str
+    channels_last: bool = False  # weights are (K*, channels, 4H)
+    peephole_batch: bool = False  # peepholes are (1, H, S*)
+    one_step: bool = False  # the source is a cell
+
+
+class Weights(NamedTuple):
+    """Of one layer, rows in some order of the gates."""
+
+    weight: Tensor  # (4H, C+H, K*)
+    bias: Tensor | None  # (4H)
+    peephole: Tensor | None  # (3, H, S*), rows f, i, o
+
+
+def _stacked(keys: Mapping[str, str]) -> dict[str, str]:
+    return {role: f"cell_list.{{layer}}.{key}" for role, key in keys.items()}
+
+
+def _peepholes(pattern: str) -> dict[str, str]:
+    return {f"peephole_{gate}": pattern.format(gate) for gate in "fio"}
+
+
+_CONV = {"weight": "conv.weight", "bias": "conv.bias"}
+_LAYER = {role: f"convLSTMcell.{key}" for role, key in _CONV.items()}
+_BIAS, _NO_NORM = ("bias",), "a norm between convolution and gates"
+
+LAYOUTS: dict[str, ConvLSTMLayout] = {
+    "documents.ConvLSTMCell": ConvLSTMLayout(keys=_CONV, optional=(_BIAS,), gate_order="figo", one_step=True),
+    "ndrplz": ConvLSTMLayout(keys=_stacked(_CONV), optional=(_BIAS,), gate_order="ifog"),
+    "torchgeo": ConvLSTMLayout(keys=_stacked(_CONV), optional=(_BIAS,), gate_order="ifog"),
+    "metnet": ConvLSTMLayout(keys=_stacked(_CONV), optional=(_BIAS,), gate_order="ifog"),
+    "aserdega": ConvLSTMLayout(
+        keys=_stacked(_CONV | _peepholes("Wc{}")), optional=(_BIAS, PEEPHOLES), gate_order="ifog"
+    ),
+    "sladewinter": ConvLSTMLayout(keys=_LAYER | _peepholes("convLSTMcell.W_c{}.weight"), gate_order="ifgo"),
+    "sladewinter_notebook": ConvLSTMLayout(keys=_LAYER | _peepholes("convLSTMcell.W_c{}"), gate_order="ifgo"),
+    "jhhuang96": ConvLSTMLayout(
+        keys={"weight": "conv.0.weight", "bias": "conv.0.bias"}, refused={"conv.1.*": _NO_NORM}, gate_order="ifgo"
+    ),
+    "openstl": ConvLSTMLayout(
+        keys=_stacked({"weight_ih": "conv_x.0.weight", "weight_hh": "conv_h.0.weight"}),
+        # in every cell two convolutions that forward does not use; the last one of all is the model's head
+        outside=("cell_list.*.conv_o.0.weight", "*conv_last.weight"),
+        refused={"cell_list.*.conv_[xho].1.*": _NO_NORM},
+        gate_order="ifgo",
+    ),
+    "hzzone": ConvLSTMLayout(
+        keys={"weight": "_conv.weight", "bias": "_conv.bias"} | _peepholes("Wc{}"),
+        optional=(PEEPHOLES,),  # zeros that are in no state dict, but where they were made parameters
+        peephole_batch=True,
+        gate_order="ifgo",
+    ),
+    "snntorch": ConvLSTMLayout(
+        keys=_CONV,
+        optional=(_BIAS,),
+        outside=("threshold", "graded_spikes_factor"),  # make spikes of the hidden state
+        fixed={"reset_mechanism_val": (2, "a reset of the hidden state (only reset_mechanism='none')")},
+        gate_order="ifog",
+        one_step=True,
+    ),
+    "kamo_naoyuki": ConvLSTMLayout(
+        keys={name: f"{name}_l{{layer}}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")},
+        optional=(("bias_ih", "bias_hh"),),
+        refused={"*_reverse": "a second direction", "*_p[ifo]_l*": "peepholes that are convolutions"},
+        gate_order="ifgo",
+    ),
+    "keras.ConvLSTM": ConvLSTMLayout(
+        keys={"weight_ih": "kernel", "weight_hh": "recurrent_kernel", "bias": "bias"},
+        optional=(_BIAS,),
+        channels_last=True,
+        gate_order="ifgo",
+    ),
+}
+
+
+def build(layout: ConvLSTMLayout, layers: list[Layer], **options: Any) -> FusedConvLSTM | FusedConvLSTMCell:
+    """The fused module with these weights, whose rows stay in the order in which they are."""
+    weights = [_read(layout, *layer) for layer in layers]
+    hidden = [len(layer.weight) // 4 for layer in weights]
+    inputs = [layer.weight.shape[1] - size for layer, size in zip(weights, hidden, strict=True)]
+    if inputs[1:] != hidden[:-1]:
+        raise ValueError(f"layers of state_dict do not fit: they take {inputs} channels and give {hidden}")
+    first = weights[0]
+    options = {
+        "bias": first.bias is not None,
+        "peephole": None if first.peephole is None else "spatial",
+        "spatial_size": None if first.peephole is None else tuple(first.peephole.shape[2:]),
+        "gate_order": layout.gate_order,
+        "device": first.weight.device,
+        "dtype": first.weight.dtype,
+    } | options
+    kernels = [tuple(layer.weight.shape[2:]) for layer in weights]
+    if layout.one_step:
+        module = FusedConvLSTMCell(inputs[0], hidden[0], kernels[0], **options)
+        cells = [module]
+    else:
+        same = len(set(hidden)) == 1
+        module = FusedConvLSTM(inputs[0], hidden[0] if same else hidden, kernels, len(weights), **options)
+        cells = list(module.cell_list)
+    for cell, layer in zip(cells, weights, strict=True):
+        state = {"conv.weight": layer.weight, "conv.bias": layer.bias, "peephole": layer.peephole}
+        cell.load_state_dict({name: tensor for name, tensor in state.items() if tensor is not None}, strict=True)
+    return module
+
+
+def take_apart(layout: ConvLSTMLayout, module: torch.nn.Module, source: str) -> list[dict[str, Tensor]]:
+    """The tensors of each layer by their roles, rows in the layout's order."""
+    cells = [module] if isinstance(module, reference.ConvLSTMCell) else list(module.cell_list)
+    if len(cells) > 1 and not layout.has_layers:
+        raise ValueError(f"module must have one layer, as {source!r} has, got {len(cells)}")
+    return [_write(layout, cell, source) for cell in cells]
+
+
+def _read(layout: ConvLSTMLayout, tensors: dict[str, Tensor], keys: dict[str, str]) -> Weights:
+    """One layer, checked."""
+    for role in ("weight", "weight_ih", "weight_hh"):
+        if role in tensors and layout.channels_last:
+            _check_dimensions(keys[role], tensors[role], "(K*, channels, 4H)")
+            tensors = tensors | {role: tensors[role].movedim((-1, -2), (0, 1))}
+    if "weight" in tensors:
+        weight = tensors["weight"]
+        _check_dimensions(keys["weight"], weight, "(4H, C+H, K*)")
+    else:
+        weight_ih, weight_hh = tensors["weight_ih"], tensors["weight_hh"]
+        _check_dimensions(keys["weight_ih"], weight_ih, "(4H, C, K*)")
+        check_shape(keys["weight_hh"], weight_hh, (len(weight_ih), len(weight_ih) // 4, *weight_ih.shape[2:]))
+        weight = torch.cat([weight_ih, weight_hh], dim=1)
+    rows, channels, *kernel = weight.shape
+    if rows % 4 or channels <= rows // 4:
+        key = keys.get("weight", keys.get("weight_ih"))
+        raise ValueError(f"{key} must have 4H rows over C+H channels, got {rows} over {channels}")
+    for role in ("bias", "bias_ih", "bias_hh"):
+        if role in tensors:
+            check_shape(keys[role], tensors[role], (rows,))
+    biases = [tensors[role] for role in ("bias", "bias_ih", "bias_hh") if role in tensors]
+    batch = (1,) if layout.peephole_batch else ()
+    space: Sequence[int | str] = SPATIAL_NAMES[len(kernel)]
+    peepholes = []
+    for role in PEEPHOLES:
+        if role in tensors:
+            check_shape(keys[role], tensors[role], (*batch, rows // 4, *space))
+            peepholes.append(tensors[role].squeeze(0) if batch else tensors[role])
+            space = peepholes[0].shape[1:]
+    return Weights(weight, sum(biases) if biases else None, torch.stack(peepholes) if peepholes else None)
+
+
+def _write(layout: ConvLSTMLayout, cell: reference.ConvLSTMCell, source: str) -> dict[str, Tensor]:
+    """One layer."""
+    weight, bias = (_reorder(rows, cell.gate_order, layout.gate_order) for rows in (cell.conv.weight, cell.conv.bias))
+    peephole = cell.peephole
+    tensors: dict[str, Tensor] = {"weight": weight}
+    if "weight" not in layout.keys:
+        tensors = {"weight_ih": weight[:, : cell.input_dim], "weight_hh": weight[:, cell.input_dim :]}
+    if layout.channels_last:
+        tensors = {role: tensor.movedim((0, 1), (-1, -2)) for role, tensor in tensors.items()}
+
+    places = [role for role in ("bias", "bias_ih", "bias_hh") if role in layout.keys]
+    optional = {role for group in layout.optional for role in group}
+    if bias is not None and not places:
+        raise ValueError(f"module must have no bias: there is none in {source!r}")
+    if bias is not None or not optional.issuperset(places):
+        zeros = weight.new_zeros(len(weight))
+        tensors |= dict(zip(places, [zeros if bias is None else bias, zeros], strict=False))
+
+    if peephole is not None:
+        if PEEPHOLES[0] not in layout.keys or peephole.dim() == 2:
+            kind = "none" if PEEPHOLES[0] not in layout.keys else "one a position"
+            raise ValueError(f"module must not have these peepholes: there is {kind} in {source!r}")
+        tensors |= zip(PEEPHOLES, peephole[:, None] if layout.peephole_batch else peephole, strict=True)
+    elif not optional.issuperset(role for role in PEEPHOLES if role in layout.keys):
+        raise ValueError(f"module must have peephole='spatial', as {source!r} has")
+    return tensors
+
+
+def _check_dimensions(key: str, weight: Tensor, expected: str) -> None:
+    if weight.dim() - 2 not in SPATIAL_NAMES:
+        raise ValueError(f"{key} must have shape {expected}, with one to three kernel sizes, got {tuple(weight.shape)}")
+
+
+def _reorder(rows: Tensor | None, order: str, wanted: str) -> Tensor | None:
+    """The gates' rows, moved from one order to another."""
+    if rows is None or order == wanted:
+        return rows
+    gates = dict(zip(order, rows.chunk(len(GATES)), strict=True))
+    return torch.cat([gates[gate] for gate in wanted])

@@ -1,0 +1,80 @@
+"""What the tables of layouts have in common: under which keys a project keeps what, and what is said if it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from itertools import count
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Layer(NamedTuple):
+    tensors: dict[str, Tensor]  # by role
+    keys: dict[str, str]  # by role, for what is said if a tensor is wrong
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where a source keeps its parameters. In a key, {layer} is the number of a layer; in a pattern, * is anything."""
+
+    keys: Mapping[str, str]  # role -> key
+    optional: tuple[tuple[str, ...], ...] = ()  # roles that are all there or all missing
+    outside: tuple[str, ...] = ()  # patterns of keys that are no part of the fused module, and not looked at
+    refused: Mapping[str, str] = field(default_factory=dict)  # pattern -> why the fused module cannot stand for it
+    fixed: Mapping[str, tuple[float, str]] = field(default_factory=dict)  # key -> what it must be, and why if it is not
+
+    def take(self, state_dict: Mapping[str, Tensor], source: str, prefix: str) -> list[Layer]:
+        """What there is of each layer. Nothing may be missing, or be there without a role."""
+        tensors = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
+        for key, value in tensors.items():
+            reasons = [why for pattern, why in self.refused.items() if fnmatchcase(key, pattern)]
+            reasons += [why for fixed, (want, why) in self.fixed.items() if key == fixed and float(value) != want]
+            if reasons:
+                raise ValueError(f"{prefix + key} of state_dict: the fused module does not compute {reasons[0]}")
+        roles = self._roles_in(tensors)
+        layers = self._layers_in(tensors, roles)
+        expected = {key for keys in layers for key in keys.values()}
+        missing = sorted(expected - tensors.keys())
+        others = tensors.keys() - expected - self.fixed.keys()
+        unexpected = sorted(key for key in others if not any(fnmatchcase(key, pattern) for pattern in self.outside))
+        if missing or unexpected:
+            under = f" under {prefix!r}" if prefix else ""
+            raise ValueError(
+                f"state_dict must have the keys of {source!r}{under}: missing {missing}, unexpected {unexpected}"
+            )
+        return [Layer({role: torch.as_tensor(tensors[key]) for role, key in keys.items()}, keys) for keys in layers]
+
+    def put(self, layers: Iterable[Mapping[str, Tensor]], prefix: str) -> dict[str, Tensor]:
+        """What `take` would take apart."""
+        return {
+            prefix + self.keys[role].format(layer=layer): tensor.contiguous()
+            for layer, tensors in enumerate(layers)
+            for role, tensor in tensors.items()
+        }
+
+    @property
+    def has_layers(self) -> bool:
+        return any("{layer}" in key for key in self.keys.values())
+
+    def _roles_in(self, tensors: Mapping[str, Tensor]) -> list[str]:
+        """All roles but those of optional groups of which there is nothing."""
+        absent = {
+            role
+            for group in self.optional
+            if not any(fnmatchcase(key, self.keys[role].replace("{layer}", "*")) for role in group for key in tensors)
+            for role in group
+        }
+        return [role for role in self.keys if role not in absent]
+
+    def _layers_in(self, tensors: Mapping[str, Tensor], roles: list[str]) -> list[dict[str, str]]:
+        """role -> key of each layer, as far as there is anything of it; of one at least."""
+        layers: list[dict[str, str]] = []
+        for layer in count():
+            keys = {role: self.keys[role].format(layer=layer) for role in roles}
+            if layer > 0 and (not self.has_layers or tensors.keys().isdisjoint(keys.values())):
+                return layers
+            layers.append(keys)
