@@ -4,15 +4,14 @@
 // Both factors are laid out anew, piece by piece of the images, so that for each plane of the sum (a tap of the kernel, or
 // a point of Winograd's) it is a matrix product whose factors are read in the order in which they lie.
 
-// Channels of x by vectors of outputs: accumulators fill three quarters of the registers, and no fewer, or the multipliers
-// would wait for them.
+// A register tile is P channels of x, at most a vector of them, by N vectors of outputs. Its accumulators fill three quarters
+// of the registers: with fewer the multipliers would wait for them.
+inline constexpr int outer_accumulators = HYBRIDOPS_REGISTERS * 3 / 4;
+constexpr int largest_divisor(int of, int most) { return of % most == 0 ? most : largest_divisor(of, most - 1); }
 template <class A>
-inline constexpr int outer_channels = lanes<A> == 4               ? 4
-                                      : lanes<A> == 16            ? 12
-                                      : HYBRIDOPS_REGISTERS == 16 ? 6
-                                                                  : 8;
+inline constexpr int outer_channels = largest_divisor(outer_accumulators, lanes<A>);
 template <class A>
-inline constexpr int outer_vectors = HYBRIDOPS_REGISTERS * 3 / 4 / outer_channels<A>;
+inline constexpr int outer_vectors = outer_accumulators / outer_channels<A>;
 
 // sums (P,N,lanes) += sum over rows x cols pixels of x[p] * grad[n].
 template <class A, int N, int P>
