@@ -12,20 +12,17 @@ template <int N>
 inline constexpr int tile_pixels = std::min(HYBRIDOPS_REGISTERS * 3 / 4 / N, 8);
 
 // Reduction steps after which the accumulators of a block are set aside: the weights of a chunk stay in the L1 cache
-// while every pixel of the block passes over them.
+// while every pixel of the block passes over them, and the rounding error of a sum of sums is less than that of one.
 template <class A, int N>
-inline constexpr int64_t chunk_steps = 16 * 1024 / (N * HYBRIDOPS_VECTOR_BYTES);
+inline constexpr int64_t chunk_steps = std::min(16 * 1024 / (N * HYBRIDOPS_VECTOR_BYTES), 96);
 
 // partial (P,N,lanes) += the pixels' runs times the weights. `pixel[p]` points to the first element of pixel p's run; runs of
 // the next kernel rows follow row_stride apart; weights follow each other.
 template <class A, int N, int P>
 void accumulate_tile(A* partial, const A* const* pixels, int64_t row_stride, int64_t rows, int64_t length, const A* w) {
     const A* pixel[P];
-    Simd<A> acc[P][N];
-    for (int p = 0; p < P; ++p) {
-        pixel[p] = pixels[p];
-        for (int n = 0; n < N; ++n) acc[p][n] = load(partial + (p * N + n) * lanes<A>);
-    }
+    for (int p = 0; p < P; ++p) pixel[p] = pixels[p];
+    Simd<A> acc[P][N] = {};  // from zero: the error of a sum grows with its length
     for (int64_t row = 0; row < rows; ++row) {
         for (int64_t j = row * row_stride; j < row * row_stride + length; ++j, w += N * lanes<A>) {
             // hold the smaller set in registers, stream the other
@@ -48,7 +45,10 @@ void accumulate_tile(A* partial, const A* const* pixels, int64_t row_stride, int
         }
     }
     for (int p = 0; p < P; ++p)
-        for (int n = 0; n < N; ++n) store(partial + (p * N + n) * lanes<A>, acc[p][n]);
+        for (int n = 0; n < N; ++n) {
+            A* to = partial + (p * N + n) * lanes<A>;
+            store(to, load(to) + acc[p][n]);
+        }
 }
 
 template <class A>
