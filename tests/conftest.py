@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from hybridops import backends, native
+from hybridops import backends, native, triton
 
 settings.register_profile("hybridops", deadline=None, max_examples=100, print_blob=True)  # compiling takes its time
 settings.load_profile("hybridops")
@@ -30,7 +30,7 @@ def target_params() -> Iterator[pytest.param]:
     why = native.missing()
     yield pytest.param(Target("reference", "cpu"), id="reference")
     yield pytest.param(Target("native", "cpu"), id="native", marks=pytest.mark.skipif(why is not None, reason=str(why)))
-    if backends.is_available("triton"):
+    if backends.is_available("triton") and triton.INTERPRETED:
         yield pytest.param(Target("triton", "cpu"), id="triton")
     if torch.cuda.is_available():
         probe = torch.empty(0, device="cuda")

@@ -1,0 +1,506 @@
+"""Additive attention in Triton. Contract: reference/additive_attention.py.
+
+The factored tanh: with P = e^2q and Q = e^2k, tanh(q+k) = 1 - 2r with r = 1/(1 + PQ): exponentials once a row, not once
+a pair, and one reciprocal serves several pairs. How far |q| + |k| may go for that is said in RANGE; beyond, and for
+infinities and NaN, a tile takes tanh itself.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hybridops.checks import accumulation_dtype
+from hybridops.triton.launch import Config, launch, op
+from hybridops.triton.math import TYPES, cast, exponential, reciprocal, tanh
+
+# Sums of |q| + |k| up to which the product of four factors 1 + PQ is finite, of two, and one; and Σ|v| up to which the
+# numerators over such products are. (1 + e^21)^4 = 3e36 = (1 + e^42)^2, 1 + e^86 = 2e37; the last keeps 1/x normal.
+RANGE = {
+    torch.float32: {"FOUR": 10.5, "TWO": 21.0, "ONE": 43.0, "LARGEST_V": 1e10},
+    torch.float64: {"FOUR": 80.0, "TWO": 170.0, "ONE": 350.0, "LARGEST_V": 1e30},
+}
+
+# The block sizes that the kernels run with, all there are: `python -m hybridops.triton.check` compiles each.
+EXPONENTIALS = Config({"BLOCK_N": 32, "BLOCK_A": 32}, num_warps=4)
+SCORES = {
+    "one query": Config({"BLOCK_S": 1, "BLOCK_T": 128}, num_warps=4),
+    "few pairs": Config({"BLOCK_S": 16, "BLOCK_T": 32}, num_warps=4),
+    "many pairs": Config({"BLOCK_S": 32, "BLOCK_T": 64}, num_warps=4),
+}
+SOFTMAX = Config({"BLOCK_T": 512}, num_warps=4)
+GRADIENTS = {
+    "few rows": Config({"BLOCK_X": 16, "BLOCK_Y": 16, "BLOCK_A": 32}, num_warps=2),
+    "many rows": Config({"BLOCK_X": 32, "BLOCK_Y": 16, "BLOCK_A": 64}, num_warps=4),
+}
+# Programs that fill a GPU of about 130 multiprocessors some times over: with fewer, smaller blocks are taken.
+MANY_PROGRAMS = 1024
+
+
+# --------------------------------------------------------------------------------------------------- what is here
+
+
+def additive_scores_forward(
+    q: Tensor,  # (B,S,A)
+    k: Tensor,  # (B,T,A)
+    v: Tensor,  # (A,)
+    activation: str,
+    negative_slope: float,
+) -> Tensor:
+    return _scores(q, k, v, None, 1.0, activation, negative_slope, None, None)
+
+
+def additive_attention_forward(
+    q: Tensor,  # (B,S,A)
+    k: Tensor,  # (B,T,A)
+    v: Tensor,  # (A,)
+    value: Tensor,  # (B,T,D)
+    mask: Tensor | None,  # boolean, broadcastable to (B,S,T)
+    score_bias: Tensor | None,  # broadcastable to (B,S,T)
+    scale: float,
+    activation: str,
+    negative_slope: float,
+    key_exponentials: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Scores and their softmax are two kernels in one op; the context is one library product."""
+    scores = (q, k, v, score_bias, scale, activation, negative_slope, *(key_exponentials or (None, None)))
+    weights = _weights(*scores, mask)
+    return torch.matmul(weights, value), weights
+
+
+def prepare_keys(k: Tensor, activation: str) -> tuple[Tensor, Tensor] | None:
+    """The exponentials of the keys (B,A',T') and their bounds (B,T), which the forward otherwise computes each time."""
+    return _exponentials(k.detach()) if activation == "tanh" else None
+
+
+def additive_scores_backward(
+    grad_scores: Tensor,  # (B,S,T) acc
+    q: Tensor,  # (B,S,A)
+    k: Tensor,  # (B,T,A)
+    v: Tensor,  # (A,)
+    activation: str,
+    negative_slope: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _scores_backward(grad_scores, q, k, v, activation, negative_slope)
+
+
+# ------------------------------------------------------------------------------------------------------------ ops
+
+
+def _exponentials_fake(x: Tensor) -> tuple[Tensor, Tensor]:
+    batch, rows, width = x.shape
+    acc = accumulation_dtype(x.dtype)
+    return x.new_empty(batch, _round_up(width, 4), _round_up(rows, 4), dtype=acc), x.new_empty(batch, rows, dtype=acc)
+
+
+@op("exponentials(Tensor x) -> (Tensor, Tensor)", _exponentials_fake)
+def _exponentials(
+    x: Tensor,  # (B,N,A)
+) -> tuple[Tensor, Tensor]:
+    """e^2x with the channels first, and one channel after the other for as many as share a reciprocal; and max|x|."""
+    exponentials, bounds = _exponentials_fake(x)
+    batch, rows, width = x.shape
+    grid = (triton.cdiv(rows, EXPONENTIALS.blocks["BLOCK_N"]), batch)
+    launch(
+        exponentials_kernel, grid, EXPONENTIALS,
+        x, exponentials, bounds, rows, *x.stride(), A=width,
+    )  # fmt: skip
+    return exponentials, bounds
+
+
+def _scores_fake(q, k, v, score_bias, scale, activation, negative_slope, key_exponentials, key_bounds):
+    return q.new_empty(q.shape[0], q.shape[1], k.shape[1], dtype=accumulation_dtype(q.dtype))
+
+
+@op(
+    "scores(Tensor q, Tensor k, Tensor v, Tensor? score_bias, float scale, str activation, float negative_slope, "
+    "Tensor? key_exponentials, Tensor? key_bounds) -> Tensor",
+    _scores_fake,
+)
+def _scores(
+    q: Tensor,  # (B,S,A)
+    k: Tensor,  # (B,T,A)
+    v: Tensor,  # (A,)
+    score_bias: Tensor | None,  # broadcastable to (B,S,T)
+    scale: float,
+    activation: str,
+    negative_slope: float,
+    key_exponentials: Tensor | None,  # of `_exponentials`
+    key_bounds: Tensor | None,
+) -> Tensor:
+    """(B,S,T) acc: scale Σ_a v_a act(q + k) + score_bias"""
+    scores = _scores_fake(q, k, v, score_bias, scale, activation, negative_slope, key_exponentials, key_bounds)
+    (batch, queries, width), keys = q.shape, k.shape[1]
+    bias, bias_strides = _broadcast(score_bias, scores.shape)
+    if activation == "tanh":
+        factors = (*_exponentials(q), *((key_exponentials, key_bounds) if key_bounds is not None else _exponentials(k)))
+    else:  # the kernel walks along the channels
+        q, k = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k))
+        factors = (None,) * 4
+    config = _scores_config(batch, queries, keys)
+    grid = (triton.cdiv(keys, config.blocks["BLOCK_T"]), triton.cdiv(queries, config.blocks["BLOCK_S"]), batch)
+    launch(
+        scores_kernel, grid, config,
+        q, k, v, *factors, bias, scores, queries, keys, *q.stride(), *k.stride(), v.stride(0), *bias_strides,
+        A=width, ACTIVATION=activation, SLOPE=negative_slope, SCALE=scale, WIDTH=_power_of_two(width),
+        **RANGE[scores.dtype],
+    )  # fmt: skip
+    return scores
+
+
+def _weights_fake(q, k, v, score_bias, scale, activation, negative_slope, key_exponentials, key_bounds, mask):
+    return q.new_empty(q.shape[0], q.shape[1], k.shape[1])
+
+
+@op(
+    "weights(Tensor q, Tensor k, Tensor v, Tensor? score_bias, float scale, str activation, float negative_slope, "
+    "Tensor? key_exponentials, Tensor? key_bounds, Tensor? mask) -> Tensor",
+    _weights_fake,
+)
+def _weights(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    score_bias: Tensor | None,
+    scale: float,
+    activation: str,
+    negative_slope: float,
+    key_exponentials: Tensor | None,
+    key_bounds: Tensor | None,
+    mask: Tensor | None,  # boolean, broadcastable to (B,S,T)
+) -> Tensor:
+    """(B,S,T): the softmax of `_scores`; rows that may attend nothing are zeros."""
+    scores = _scores(q, k, v, score_bias, scale, activation, negative_slope, key_exponentials, key_bounds)
+    weights = torch.empty_like(scores, dtype=q.dtype)
+    batch, queries, keys = scores.shape
+    mask, mask_strides = _broadcast(mask, scores.shape)
+    launch(softmax_kernel, (queries, batch), SOFTMAX, scores, mask, weights, queries, keys, *mask_strides)
+    return weights
+
+
+def _scores_backward_fake(grad, q, k, v, activation, negative_slope):
+    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
+
+
+@op(
+    "scores_backward(Tensor grad, Tensor q, Tensor k, Tensor v, str activation, float negative_slope) -> "
+    "(Tensor, Tensor, Tensor)",
+    _scores_backward_fake,
+)
+def _scores_backward(
+    grad: Tensor,  # (B,S,T) acc
+    q: Tensor,  # (B,S,A)
+    k: Tensor,  # (B,T,A)
+    v: Tensor,  # (A,)
+    activation: str,
+    negative_slope: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk, dv. Twice the work of computing a pair once, in exchange for sums without atomics, always in one order."""
+    dq, dk, _ = _scores_backward_fake(grad, q, k, v, activation, negative_slope)
+    act = {"ACTIVATION": activation, "SLOPE": negative_slope}
+    dv = _row_gradients(grad, q, k, v, dq, True, act)
+    _row_gradients(grad.transpose(1, 2), k, q, v, dk, False, act)
+    return dq, dk, dv.sum((0, 1)).to(v.dtype)
+
+
+def _row_gradients(
+    grad: Tensor,  # (B,X,Y) acc
+    x: Tensor,  # (B,X,A)
+    y: Tensor,  # (B,Y,A)
+    v: Tensor,  # (A,)
+    dx: Tensor,  # (B,X,A), written
+    with_dv: bool,
+    act: dict[str, str | float],
+) -> Tensor | None:
+    """The gradient of one side of the sums, and parts of v's, one a block of rows."""
+    (batch, rows, width), others = x.shape, y.shape[1]
+    config = GRADIENTS["many rows"]
+    grid = _gradients_grid(config, batch, rows, width)
+    if grid[0] * grid[1] * grid[2] < MANY_PROGRAMS:
+        config = GRADIENTS["few rows"]
+        grid = _gradients_grid(config, batch, rows, width)
+    dv = grad.new_empty(batch, grid[1], width) if with_dv else None
+    launch(
+        gradients_kernel, grid, config,
+        grad, x, y, v, dx, dv, rows, others, *grad.stride(), *x.stride(), *y.stride(), v.stride(0),
+        A=width, TWO=RANGE[grad.dtype]["TWO"], **act,
+    )  # fmt: skip
+    return dv
+
+
+# -------------------------------------------------------------------------------------------------------- choices
+
+
+def _scores_config(batch: int, queries: int, keys: int) -> Config:
+    if queries == 1:
+        return SCORES["one query"]
+    blocks = SCORES["many pairs"].blocks
+    programs = batch * triton.cdiv(queries, blocks["BLOCK_S"]) * triton.cdiv(keys, blocks["BLOCK_T"])
+    return SCORES["many pairs" if programs >= MANY_PROGRAMS else "few pairs"]
+
+
+def _gradients_grid(config: Config, batch: int, rows: int, width: int) -> tuple[int, int, int]:
+    return triton.cdiv(width, config.blocks["BLOCK_A"]), triton.cdiv(rows, config.blocks["BLOCK_X"]), batch
+
+
+def _broadcast(tensor: Tensor | None, shape: torch.Size) -> tuple[Tensor | None, tuple[int, ...]]:
+    """The tensor and its strides in that shape."""
+    return (None, (0, 0, 0)) if tensor is None else (tensor, tensor.expand(shape).stride())
+
+
+def _round_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def _power_of_two(size: int) -> int:
+    return triton.next_power_of_2(max(size, 1))
+
+
+# -------------------------------------------------------------------------------------------------------- kernels
+# <tensor>_b, _s, _t, _a, _n are the strides of a tensor along the batch, queries, keys, channels, rows of either kind.
+# A block is a variable with the tensor's name; everything is computed in the dtype of the scores, `acc`.
+
+
+@triton.jit
+def exponentials_kernel(
+    x_ptr, e_ptr, bounds_ptr, N, x_b, x_n, x_a, A: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_A: tl.constexpr
+):  # fmt: skip
+    """e (B,A',N') = e^2x, A' and N' multiples of four, and bounds (B,N) = max_a |x|"""
+    b = tl.program_id(1).to(tl.int64)
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    e_ptr += b * padded(A) * padded(N)
+    bounds = tl.zeros((BLOCK_N,), bounds_ptr.dtype.element_ty)
+    for start in range(0, A, BLOCK_A):
+        a = start + tl.arange(0, BLOCK_A)
+        inside = (n < N)[:, None] & (a < A)[None]
+        x = tl.load(x_ptr + b * x_b + n[:, None] * x_n + a[None] * x_a, inside, 0.0).to(bounds.dtype)
+        inside = (n < padded(N))[:, None] & (a < padded(A))[None]
+        tl.store(e_ptr + a[None] * padded(N) + n[:, None], exponential(2 * x), inside)
+        bounds = tl.maximum(bounds, tl.max(magnitude(x), 1))
+    tl.store(bounds_ptr + b * N + n, bounds, n < N)
+
+
+@triton.jit
+def scores_kernel(
+    q_ptr, k_ptr, v_ptr, q_exp_ptr, q_bound_ptr, k_exp_ptr, k_bound_ptr, bias_ptr, scores_ptr, S, T,
+    q_b, q_s, q_a, k_b, k_t, k_a, v_a, bias_b, bias_s, bias_t,
+    A: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, SCALE: tl.constexpr, WIDTH: tl.constexpr,
+    FOUR: tl.constexpr, TWO: tl.constexpr, ONE: tl.constexpr, LARGEST_V: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """A tile of scores (B,S,T) = scale Σ_a v_a act(q + k) + bias"""
+    b = tl.program_id(2).to(tl.int64)
+    s = tl.program_id(1) * BLOCK_S + tl.arange(0, BLOCK_S)
+    t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    q_ptr += b * q_b
+    k_ptr += b * k_b
+    scores = tl.zeros((BLOCK_S, BLOCK_T), scores_ptr.dtype.element_ty)
+    if ACTIVATION == "tanh":
+        q_exp_ptr += b * padded(A) * padded(S)
+        k_exp_ptr += b * padded(A) * padded(T)
+        a = tl.arange(0, WIDTH)
+        v = tl.load(v_ptr + a * v_a, a < A, 0.0).to(scores.dtype)
+        q_bound = tl.max(tl.load(q_bound_ptr + b * S + s, s < S, 0.0))
+        bound = q_bound + tl.max(tl.load(k_bound_ptr + b * T + t, t < T, 0.0))
+        factored = tl.sum(tl.abs(v)) <= LARGEST_V
+        if factored & (bound <= FOUR):
+            scores = quotients(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, scores, A, 4)
+            scores = tl.sum(v) - 2 * scores
+        elif factored & (bound <= TWO):
+            scores = quotients(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, scores, A, 2)
+            scores = tl.sum(v) - 2 * scores
+        elif factored & (bound <= ONE):
+            scores = quotients(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, scores, A, 1)
+            scores = tl.sum(v) - 2 * scores
+        else:
+            scores = values(q_ptr, k_ptr, v_ptr, s, t, S, T, q_s, q_a, k_t, k_a, v_a, scores, A, ACTIVATION, SLOPE)
+    else:
+        scores = values(q_ptr, k_ptr, v_ptr, s, t, S, T, q_s, q_a, k_t, k_a, v_a, scores, A, ACTIVATION, SLOPE)
+
+    inside = (s < S)[:, None] & (t < T)[None]
+    scores *= SCALE
+    if bias_ptr is not None:
+        bias_ptr += b * bias_b
+        scores += tl.load(bias_ptr + s[:, None] * bias_s + t[None] * bias_t, inside, 0.0).to(scores.dtype)
+    tl.store(scores_ptr + (b * S + s)[:, None] * T + t[None], scores, inside)
+
+
+@triton.jit
+def quotients(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, A: tl.constexpr, SHARE: tl.constexpr):
+    """acc + Σ_a v_a / (1 + P_a Q_a), where SHARE channels, of 1, 2 and 4, share a reciprocal"""
+    for a in range(0, A, SHARE):
+        n, d = numerator_and_denominator(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a, A, SHARE)
+        acc += n * reciprocal(d)
+    return acc
+
+
+@triton.jit
+def numerator_and_denominator(
+    q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a, A: tl.constexpr, SHARE: tl.constexpr
+):  # fmt: skip
+    """v1/x1 + v2/x2 = (v1 x2 + v2 x1) / (x1 x2), and so for halves of more"""
+    if SHARE == 1:
+        p = tl.load(q_exp_ptr + a * padded(S) + s, s < S, 0.0)
+        q = tl.load(k_exp_ptr + a * padded(T) + t, t < T, 0.0)
+        return tl.load(v_ptr + a * v_a, a < A, 0.0).to(acc.dtype), 1 + p[:, None] * q[None]
+    else:
+        HALF: tl.constexpr = SHARE // 2
+        n1, d1 = numerator_and_denominator(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a, A, HALF)
+        n2, d2 = numerator_and_denominator(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a + HALF, A, HALF)
+        return n1 * d2 + n2 * d1, d1 * d2
+
+
+@triton.jit
+def values(
+    q_ptr, k_ptr, v_ptr, s, t, S, T, q_s, q_a, k_t, k_a, v_a, acc,
+    A: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
+):  # fmt: skip
+    """acc + Σ_a v_a act(q_a + k_a)"""
+    for a in range(0, A):
+        q = tl.load(q_ptr + s * q_s + a * q_a, s < S, 0.0).to(acc.dtype)
+        k = tl.load(k_ptr + t * k_t + a * k_a, t < T, 0.0).to(acc.dtype)
+        v = tl.load(v_ptr + a * v_a).to(acc.dtype)
+        acc += v * activate(q[:, None] + k[None], ACTIVATION, SLOPE)
+    return acc
+
+
+@triton.jit
+def softmax_kernel(
+    scores_ptr, mask_ptr, weights_ptr, S, T, mask_b, mask_s, mask_t, BLOCK_T: tl.constexpr
+):  # fmt: skip
+    """A row of weights (B,S,T): the softmax of the scores where mask is True, 0 elsewhere"""
+    b = tl.program_id(1).to(tl.int64)
+    s = tl.program_id(0)
+    scores_ptr += (b * S + s) * T
+    weights_ptr += (b * S + s) * T
+    if mask_ptr is not None:
+        mask_ptr += b * mask_b + s * mask_s
+    dtype = scores_ptr.dtype.element_ty
+    top = tl.full((BLOCK_T,), float("-inf"), dtype)
+    for start in range(0, T, BLOCK_T):
+        t = start + tl.arange(0, BLOCK_T)
+        attended = attended_keys(mask_ptr, t, T, mask_t)
+        top = tl.maximum(top, tl.load(scores_ptr + t, attended, float("-inf")))
+    top = tl.max(top)
+    total = tl.zeros((BLOCK_T,), dtype)
+    for start in range(0, T, BLOCK_T):
+        t = start + tl.arange(0, BLOCK_T)
+        attended = attended_keys(mask_ptr, t, T, mask_t)
+        total += tl.where(attended, tl.exp(tl.load(scores_ptr + t, attended, 0.0) - top), 0.0)
+    total = tl.sum(total)
+    for start in range(0, T, BLOCK_T):
+        t = start + tl.arange(0, BLOCK_T)
+        attended = attended_keys(mask_ptr, t, T, mask_t)
+        weights = tl.where(attended, tl.exp(tl.load(scores_ptr + t, attended, 0.0) - top) / total, 0.0)
+        tl.store(weights_ptr + t, cast(weights, weights_ptr.dtype.element_ty), t < T)
+
+
+@triton.jit
+def attended_keys(mask_ptr, t, T, mask_t):
+    attended = t < T
+    if mask_ptr is not None:
+        attended &= tl.load(mask_ptr + t * mask_t, attended, 0) != 0
+    return attended
+
+
+@triton.jit
+def gradients_kernel(
+    grad_ptr, x_ptr, y_ptr, v_ptr, dx_ptr, dv_ptr, X, Y,
+    grad_b, grad_x, grad_y, x_b, x_n, x_a, y_b, y_n, y_a, v_a,
+    A: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, TWO: tl.constexpr,
+    BLOCK_X: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_A: tl.constexpr,
+):  # fmt: skip
+    """For rows x and channels a, over all rows y of the other side, each in turn:
+
+    dx (B,X,A) = v_a Σ_y grad act'(x + y), and where dv is wanted, dv (B,blocks of X,A) = Σ_{x,y} grad act(x + y)
+    """
+    b = tl.program_id(2).to(tl.int64)
+    n = tl.program_id(1) * BLOCK_X + tl.arange(0, BLOCK_X)
+    a = tl.program_id(0) * BLOCK_A + tl.arange(0, BLOCK_A)
+    inside = (n < X)[:, None] & (a < A)[None]
+    acc: tl.constexpr = grad_ptr.dtype.element_ty
+    grad_ptr += b * grad_b + n.to(tl.int64) * grad_x
+    y_ptr += b * y_b + a * y_a
+    x = tl.load(x_ptr + b * x_b + n[:, None] * x_n + a[None] * x_a, inside, 0.0).to(acc)
+    dx = tl.zeros((BLOCK_X, BLOCK_A), acc)
+    dv = tl.zeros((BLOCK_X, BLOCK_A), acc)
+    x_bound = tl.max(magnitude(x))
+    x_exp = exponential(2 * x)
+    for start in range(0, Y, BLOCK_Y):
+        end = tl.minimum(start + BLOCK_Y, Y)
+        bound = float("inf")
+        if ACTIVATION == "tanh":
+            rows = start + tl.arange(0, BLOCK_Y)
+            y_block = tl.load(y_ptr[None] + rows[:, None] * y_n, (rows < Y)[:, None] & (a < A)[None], 0.0)
+            bound = x_bound + tl.max(magnitude(y_block.to(acc)))
+        if bound <= TWO:
+            for y in range(start, end, 2):
+                grad1, q1 = gradient_and_exponential(grad_ptr, y_ptr, n, a, X, Y, A, y, grad_y, y_n, acc)
+                grad2, q2 = gradient_and_exponential(grad_ptr, y_ptr, n, a, X, Y, A, y + 1, grad_y, y_n, acc)
+                d1 = 1 + x_exp * q1[None]
+                d2 = 1 + x_exp * q2[None]
+                r = reciprocal(d1 * d2)
+                r1, r2 = r * d2, r * d1
+                dx += 4 * grad1[:, None] * (r1 - r1 * r1)
+                dx += 4 * grad2[:, None] * (r2 - r2 * r2)
+                if dv_ptr is not None:
+                    dv += grad1[:, None] * (1 - 2 * r1)
+                    dv += grad2[:, None] * (1 - 2 * r2)
+        else:
+            for y in range(start, end):
+                grad = tl.load(grad_ptr + y * grad_y, n < X, 0.0)
+                z = x + tl.load(y_ptr + y * y_n, a < A, 0.0).to(acc)[None]
+                value = activate(z, ACTIVATION, SLOPE)
+                dx += grad[:, None] * slope(z, value, ACTIVATION, SLOPE)
+                if dv_ptr is not None:
+                    dv += grad[:, None] * value
+
+    v = tl.load(v_ptr + a * v_a, a < A, 0.0).to(acc)
+    dx_ptr += (b * X + n)[:, None] * A + a[None]
+    tl.store(dx_ptr, cast(dx * v[None], dx_ptr.dtype.element_ty), inside)
+    if dv_ptr is not None:
+        dv_ptr += (b * tl.num_programs(1) + tl.program_id(1)) * A + a
+        tl.store(dv_ptr, tl.sum(dv, 0), a < A)
+
+
+@triton.jit
+def gradient_and_exponential(grad_ptr, y_ptr, n, a, X, Y, A: tl.constexpr, y, grad_y, y_n, acc: tl.constexpr):
+    """Of row y, or of none, if that is beyond the last."""
+    grad = tl.load(grad_ptr + y * grad_y, n < tl.where(y < Y, X, 0), 0.0)
+    return grad, exponential(2 * tl.load(y_ptr + y * y_n, a < tl.where(y < Y, A, 0), 0.0).to(acc))
+
+
+@triton.jit
+def activate(z, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
+    if ACTIVATION == "tanh":
+        return tanh(z)
+    elif ACTIVATION == "relu":
+        return tl.where(z < 0, 0.0, z)  # NaN stays
+    else:
+        return tl.where(z > 0, z, z * SLOPE)
+
+
+@triton.jit
+def slope(z, value, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
+    """act'(z); at the kink, and for NaN, what PyTorch takes it to be"""
+    one = tl.full(z.shape, 1.0, z.dtype)
+    if ACTIVATION == "tanh":
+        return 1 - value * value
+    elif ACTIVATION == "relu":
+        return tl.where(z <= 0, 0.0, one)
+    else:
+        return tl.where(z > 0, one, one * SLOPE)
+
+
+@triton.jit
+def magnitude(x):
+    """|x|, infinite where x is NaN: a maximum would pass over that"""
+    return tl.where(x == x, tl.abs(x), float("inf"))
+
+
+@triton.jit
+def padded(size):
+    """As many channels as share a reciprocal, or a vector's worth of rows"""
+    return (size + 3) // 4 * 4
