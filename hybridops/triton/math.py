@@ -55,10 +55,10 @@ def reciprocal(x):
 
 @triton.jit
 def cast(x, dtype: tl.constexpr):
-    """x rounded to nearest; to bfloat16 the interpreter would cut digits off instead."""
+    """x rounded to nearest; to bfloat16 the interpreter would cut digits off instead, so that there none are left."""
     if INTERPRETED and dtype == tl.bfloat16:
         bits = x.to(tl.uint32, bitcast=True)
-        x = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
+        x = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).to(tl.float32, bitcast=True)
     return x.to(dtype)
 
 
