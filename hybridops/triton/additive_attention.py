@@ -7,6 +7,8 @@ infinities and NaN, a tile takes tanh itself.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -33,7 +35,7 @@ SCORES = {
 SOFTMAX = Config({"BLOCK_T": 512}, num_warps=4)
 GRADIENTS = {
     "few rows": Config({"BLOCK_X": 16, "BLOCK_Y": 16, "BLOCK_A": 32}, num_warps=2),
-    "many rows": Config({"BLOCK_X": 32, "BLOCK_Y": 16, "BLOCK_A": 64}, num_warps=4),
+    "many rows": Config({"BLOCK_X": 32, "BLOCK_Y": 16, "BLOCK_A": 64}, num_warps=4),  # in float64 it would spill
 }
 # Programs that fill a GPU of about 130 multiprocessors some times over: with fewer, smaller blocks are taken.
 MANY_PROGRAMS = 1024
@@ -216,11 +218,8 @@ def _row_gradients(
 ) -> Tensor | None:
     """The gradient of one side of the sums, and parts of v's, one a block of rows."""
     (batch, rows, width), others = x.shape, y.shape[1]
-    config = GRADIENTS["many rows"]
+    config = _gradients_config(grad.dtype, batch, rows, width)
     grid = _gradients_grid(config, batch, rows, width)
-    if grid[0] * grid[1] * grid[2] < MANY_PROGRAMS:
-        config = GRADIENTS["few rows"]
-        grid = _gradients_grid(config, batch, rows, width)
     dv = grad.new_empty(batch, grid[1], width) if with_dv else None
     launch(
         gradients_kernel, grid, config,
@@ -239,6 +238,11 @@ def _scores_config(batch: int, queries: int, keys: int) -> Config:
     blocks = SCORES["many pairs"].blocks
     programs = batch * triton.cdiv(queries, blocks["BLOCK_S"]) * triton.cdiv(keys, blocks["BLOCK_T"])
     return SCORES["many pairs" if programs >= MANY_PROGRAMS else "few pairs"]
+
+
+def _gradients_config(acc: torch.dtype, batch: int, rows: int, width: int) -> Config:
+    programs = math.prod(_gradients_grid(GRADIENTS["many rows"], batch, rows, width))
+    return GRADIENTS["many rows" if programs >= MANY_PROGRAMS and acc == torch.float32 else "few rows"]
 
 
 def _gradients_grid(config: Config, batch: int, rows: int, width: int) -> tuple[int, int, int]:
@@ -292,8 +296,9 @@ def scores_kernel(
 ):  # fmt: skip
     """A tile of scores (B,S,T) = scale Σ_a v_a act(q + k) + bias"""
     b = tl.program_id(2).to(tl.int64)
-    s = tl.program_id(1) * BLOCK_S + tl.arange(0, BLOCK_S)
-    t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    # a column and a row from the start: loads are then laid out as what they are broadcast to
+    s = tl.program_id(1) * BLOCK_S + tl.arange(0, BLOCK_S)[:, None]
+    t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)[None]
     q_ptr += b * q_b
     k_ptr += b * k_b
     scores = tl.zeros((BLOCK_S, BLOCK_T), scores_ptr.dtype.element_ty)
@@ -319,12 +324,12 @@ def scores_kernel(
     else:
         scores = values(q_ptr, k_ptr, v_ptr, s, t, S, T, q_s, q_a, k_t, k_a, v_a, scores, A, ACTIVATION, SLOPE)
 
-    inside = (s < S)[:, None] & (t < T)[None]
+    inside = (s < S) & (t < T)
     scores *= SCALE
     if bias_ptr is not None:
         bias_ptr += b * bias_b
-        scores += tl.load(bias_ptr + s[:, None] * bias_s + t[None] * bias_t, inside, 0.0).to(scores.dtype)
-    tl.store(scores_ptr + (b * S + s)[:, None] * T + t[None], scores, inside)
+        scores += tl.load(bias_ptr + s * bias_s + t * bias_t, inside, 0.0).to(scores.dtype)
+    tl.store(scores_ptr + (b * S + s) * T + t, scores, inside)
 
 
 @triton.jit
@@ -344,7 +349,7 @@ def numerator_and_denominator(
     if SHARE == 1:
         p = tl.load(q_exp_ptr + a * padded(S) + s, s < S, 0.0)
         q = tl.load(k_exp_ptr + a * padded(T) + t, t < T, 0.0)
-        return tl.load(v_ptr + a * v_a, a < A, 0.0).to(acc.dtype), 1 + p[:, None] * q[None]
+        return tl.load(v_ptr + a * v_a, a < A, 0.0).to(acc.dtype), 1 + p * q
     else:
         HALF: tl.constexpr = SHARE // 2
         n1, d1 = numerator_and_denominator(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a, A, HALF)
@@ -362,7 +367,7 @@ def values(
         q = tl.load(q_ptr + s * q_s + a * q_a, s < S, 0.0).to(acc.dtype)
         k = tl.load(k_ptr + t * k_t + a * k_a, t < T, 0.0).to(acc.dtype)
         v = tl.load(v_ptr + a * v_a).to(acc.dtype)
-        acc += v * activate(q[:, None] + k[None], ACTIVATION, SLOPE)
+        acc += v * activate(q + k, ACTIVATION, SLOPE)
     return acc
 
 

@@ -109,7 +109,7 @@ def all_launches() -> Iterator[Launch]:
 
 
 def conv_lstm_launches() -> Iterator[Launch]:
-    """All arguments given, with sizes that are multiples of a vector and that are not; and the fewest arguments."""
+    """All arguments given, with channels that are multiples of a vector and that are not; and the fewest arguments."""
     dtypes = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32, "float64": torch.float64}
     for kind, dtype in dtypes.items():
         if kind == "float64" and version() < OLDEST_FLOAT64_PRODUCTS:
@@ -117,8 +117,10 @@ def conv_lstm_launches() -> Iterator[Launch]:
         torch.backends.cuda.matmul.fp32_precision = "tf32" if kind == "tf32" else "ieee"
         for table, run in ((conv_lstm.FORWARD, run_conv_lstm_forward), (conv_lstm.BACKWARD, run_conv_lstm_backward)):
             for config in table[kind]:
-                for case, sizes in (("even", (64, 64)), ("odd", (3, 17)), ("least", (64, 64))):
-                    conv_lstm._config = lambda *_, config=config: config
+                odd = 17 if config is table[kind][-1] else 3 * config.blocks["BLOCK_N"]
+                conv_lstm._config = lambda *_, config=config: config
+                cases = [("even", 64, 64), ("odd", 3, odd)] + [("least", 64, 64)] * (config is table[kind][0])
+                for case, *sizes in cases:
                     conv_lstm._hoists = lambda *_, case=case: case == "least"
                     yield from recorded("conv_lstm", f"{kind}, {case}", run, dtype, *sizes, case == "least")
 
@@ -146,8 +148,9 @@ def run_conv_lstm_backward(dtype: torch.dtype, channels: int, hidden: int, least
 
 
 def additive_attention_launches() -> Iterator[Launch]:
-    for dtype in (torch.bfloat16, torch.float32, torch.float64):
-        for activation in ACTIVATIONS:
+    tanh = "tanh"
+    for dtype, activations in ((torch.bfloat16, (tanh,)), (torch.float32, ACTIVATIONS), (torch.float64, (tanh,))):
+        for activation in activations:
             name = f"{str(dtype).removeprefix('torch.')}, {activation}"
             for config in additive_attention.SCORES.values():
                 additive_attention._scores_config = lambda *_, config=config: config

@@ -50,7 +50,8 @@ def reciprocal(x):
     """1/x for normal x whose reciprocal is normal: then the one instruction is good to a unit in the last place."""
     if INTERPRETED or x.dtype != tl.float32:
         return 1 / x
-    return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+    else:
+        return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
 
 
 @triton.jit
