@@ -53,6 +53,10 @@ def pytest_collection_modifyitems(items) -> None:
         for item in items:
             if item.path.parent.name == "native":
                 item.add_marker(pytest.mark.skip(reason=native.missing()))
+    if not triton.INTERPRETED:
+        for item in items:
+            if item.get_closest_marker("interpreted"):
+                item.add_marker(pytest.mark.skip(reason="needs TRITON_INTERPRET=1: `make triton-test` runs it"))
 
 
 @pytest.fixture(scope="session", autouse=True)

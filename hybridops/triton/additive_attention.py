@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hybridops.checks import accumulation_dtype
 from hybridops.triton.launch import Config, launch, op
-from hybridops.triton.math import TYPES, cast, exponential, reciprocal, tanh
+from hybridops.triton.math import cast, exponential, reciprocal, tanh
 
 # Sums of |q| + |k| up to which the product of four factors 1 + PQ is finite, of two, and one; and Σ|v| up to which the
 # numerators over such products are. (1 + e^21)^4 = 3e36 = (1 + e^42)^2, 1 + e^86 = 2e37; the last keeps 1/x normal.
@@ -199,7 +199,7 @@ def _scores_backward(
     activation: str,
     negative_slope: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk, dv. Twice the work of computing a pair once, in exchange for sums without atomics, always in one order."""
+    """dq, dk, dv: each pair is computed twice, in exchange for sums without atomics, always in one order."""
     dq, dk, _ = _scores_backward_fake(grad, q, k, v, activation, negative_slope)
     act = {"ACTIVATION": activation, "SLOPE": negative_slope}
     dv = _row_gradients(grad, q, k, v, dq, True, act)
@@ -363,7 +363,7 @@ def values(
     A: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
 ):  # fmt: skip
     """acc + Σ_a v_a act(q_a + k_a)"""
-    for a in range(0, A):
+    for a in range(A):
         q = tl.load(q_ptr + s * q_s + a * q_a, s < S, 0.0).to(acc.dtype)
         k = tl.load(k_ptr + t * k_t + a * k_a, t < T, 0.0).to(acc.dtype)
         v = tl.load(v_ptr + a * v_a).to(acc.dtype)

@@ -3,8 +3,8 @@
     python -m hybridops.triton.check [--arch 90] [--only conv_lstm] [--jobs 2]
 
 Says for each what it takes of registers, shared memory and stack, and fails where registers are spilled (the stack is
-where they go) or where there is not as much shared memory. What is compiled is what the ops launch: they are run here on
-small tensors of each kind, and each launch is noted, not carried out.
+where they go) or where there is not as much shared memory. What is compiled is what the ops launch: they are run here
+on small tensors of each kind, and each launch is noted, not carried out.
 """
 
 from __future__ import annotations
@@ -207,9 +207,7 @@ def specialised(
             signature[name] = "i32"
             if value % 16 == 0:
                 aligned.append(index)
-    return Launch(
-        module, kernel.__name__, case, tuple(signature.items()), tuple(fixed.items()), tuple(aligned), config
-    )
+    return Launch(module, kernel.__name__, case, tuple(signature.items()), tuple(fixed.items()), tuple(aligned), config)
 
 
 if __name__ == "__main__":

@@ -266,7 +266,7 @@ def _peephole(peephole: Tensor | None, acc: torch.dtype) -> Tensor | None:
 
 # -------------------------------------------------------------------------------------------------------- kernels
 # A program has BLOCK_M pixels m = (b,y,x), counted through, and BLOCK_N hidden channels n. Those of neighbouring
-# programs have the same pixels, which the cache then holds. What an image's strides are is said by <image>_b, _y, _x, _c.
+# programs have the same pixels, which the cache then holds. <image>_b, _y, _x, _c are the strides of an image.
 
 
 @triton.jit
@@ -394,7 +394,7 @@ def step_backward_kernel(
 
 @triton.jit
 def block_of_pixels(B, Y, X, H: tl.constexpr, KY: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Pixels m, channels n, what m is as b, y, x, and which (m,n) there are. m and b count to more than 32 bits hold."""
+    """Pixels m, channels n, what m is as b, y, x, and which (m,n) there are. m and b are to be multiplied: 64 bits."""
     blocks: tl.constexpr = (H + BLOCK_N - 1) // BLOCK_N
     m = tl.program_id(0) // blocks * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(0) % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -411,7 +411,7 @@ def convolve(
 ):  # fmt: skip
     """f, i, g, o + W * x, of an image with C channels whose pixels x_ptr points to; W (KY,KX,C,4H)"""
     blocks: tl.constexpr = (C + BLOCK_K - 1) // BLOCK_K
-    for step in range(0, KY * KX * blocks):
+    for step in range(KY * KX * blocks):
         tap = step // blocks
         c = step % blocks * BLOCK_K + tl.arange(0, BLOCK_K)
         patch = load_patch(x_ptr, y, x, Y, X, c, tap // KX - KY // 2, tap % KX - KX // 2, x_y, x_x, x_c, C)
@@ -431,7 +431,7 @@ def convolve_transposed(
 ):  # fmt: skip
     """dh + Wᵀ * da, of an image with 4H channels whose pixels da_ptr points to; W (KY,KX,4H,H)"""
     blocks: tl.constexpr = (4 * H + BLOCK_K - 1) // BLOCK_K
-    for step in range(0, KY * KX * blocks):
+    for step in range(KY * KX * blocks):
         tap = step // blocks
         c = step % blocks * BLOCK_K + tl.arange(0, BLOCK_K)
         dy, dx = KY // 2 - tap // KX, KX // 2 - tap % KX

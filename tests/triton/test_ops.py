@@ -1,0 +1,63 @@
+"""Every Triton op keeps the dispatcher's rules, in eager mode and traced; one call a sequence."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+from hybridops.autograd.conv_lstm import IMAGES_PER_CHUNK
+from tests import tolerances
+from tests.modules.agreement import examples, pair, results
+from tests.native.recorder import record
+
+pytestmark = pytest.mark.interpreted
+CONV_LSTM = {"steps": 2, "space": (2, 3), "kernel": (1, 3)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        ("conv_lstm", CONV_LSTM), ("conv_lstm", CONV_LSTM | {"peephole": "spatial"}),
+        ("conv_lstm", CONV_LSTM | {"states": False, "bias": False}), ("conv_lstm", CONV_LSTM | {"batch": 0}),
+        ("attention", {}), ("attention", {"score_bias": True}),
+        ("attention", {"queries": 0}), ("attention", {"keys": 0}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_opcheck(family, sizes, dtype):
+    calls = record(family, sizes, dtype, "triton")
+    assert calls
+    for func, args in calls:
+        tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+        torch.library.opcheck(func, args, test_utils=tests)
+
+
+def test_every_op_is_checked():
+    names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("hybridops_triton::")}
+    calls = [call for family in ("conv_lstm", "attention") for call in record(family, {}, backend="triton")]
+    assert {func.name() for func, _ in calls} == names
+
+
+def test_one_call_a_sequence():
+    sizes = CONV_LSTM | {"batch": 1, "steps": IMAGES_PER_CHUNK}
+    names = Counter(func.name() for func, _ in record("conv_lstm", sizes, backend="triton"))
+    assert names == {"hybridops_triton::conv_lstm_forward": 3, "hybridops_triton::conv_lstm_backward": 2}
+
+
+@pytest.mark.parametrize("kind", ["ConvLSTMCell", "ConcatAttention", "AdditiveAttention"])
+def test_compiled(kind):
+    arguments, inputs = examples()[kind]
+    _, module = pair(kind, **arguments)
+    module.backend = "triton"
+    want = results(module, inputs)
+    module.compile(backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(results(module, inputs), want, **tolerances.FLOAT64)
+
+
+def test_same_bits_again():
+    calls = [call for family in ("conv_lstm", "attention") for call in record(family, {}, backend="triton")]
+    want = [func(*args) for func, args in calls]
+    torch.testing.assert_close([func(*args) for func, args in calls], want, **tolerances.EXACT)
