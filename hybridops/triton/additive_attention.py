@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hybridops.checks import accumulation_dtype
 from hybridops.triton.launch import Config, launch, op
-from hybridops.triton.math import cast, exponential, reciprocal, tanh
+from hybridops.triton.math import cast, exponential, precision, product, reciprocal, tanh
 
 # Sums of |q| + |k| up to which the product of four factors 1 + PQ is finite, of two, and one; and Σ|v| up to which the
 # numerators over such products are. (1 + e^21)^4 = 3e36 = (1 + e^42)^2, 1 + e^86 = 2e37; the last keeps 1/x normal.
@@ -32,6 +32,12 @@ SCORES = {
     "few pairs": Config({"BLOCK_S": 16, "BLOCK_T": 32}, num_warps=4),
     "many pairs": Config({"BLOCK_S": 32, "BLOCK_T": 64}, num_warps=4),
 }
+ATTENTION = {
+    "one query": Config({"BLOCK_S": 1, "BLOCK_T": 64}, num_warps=4),
+    "few pairs": Config({"BLOCK_S": 16, "BLOCK_T": 32}, num_warps=4),
+    "many pairs": Config({"BLOCK_S": 32, "BLOCK_T": 32}, num_warps=4),
+}
+COMBINE = Config({}, num_warps=4)
 SOFTMAX = Config({"BLOCK_T": 512}, num_warps=4)
 GRADIENTS = {
     "few rows": Config({"BLOCK_X": 16, "BLOCK_Y": 16, "BLOCK_A": 32}, num_warps=2),
@@ -39,6 +45,10 @@ GRADIENTS = {
 }
 # Programs that fill a GPU of about 130 multiprocessors some times over: with fewer, smaller blocks are taken.
 MANY_PROGRAMS = 1024
+# ... and that just fill it: with fewer, the keys of a query are shared out among up to so many.
+ENOUGH_PROGRAMS, MOST_SPLITS = 128, 16
+# Value channels that a program sums up in registers; beyond, the context is a library product.
+MOST_VALUES = 256
 
 
 # --------------------------------------------------------------------------------------------------- what is here
@@ -66,10 +76,31 @@ def additive_attention_forward(
     negative_slope: float,
     key_exponentials: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Scores and their softmax are two kernels in one op; the context is one library product."""
     scores = (q, k, v, score_bias, scale, activation, negative_slope, *(key_exponentials or (None, None)))
+    if _fits_registers(value):
+        return _attention(*scores, mask, value, True)
     weights = _weights(*scores, mask)
     return torch.matmul(weights, value), weights
+
+
+def additive_context_forward(
+    q: Tensor,  # (B,S,A)
+    k: Tensor,  # (B,T,A)
+    v: Tensor,  # (A,)
+    value: Tensor,  # (B,T,D)
+    mask: Tensor | None,  # boolean, broadcastable to (B,S,T)
+    score_bias: Tensor | None,  # broadcastable to (B,S,T)
+    scale: float,
+    activation: str,
+    negative_slope: float,
+    key_exponentials: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """The context alone, (B,S,D): nothing of the size (B,S,T) is written, where the values' channels fit in registers."""
+    if not _fits_registers(value):
+        arguments = (q, k, v, value, mask, score_bias, scale, activation, negative_slope, key_exponentials)
+        return additive_attention_forward(*arguments)[0]
+    scores = (q, k, v, score_bias, scale, activation, negative_slope, *(key_exponentials or (None, None)))
+    return _attention(*scores, mask, value, False)[0]
 
 
 def prepare_keys(k: Tensor, activation: str) -> tuple[Tensor, Tensor] | None:
@@ -134,22 +165,27 @@ def _scores(
 ) -> Tensor:
     """(B,S,T) acc: scale Σ_a v_a act(q + k) + score_bias"""
     scores = _scores_fake(q, k, v, score_bias, scale, activation, negative_slope, key_exponentials, key_bounds)
+    batch, queries, keys = scores.shape
+    config = _scores_config(SCORES, batch, queries, keys)
+    grid = (triton.cdiv(keys, config.blocks["BLOCK_T"]), triton.cdiv(queries, config.blocks["BLOCK_S"]), batch)
+    pairs, constants = _pairs(q, k, v, score_bias, scale, activation, negative_slope, key_exponentials, key_bounds)
+    launch(scores_kernel, grid, config, *pairs, scores, **constants)
+    return scores
+
+
+def _pairs(q, k, v, score_bias, scale, activation, negative_slope, key_exponentials, key_bounds):
+    """What the kernels take that compute scores: arguments and constants."""
     (batch, queries, width), keys = q.shape, k.shape[1]
-    bias, bias_strides = _broadcast(score_bias, scores.shape)
+    bias, bias_strides = _broadcast(score_bias, (batch, queries, keys))
     if activation == "tanh":
         factors = (*_exponentials(q), *((key_exponentials, key_bounds) if key_bounds is not None else _exponentials(k)))
     else:  # the kernel walks along the channels
         q, k = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k))
         factors = (None,) * 4
-    config = _scores_config(batch, queries, keys)
-    grid = (triton.cdiv(keys, config.blocks["BLOCK_T"]), triton.cdiv(queries, config.blocks["BLOCK_S"]), batch)
-    launch(
-        scores_kernel, grid, config,
-        q, k, v, *factors, bias, scores, queries, keys, *q.stride(), *k.stride(), v.stride(0), *bias_strides,
-        A=width, ACTIVATION=activation, SLOPE=negative_slope, SCALE=scale, WIDTH=_power_of_two(width),
-        **RANGE[scores.dtype],
-    )  # fmt: skip
-    return scores
+    strides = (*q.stride(), *k.stride(), v.stride(0), *bias_strides)
+    constants = {"A": width, "ACTIVATION": activation, "SLOPE": negative_slope, "SCALE": scale}
+    constants |= {"WIDTH": _power_of_two(width), **RANGE[accumulation_dtype(q.dtype)]}
+    return (q, k, v, *factors, bias, queries, keys, *strides), constants
 
 
 def _weights_fake(q, k, v, score_bias, scale, activation, negative_slope, key_exponentials, key_bounds, mask):
@@ -180,6 +216,60 @@ def _weights(
     mask, mask_strides = _broadcast(mask, scores.shape)
     launch(softmax_kernel, (queries, batch), SOFTMAX, scores, mask, weights, queries, keys, *mask_strides)
     return weights
+
+
+def _attention_fake(
+    q, k, v, score_bias, scale, activation, negative_slope, key_exponentials, key_bounds, mask, value, need_weights
+):
+    batch, queries, keys = q.shape[0], q.shape[1], k.shape[1]
+    weights = q.new_empty(batch if need_weights else 0, queries, keys)
+    return q.new_empty(batch, queries, value.shape[2]), weights
+
+
+@op(
+    "attention(Tensor q, Tensor k, Tensor v, Tensor? score_bias, float scale, str activation, float negative_slope, "
+    "Tensor? key_exponentials, Tensor? key_bounds, Tensor? mask, Tensor value, bool need_weights) -> (Tensor, Tensor)",
+    _attention_fake,
+)
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    score_bias: Tensor | None,
+    scale: float,
+    activation: str,
+    negative_slope: float,
+    key_exponentials: Tensor | None,
+    key_bounds: Tensor | None,
+    mask: Tensor | None,  # boolean, broadcastable to (B,S,T)
+    value: Tensor,  # (B,T,D)
+    need_weights: bool,
+) -> tuple[Tensor, Tensor]:
+    """context (B,S,D), and the weights (B,S,T) if needed, else (0,S,T)."""
+    scores = (q, k, v, score_bias, scale, activation, negative_slope, key_exponentials, key_bounds)
+    context, weights = _attention_fake(*scores, mask, value, need_weights)
+    batch, queries, keys = q.shape[0], q.shape[1], k.shape[1]
+    scores_out = torch.empty_like(weights, dtype=accumulation_dtype(q.dtype)) if need_weights else None
+    config = _scores_config(ATTENTION, batch, queries, keys)
+    splits = _splits(config, batch, queries, keys)
+    shared_out = splits > 1
+    parts = context.new_empty(splits, batch, queries, value.shape[2], dtype=torch.float32) if shared_out else context
+    tops, totals = parts.new_empty(2, splits, batch, queries) if shared_out else (None, None)
+    mask, mask_strides = _broadcast(mask, (batch, queries, keys))
+    pairs, constants = _pairs(*scores)
+    grid = (splits, triton.cdiv(queries, config.blocks["BLOCK_S"]), batch)
+    block_d = max(16, _power_of_two(value.shape[2]))
+    launch(
+        attention_kernel, grid, config, *pairs, scores_out, mask, value, parts, tops, totals,
+        *mask_strides, *value.stride(),
+        **constants, D=value.shape[2], BLOCK_D=block_d, SPLITS=splits, PRECISION=precision(value),
+    )  # fmt: skip
+    if shared_out:
+        sizes = {"D": value.shape[2], "BLOCK_D": block_d, "SPLITS": splits}
+        launch(combine_kernel, (queries, batch), COMBINE, parts, tops, totals, context, **sizes)
+    if need_weights:
+        launch(softmax_kernel, (queries, batch), SOFTMAX, scores_out, mask, weights, queries, keys, *mask_strides)
+    return context, weights
 
 
 def _scores_backward_fake(grad, q, k, v, activation, negative_slope):
@@ -232,12 +322,27 @@ def _row_gradients(
 # -------------------------------------------------------------------------------------------------------- choices
 
 
-def _scores_config(batch: int, queries: int, keys: int) -> Config:
+def _scores_config(table: dict[str, Config], batch: int, queries: int, keys: int) -> Config:
     if queries == 1:
-        return SCORES["one query"]
-    blocks = SCORES["many pairs"].blocks
+        return table["one query"]
+    blocks = table["many pairs"].blocks
     programs = batch * triton.cdiv(queries, blocks["BLOCK_S"]) * triton.cdiv(keys, blocks["BLOCK_T"])
-    return SCORES["many pairs" if programs >= MANY_PROGRAMS else "few pairs"]
+    return table["many pairs" if programs >= MANY_PROGRAMS else "few pairs"]
+
+
+def _splits(config: Config, batch: int, queries: int, keys: int) -> int:
+    """Among how many programs the keys of a block of queries are shared out: a power of two."""
+    programs = max(1, batch * triton.cdiv(queries, config.blocks["BLOCK_S"]))
+    blocks = triton.cdiv(keys, config.blocks["BLOCK_T"])
+    splits = 1
+    while 2 * splits <= min(blocks, MOST_SPLITS) and splits * programs < ENOUGH_PROGRAMS:
+        splits *= 2
+    return splits
+
+
+def _fits_registers(value: Tensor) -> bool:
+    """Whether a program sums up the context: in float64 it would take the registers twice over."""
+    return 0 < value.shape[2] <= MOST_VALUES and value.dtype != torch.float64
 
 
 def _gradients_config(acc: torch.dtype, batch: int, rows: int, width: int) -> Config:
@@ -249,7 +354,7 @@ def _gradients_grid(config: Config, batch: int, rows: int, width: int) -> tuple[
     return triton.cdiv(width, config.blocks["BLOCK_A"]), triton.cdiv(rows, config.blocks["BLOCK_X"]), batch
 
 
-def _broadcast(tensor: Tensor | None, shape: torch.Size) -> tuple[Tensor | None, tuple[int, ...]]:
+def _broadcast(tensor: Tensor | None, shape: tuple[int, ...]) -> tuple[Tensor | None, tuple[int, ...]]:
     """The tensor and its strides in that shape."""
     return (None, (0, 0, 0)) if tensor is None else (tensor, tensor.expand(shape).stride())
 
@@ -288,20 +393,121 @@ def exponentials_kernel(
 
 @triton.jit
 def scores_kernel(
-    q_ptr, k_ptr, v_ptr, q_exp_ptr, q_bound_ptr, k_exp_ptr, k_bound_ptr, bias_ptr, scores_ptr, S, T,
-    q_b, q_s, q_a, k_b, k_t, k_a, v_a, bias_b, bias_s, bias_t,
+    q_ptr, k_ptr, v_ptr, q_exp_ptr, q_bound_ptr, k_exp_ptr, k_bound_ptr, bias_ptr, S, T,
+    q_b, q_s, q_a, k_b, k_t, k_a, v_a, bias_b, bias_s, bias_t, scores_ptr,
     A: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, SCALE: tl.constexpr, WIDTH: tl.constexpr,
     FOUR: tl.constexpr, TWO: tl.constexpr, ONE: tl.constexpr, LARGEST_V: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    """A tile of scores (B,S,T) = scale Σ_a v_a act(q + k) + bias"""
+    """A tile of scores (B,S,T)"""
     b = tl.program_id(2).to(tl.int64)
     # a column and a row from the start: loads are then laid out as what they are broadcast to
     s = tl.program_id(1) * BLOCK_S + tl.arange(0, BLOCK_S)[:, None]
     t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)[None]
+    scores = pair_scores(
+        q_ptr, k_ptr, v_ptr, q_exp_ptr, q_bound_ptr, k_exp_ptr, k_bound_ptr, bias_ptr, b, s, t, S, T,
+        q_b, q_s, q_a, k_b, k_t, k_a, v_a, bias_b, bias_s, bias_t,
+        tl.zeros((BLOCK_S, BLOCK_T), scores_ptr.dtype.element_ty),
+        A, ACTIVATION, SLOPE, SCALE, WIDTH, FOUR, TWO, ONE, LARGEST_V,
+    )  # fmt: skip
+    tl.store(scores_ptr + (b * S + s) * T + t, scores, (s < S) & (t < T))
+
+
+@triton.jit
+def attention_kernel(
+    q_ptr, k_ptr, v_ptr, q_exp_ptr, q_bound_ptr, k_exp_ptr, k_bound_ptr, bias_ptr, S, T,
+    q_b, q_s, q_a, k_b, k_t, k_a, v_a, bias_b, bias_s, bias_t,
+    scores_ptr, mask_ptr, value_ptr, context_ptr, top_ptr, total_ptr,
+    mask_b, mask_s, mask_t, value_b, value_t, value_d,
+    A: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, SCALE: tl.constexpr, WIDTH: tl.constexpr,
+    FOUR: tl.constexpr, TWO: tl.constexpr, ONE: tl.constexpr, LARGEST_V: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """A block of queries over its share of the keys: context (B,S,D), by a softmax whose maximum rises as it goes
+
+    (Milakov & Gimelshein 2018, https://arxiv.org/abs/1805.02867). Of several shares (SPLITS,B,S,D) each is left a sum,
+    beside its maximum and the sum of its exponentials, (SPLITS,B,S). The scores (B,S,T) are written if wanted.
+    """
+    b = tl.program_id(2).to(tl.int64)
+    s = tl.program_id(1) * BLOCK_S + tl.arange(0, BLOCK_S)[:, None]
+    d = tl.arange(0, BLOCK_D)[None]
+    if mask_ptr is not None:
+        mask_ptr += b * mask_b
+    top = tl.full((BLOCK_S, 1), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_S, 1), tl.float32)
+    seen = tl.zeros((BLOCK_S, 1), tl.int32)
+    context = tl.zeros((BLOCK_S, BLOCK_D), tl.float32)
+    share = tl.cdiv(tl.cdiv(T, BLOCK_T), SPLITS) * BLOCK_T
+    first = tl.program_id(0) * share
+    for start in range(first, tl.minimum(first + share, T), BLOCK_T):
+        t = start + tl.arange(0, BLOCK_T)[None]
+        scores = pair_scores(
+            q_ptr, k_ptr, v_ptr, q_exp_ptr, q_bound_ptr, k_exp_ptr, k_bound_ptr, bias_ptr, b, s, t, S, T,
+            q_b, q_s, q_a, k_b, k_t, k_a, v_a, bias_b, bias_s, bias_t, tl.zeros((BLOCK_S, BLOCK_T), tl.float32),
+            A, ACTIVATION, SLOPE, SCALE, WIDTH, FOUR, TWO, ONE, LARGEST_V,
+        )  # fmt: skip
+        attended = (s < S) & (t < T)
+        if scores_ptr is not None:
+            tl.store(scores_ptr + (b * S + s) * T + t, scores, attended)
+        if mask_ptr is not None:
+            attended &= tl.load(mask_ptr + s * mask_s + t * mask_t, attended, 0) != 0
+        before = top
+        top = tl.maximum(top, tl.max(tl.where(attended, scores, float("-inf")), 1)[:, None])
+        shift = tl.where(top == float("-inf"), 0.0, top)  # no score yet, or none that counts
+        weights = tl.where(attended, tl.exp(scores - shift), 0.0)
+        shrink = tl.exp(before - shift)
+        total = total * shrink + tl.sum(weights, 1)[:, None]
+        seen = tl.maximum(seen, tl.max(attended.to(tl.int32), 1)[:, None])
+        rows = start + tl.arange(0, BLOCK_T)[:, None]
+        value = tl.load(value_ptr + b * value_b + rows * value_t + d * value_d, (rows < T) & (d < D), 0.0)
+        if BLOCK_S == 1:
+            context = context * shrink + tl.sum(tl.trans(weights) * value.to(tl.float32), 0)[None]
+        else:
+            context = product(cast(weights, value.dtype), value, context * shrink, PRECISION)
+
+    inside = (s < S) & (d < D)
+    if SPLITS == 1:
+        # a row that may attend nothing is zeros; one that attends to scores of -inf alone is 0/0, as in PyTorch
+        context = tl.where(seen != 0, context / total, 0.0)
+        tl.store(context_ptr + (b * S + s) * D + d, cast(context, context_ptr.dtype.element_ty), inside)
+    else:
+        at = (tl.program_id(0) * tl.num_programs(2) + b) * S + s
+        tl.store(context_ptr + at * D + d, context, inside)
+        tl.store(top_ptr + at, top, s < S)
+        # zero only if nothing was attended to: with a maximum of -inf the value does not count
+        tl.store(total_ptr + at, tl.where((seen != 0) & (top == float("-inf")), 1.0, total), s < S)
+
+
+@triton.jit
+def combine_kernel(
+    parts_ptr, top_ptr, total_ptr, context_ptr, D: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr
+):  # fmt: skip
+    """A row of context (B,S,D) from the shares of the keys that `attention_kernel` left"""
+    row = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+    rows = tl.num_programs(0) * tl.num_programs(1)
+    at = tl.arange(0, SPLITS)[:, None] * rows + row
+    d = tl.arange(0, BLOCK_D)[None]
+    top, total = tl.load(top_ptr + at), tl.load(total_ptr + at)
+    seen = tl.max((total != 0).to(tl.int32))
+    highest = tl.max(top)
+    shrink = tl.exp(top - tl.where(highest == float("-inf"), 0.0, highest))
+    parts = tl.load(parts_ptr + at * D + d, d < D, 0.0)
+    context = tl.sum(parts * shrink, 0)[None] / tl.sum(total * shrink)
+    context = tl.where(seen != 0, context, 0.0)
+    tl.store(context_ptr + row * D + d, cast(context, context_ptr.dtype.element_ty), d < D)
+
+
+@triton.jit
+def pair_scores(
+    q_ptr, k_ptr, v_ptr, q_exp_ptr, q_bound_ptr, k_exp_ptr, k_bound_ptr, bias_ptr, b, s, t, S, T,
+    q_b, q_s, q_a, k_b, k_t, k_a, v_a, bias_b, bias_s, bias_t, scores,
+    A: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, SCALE: tl.constexpr, WIDTH: tl.constexpr,
+    FOUR: tl.constexpr, TWO: tl.constexpr, ONE: tl.constexpr, LARGEST_V: tl.constexpr,
+):  # fmt: skip
+    """scale Σ_a v_a act(q + k) + bias of queries s, a column, and keys t, a row; `scores` is zeros of that shape"""
     q_ptr += b * q_b
     k_ptr += b * k_b
-    scores = tl.zeros((BLOCK_S, BLOCK_T), scores_ptr.dtype.element_ty)
     if ACTIVATION == "tanh":
         q_exp_ptr += b * padded(A) * padded(S)
         k_exp_ptr += b * padded(A) * padded(T)
@@ -323,13 +529,11 @@ def scores_kernel(
             scores = values(q_ptr, k_ptr, v_ptr, s, t, S, T, q_s, q_a, k_t, k_a, v_a, scores, A, ACTIVATION, SLOPE)
     else:
         scores = values(q_ptr, k_ptr, v_ptr, s, t, S, T, q_s, q_a, k_t, k_a, v_a, scores, A, ACTIVATION, SLOPE)
-
-    inside = (s < S) & (t < T)
     scores *= SCALE
     if bias_ptr is not None:
         bias_ptr += b * bias_b
-        scores += tl.load(bias_ptr + s * bias_s + t * bias_t, inside, 0.0).to(scores.dtype)
-    tl.store(scores_ptr + (b * S + s) * T + t, scores, inside)
+        scores += tl.load(bias_ptr + s * bias_s + t * bias_t, (s < S) & (t < T), 0.0).to(scores.dtype)
+    return scores
 
 
 @triton.jit

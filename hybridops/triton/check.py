@@ -152,9 +152,11 @@ def additive_attention_launches() -> Iterator[Launch]:
     for dtype, activations in ((torch.bfloat16, (tanh,)), (torch.float32, ACTIVATIONS), (torch.float64, (tanh,))):
         for activation in activations:
             name = f"{str(dtype).removeprefix('torch.')}, {activation}"
-            for config in additive_attention.SCORES.values():
-                additive_attention._scores_config = lambda *_, config=config: config
-                yield from recorded("additive_attention", name, run_attention, dtype, activation)
+            for size in additive_attention.SCORES:
+                for splits in (1, 4):
+                    additive_attention._scores_config = lambda table, *_, size=size: table[size]
+                    additive_attention._splits = lambda *_, splits=splits: splits
+                    yield from recorded("additive_attention", name, run_attention, dtype, activation)
             for enough in (0, 1 << 30):
                 additive_attention.MANY_PROGRAMS = enough
                 yield from recorded("additive_attention", name, run_gradients, dtype, activation)
@@ -162,7 +164,10 @@ def additive_attention_launches() -> Iterator[Launch]:
 
 def run_attention(dtype: torch.dtype, activation: str) -> None:
     q, k, v, value, mask, bias = attention_inputs(dtype)
-    additive_attention.additive_attention_forward(q, k, v, value, mask, bias, 1.0, activation, 0.01)
+    wide = value.repeat(1, 1, additive_attention.MOST_VALUES // value.shape[2])
+    for values in (value, wide):
+        additive_attention.additive_attention_forward(q, k, v, values, mask, bias, 1.0, activation, 0.01)
+    additive_attention.additive_scores_forward(q, k, v, activation, 0.01)
 
 
 def run_gradients(dtype: torch.dtype, activation: str) -> None:

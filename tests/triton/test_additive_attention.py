@@ -46,7 +46,7 @@ def test_dtypes(dtype, activation):
 @activations
 @pytest.mark.parametrize("config", additive_attention.SCORES)
 def test_blocks_of_pairs(monkeypatch, config, activation):
-    monkeypatch.setattr(additive_attention, "_scores_config", lambda *_: additive_attention.SCORES[config])
+    monkeypatch.setattr(additive_attention, "_scores_config", lambda table, *_: table[config])
     check(torch.float32, activation, attention_inputs(queries=3, keys=66, width=9))
 
 
@@ -100,7 +100,7 @@ def test_blocks():
     """Small ones where large ones would make too few programs."""
     names = {id(config): name for name, config in additive_attention.SCORES.items()}
     sizes = {"one query": (1 << 20, 1, 50), "few pairs": (4, 50, 50), "many pairs": (128, 128, 128)}
-    assert {name: names[id(additive_attention._scores_config(*size))] for name, size in sizes.items()} == {
+    assert {name: names[id(additive_attention._scores_config(additive_attention.SCORES, *size))] for name, size in sizes.items()} == {
         name: name for name in sizes
     }
     for rows, name in ((50, "few rows"), (1 << 14, "many rows")):
