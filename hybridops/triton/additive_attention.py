@@ -33,9 +33,9 @@ SCORES = {
     "many pairs": Config({"BLOCK_S": 32, "BLOCK_T": 64}, num_warps=4),
 }
 ATTENTION = {
-    "one query": Config({"BLOCK_S": 1, "BLOCK_T": 64}, num_warps=4),
-    "few pairs": Config({"BLOCK_S": 16, "BLOCK_T": 32}, num_warps=4),
-    "many pairs": Config({"BLOCK_S": 32, "BLOCK_T": 32}, num_warps=4),
+    "one query": Config({"BLOCK_S": 1, "BLOCK_T": 64}, num_warps=8, num_stages=1),
+    "few pairs": Config({"BLOCK_S": 16, "BLOCK_T": 16}, num_warps=4, num_stages=1),
+    "many pairs": Config({"BLOCK_S": 32, "BLOCK_T": 32}, num_warps=4, num_stages=1),
 }
 COMBINE = Config({}, num_warps=4)
 SOFTMAX = Config({"BLOCK_T": 512}, num_warps=4)
