@@ -95,7 +95,7 @@ def additive_context_forward(
     negative_slope: float,
     key_exponentials: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """The context alone, (B,S,D): nothing of the size (B,S,T) is written, where the values' channels fit in registers."""
+    """The context (B,S,D) alone: nothing of the size (B,S,T) is written, where a row of it fits in registers."""
     if not _fits_registers(value):
         arguments = (q, k, v, value, mask, score_bias, scale, activation, negative_slope, key_exponentials)
         return additive_attention_forward(*arguments)[0]
@@ -135,7 +135,7 @@ def _exponentials(
     """e^2x with the channels first, and one channel after the other for as many as share a reciprocal; and max|x|."""
     exponentials, bounds = _exponentials_fake(x)
     batch, rows, width = x.shape
-    grid = (triton.cdiv(rows, EXPONENTIALS.blocks["BLOCK_N"]), batch)
+    grid = (batch, triton.cdiv(rows, EXPONENTIALS.blocks["BLOCK_N"]))
     launch(
         exponentials_kernel, grid, EXPONENTIALS,
         x, exponentials, bounds, rows, *x.stride(), A=width,
@@ -167,7 +167,7 @@ def _scores(
     scores = _scores_fake(q, k, v, score_bias, scale, activation, negative_slope, key_exponentials, key_bounds)
     batch, queries, keys = scores.shape
     config = _scores_config(SCORES, batch, queries, keys)
-    grid = (triton.cdiv(keys, config.blocks["BLOCK_T"]), triton.cdiv(queries, config.blocks["BLOCK_S"]), batch)
+    grid = (batch, triton.cdiv(queries, config.blocks["BLOCK_S"]), triton.cdiv(keys, config.blocks["BLOCK_T"]))
     pairs, constants = _pairs(q, k, v, score_bias, scale, activation, negative_slope, key_exponentials, key_bounds)
     launch(scores_kernel, grid, config, *pairs, scores, **constants)
     return scores
@@ -214,7 +214,7 @@ def _weights(
     weights = torch.empty_like(scores, dtype=q.dtype)
     batch, queries, keys = scores.shape
     mask, mask_strides = _broadcast(mask, scores.shape)
-    launch(softmax_kernel, (queries, batch), SOFTMAX, scores, mask, weights, queries, keys, *mask_strides)
+    launch(softmax_kernel, (batch * queries,), SOFTMAX, scores, mask, weights, queries, keys, *mask_strides)
     return weights
 
 
@@ -257,7 +257,7 @@ def _attention(
     tops, totals = parts.new_empty(2, splits, batch, queries) if shared_out else (None, None)
     mask, mask_strides = _broadcast(mask, (batch, queries, keys))
     pairs, constants = _pairs(*scores)
-    grid = (splits, triton.cdiv(queries, config.blocks["BLOCK_S"]), batch)
+    grid = (batch, triton.cdiv(queries, config.blocks["BLOCK_S"]), splits)
     block_d = max(16, _power_of_two(value.shape[2]))
     launch(
         attention_kernel, grid, config, *pairs, scores_out, mask, value, parts, tops, totals,
@@ -266,9 +266,9 @@ def _attention(
     )  # fmt: skip
     if shared_out:
         sizes = {"D": value.shape[2], "BLOCK_D": block_d, "SPLITS": splits}
-        launch(combine_kernel, (queries, batch), COMBINE, parts, tops, totals, context, **sizes)
+        launch(combine_kernel, (batch * queries,), COMBINE, parts, tops, totals, context, **sizes)
     if need_weights:
-        launch(softmax_kernel, (queries, batch), SOFTMAX, scores_out, mask, weights, queries, keys, *mask_strides)
+        launch(softmax_kernel, (batch * queries,), SOFTMAX, scores_out, mask, weights, queries, keys, *mask_strides)
     return context, weights
 
 
@@ -351,7 +351,7 @@ def _gradients_config(acc: torch.dtype, batch: int, rows: int, width: int) -> Co
 
 
 def _gradients_grid(config: Config, batch: int, rows: int, width: int) -> tuple[int, int, int]:
-    return triton.cdiv(width, config.blocks["BLOCK_A"]), triton.cdiv(rows, config.blocks["BLOCK_X"]), batch
+    return batch, triton.cdiv(rows, config.blocks["BLOCK_X"]), triton.cdiv(width, config.blocks["BLOCK_A"])
 
 
 def _broadcast(tensor: Tensor | None, shape: tuple[int, ...]) -> tuple[Tensor | None, tuple[int, ...]]:
@@ -369,7 +369,8 @@ def _power_of_two(size: int) -> int:
 
 # -------------------------------------------------------------------------------------------------------- kernels
 # <tensor>_b, _s, _t, _a, _n are the strides of a tensor along the batch, queries, keys, channels, rows of either kind.
-# A block is a variable with the tensor's name; everything is computed in the dtype of the scores, `acc`.
+# A block is a variable with the tensor's name; everything is computed in the dtype of the scores, `acc`. The batch is
+# the first dimension of a grid, the one that may be longer than 65535.
 
 
 @triton.jit
@@ -377,8 +378,8 @@ def exponentials_kernel(
     x_ptr, e_ptr, bounds_ptr, N, x_b, x_n, x_a, A: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_A: tl.constexpr
 ):  # fmt: skip
     """e (B,A',N') = e^2x, A' and N' multiples of four, and bounds (B,N) = max_a |x|"""
-    b = tl.program_id(1).to(tl.int64)
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    b = tl.program_id(0).to(tl.int64)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     e_ptr += b * padded(A) * padded(N)
     bounds = tl.zeros((BLOCK_N,), bounds_ptr.dtype.element_ty)
     for start in range(0, A, BLOCK_A):
@@ -400,10 +401,10 @@ def scores_kernel(
     BLOCK_S: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """A tile of scores (B,S,T)"""
-    b = tl.program_id(2).to(tl.int64)
+    b = tl.program_id(0).to(tl.int64)
     # a column and a row from the start: loads are then laid out as what they are broadcast to
     s = tl.program_id(1) * BLOCK_S + tl.arange(0, BLOCK_S)[:, None]
-    t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)[None]
+    t = tl.program_id(2) * BLOCK_T + tl.arange(0, BLOCK_T)[None]
     scores = pair_scores(
         q_ptr, k_ptr, v_ptr, q_exp_ptr, q_bound_ptr, k_exp_ptr, k_bound_ptr, bias_ptr, b, s, t, S, T,
         q_b, q_s, q_a, k_b, k_t, k_a, v_a, bias_b, bias_s, bias_t,
@@ -429,7 +430,7 @@ def attention_kernel(
     (Milakov & Gimelshein 2018, https://arxiv.org/abs/1805.02867). Of several shares (SPLITS,B,S,D) each is left a sum,
     beside its maximum and the sum of its exponentials, (SPLITS,B,S). The scores (B,S,T) are written if wanted.
     """
-    b = tl.program_id(2).to(tl.int64)
+    b = tl.program_id(0).to(tl.int64)
     s = tl.program_id(1) * BLOCK_S + tl.arange(0, BLOCK_S)[:, None]
     d = tl.arange(0, BLOCK_D)[None]
     if mask_ptr is not None:
@@ -439,7 +440,7 @@ def attention_kernel(
     seen = tl.zeros((BLOCK_S, 1), tl.int32)
     context = tl.zeros((BLOCK_S, BLOCK_D), tl.float32)
     share = tl.cdiv(tl.cdiv(T, BLOCK_T), SPLITS) * BLOCK_T
-    first = tl.program_id(0) * share
+    first = tl.program_id(2) * share
     for start in range(first, tl.minimum(first + share, T), BLOCK_T):
         t = start + tl.arange(0, BLOCK_T)[None]
         scores = pair_scores(
@@ -472,7 +473,7 @@ def attention_kernel(
         context = tl.where(seen != 0, context / total, 0.0)
         tl.store(context_ptr + (b * S + s) * D + d, cast(context, context_ptr.dtype.element_ty), inside)
     else:
-        at = (tl.program_id(0) * tl.num_programs(2) + b) * S + s
+        at = (tl.program_id(2) * tl.num_programs(0) + b) * S + s
         tl.store(context_ptr + at * D + d, context, inside)
         tl.store(top_ptr + at, top, s < S)
         # zero only if nothing was attended to: with a maximum of -inf the value does not count
@@ -484,9 +485,8 @@ def combine_kernel(
     parts_ptr, top_ptr, total_ptr, context_ptr, D: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr
 ):  # fmt: skip
     """A row of context (B,S,D) from the shares of the keys that `attention_kernel` left"""
-    row = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
-    rows = tl.num_programs(0) * tl.num_programs(1)
-    at = tl.arange(0, SPLITS)[:, None] * rows + row
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, SPLITS)[:, None] * tl.num_programs(0) + row
     d = tl.arange(0, BLOCK_D)[None]
     top, total = tl.load(top_ptr + at), tl.load(total_ptr + at)
     seen = tl.max((total != 0).to(tl.int32))
@@ -580,12 +580,11 @@ def softmax_kernel(
     scores_ptr, mask_ptr, weights_ptr, S, T, mask_b, mask_s, mask_t, BLOCK_T: tl.constexpr
 ):  # fmt: skip
     """A row of weights (B,S,T): the softmax of the scores where mask is True, 0 elsewhere"""
-    b = tl.program_id(1).to(tl.int64)
-    s = tl.program_id(0)
-    scores_ptr += (b * S + s) * T
-    weights_ptr += (b * S + s) * T
+    row = tl.program_id(0).to(tl.int64)
+    scores_ptr += row * T
+    weights_ptr += row * T
     if mask_ptr is not None:
-        mask_ptr += b * mask_b + s * mask_s
+        mask_ptr += row // S * mask_b + row % S * mask_s
     dtype = scores_ptr.dtype.element_ty
     top = tl.full((BLOCK_T,), float("-inf"), dtype)
     for start in range(0, T, BLOCK_T):
@@ -625,9 +624,9 @@ def gradients_kernel(
 
     dx (B,X,A) = v_a Σ_y grad act'(x + y), and where dv is wanted, dv (B,blocks of X,A) = Σ_{x,y} grad act(x + y)
     """
-    b = tl.program_id(2).to(tl.int64)
+    b = tl.program_id(0).to(tl.int64)
     n = tl.program_id(1) * BLOCK_X + tl.arange(0, BLOCK_X)
-    a = tl.program_id(0) * BLOCK_A + tl.arange(0, BLOCK_A)
+    a = tl.program_id(2) * BLOCK_A + tl.arange(0, BLOCK_A)
     inside = (n < X)[:, None] & (a < A)[None]
     acc: tl.constexpr = grad_ptr.dtype.element_ty
     grad_ptr += b * grad_b + n.to(tl.int64) * grad_x

@@ -162,23 +162,27 @@ def additive_attention_launches() -> Iterator[Launch]:
         for enough in (0, 1 << 30):
             additive_attention.MANY_PROGRAMS = enough
             yield from recorded("additive_attention", name, run_gradients, dtype, activation)
+    # sizes of one are constants
+    yield from recorded("additive_attention", "one of everything", run_attention, torch.float32, "tanh", 1, 1)
+    yield from recorded("additive_attention", "one of everything", run_gradients, torch.float32, "tanh", 1)
 
 
-def run_attention(dtype: torch.dtype, activation: str, values: int) -> None:
-    q, k, v, mask, bias = attention_inputs(dtype)
+def run_attention(dtype: torch.dtype, activation: str, values: int, size: int = 64) -> None:
+    q, k, v, mask, bias = attention_inputs(dtype, size)
     value = torch.zeros(*k.shape[:2], values, dtype=dtype)
     additive_attention.additive_attention_forward(q, k, v, value, mask, bias, 1.0, activation, 0.01)
     additive_attention.additive_scores_forward(q, k, v, activation, 0.01)
 
 
-def run_gradients(dtype: torch.dtype, activation: str) -> None:
-    q, k, v, _, bias = attention_inputs(dtype)
+def run_gradients(dtype: torch.dtype, activation: str, size: int = 64) -> None:
+    q, k, v, _, bias = attention_inputs(dtype, size)
     additive_attention.additive_scores_backward(bias, q, k, v, activation, 0.01)
 
 
-def attention_inputs(dtype: torch.dtype) -> tuple[Tensor, ...]:
-    q, k, v = (torch.zeros(*size, dtype=dtype) for size in ((2, 32, 64), (2, 64, 64), (64,)))
-    mask = torch.ones(2, 32, 64, dtype=torch.bool)
+def attention_inputs(dtype: torch.dtype, size: int) -> tuple[Tensor, ...]:
+    """Batch, queries, keys and channels are all of that size."""
+    q, k, v = (torch.zeros(*shape, dtype=dtype) for shape in ((size, size, size), (size, size, size), (size,)))
+    mask = torch.ones(size, size, size, dtype=torch.bool)
     return q, k, v, mask, torch.zeros(mask.shape, dtype=torch.promote_types(dtype, torch.float32))
 
 

@@ -100,8 +100,9 @@ def test_blocks():
     """Small ones where large ones would make too few programs."""
     names = {id(config): name for name, config in additive_attention.SCORES.items()}
     sizes = {"one query": (1 << 20, 1, 50), "few pairs": (4, 50, 50), "many pairs": (128, 128, 128)}
-    assert {name: names[id(additive_attention._scores_config(additive_attention.SCORES, *size))] for name, size in sizes.items()} == {
-        name: name for name in sizes
-    }
+    assert {
+        name: names[id(additive_attention._scores_config(additive_attention.SCORES, *size))]
+        for name, size in sizes.items()
+    } == {name: name for name in sizes}
     for rows, name in ((50, "few rows"), (1 << 14, "many rows")):
         assert additive_attention._gradients_config(torch.float32, 2, rows, 512) is additive_attention.GRADIENTS[name]
