@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import pytest
@@ -12,6 +13,7 @@ from tests import tolerances
 from tests.problems import (
     ACTIVATIONS,
     DTYPES,
+    SLOPE,
     assert_parity,
     attention_inputs,
     cast,
@@ -25,7 +27,12 @@ from hybridops.triton import additive_attention
 
 interpreted = pytest.mark.interpreted
 activations = pytest.mark.parametrize("activation", ACTIVATIONS)
-SIZES = {"queries": 18, "keys": 35, "width": 10}  # more than a block of the smaller ones, less than one of the larger
+SIZES = {
+    "batch": 1,
+    "queries": 18,
+    "keys": 35,
+    "width": 10,
+}  # more than a block of the smaller ones, less than one of the larger
 
 
 def check(dtype=torch.float64, activation="tanh", inputs=None, **options) -> None:
@@ -38,7 +45,7 @@ def check(dtype=torch.float64, activation="tanh", inputs=None, **options) -> Non
 @activations
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtypes(dtype, activation):
-    mask = torch.rand(2, 18, 35, generator=torch.Generator().manual_seed(0)) > 0.3
+    mask = torch.rand(1, 18, 35, generator=torch.Generator().manual_seed(0)) > 0.3
     check(dtype, activation, mask=mask, scale=0.7)
 
 
@@ -88,6 +95,34 @@ def test_long_rows(keys):
 
 
 @interpreted
+@pytest.mark.parametrize("splits", [1, 4])
+@pytest.mark.parametrize("queries", [1, 3])
+def test_shares_of_the_keys(monkeypatch, queries, splits):
+    """Some rows find nothing to attend to in a share of the keys, one in none."""
+    monkeypatch.setattr(additive_attention, "_splits", lambda *_: splits)
+    mask = torch.rand(3, queries, 300, generator=torch.Generator().manual_seed(0)) > 0.3
+    mask[0], mask[1, :, :150] = False, False
+    inputs = attention_inputs(batch=3, queries=queries, keys=300, width=5, score_bias=True)
+    check(torch.float32, inputs=inputs, mask=mask)
+    inputs = cast(inputs, torch.float32)
+    want = fused_attention(**inputs, mask=mask, backend="triton")["context"]
+    context = HF.additive_attention(**inputs, mask=mask, negative_slope=SLOPE, backend="triton")
+    torch.testing.assert_close(context, want, **tolerances.EXACT)
+
+
+@interpreted
+@pytest.mark.parametrize("splits", [1, 2])
+def test_infinite_scores(monkeypatch, splits):
+    """Of -inf alone, where the softmax is NaN; of -inf among others, where it is zero; of +inf."""
+    monkeypatch.setattr(additive_attention, "_splits", lambda *_: splits)
+    inputs = cast(attention_inputs(batch=1, queries=4, keys=40, width=3, score_bias=True), torch.float32)
+    bias = inputs["score_bias"][0]
+    bias[0], bias[1, :20], bias[2, 3] = -math.inf, -math.inf, math.inf
+    got, want = fused_attention(**inputs, backend="triton"), plain_attention(**inputs)
+    torch.testing.assert_close(got, want, equal_nan=True, rtol=0.0, atol=tolerances.SCORE * 10)
+
+
+@interpreted
 def test_prepared_keys():
     inputs = cast(attention_inputs(queries=1, keys=9, width=6), torch.float32)
     prepared = HF.prepare_exponentials(inputs["key"], backend="triton")
@@ -98,11 +133,18 @@ def test_prepared_keys():
 
 def test_blocks():
     """Small ones where large ones would make too few programs."""
-    names = {id(config): name for name, config in additive_attention.SCORES.items()}
-    sizes = {"one query": (1 << 20, 1, 50), "few pairs": (4, 50, 50), "many pairs": (128, 128, 128)}
-    assert {
-        name: names[id(additive_attention._scores_config(additive_attention.SCORES, *size))]
-        for name, size in sizes.items()
-    } == {name: name for name in sizes}
+    sizes = {"one query": (1 << 20, 1, 50), "few pairs": (4, 50, 50), "many pairs": (256, 128, 128)}
+    for table in (additive_attention.SCORES, additive_attention.ATTENTION):
+        for name, size in sizes.items():
+            assert additive_attention._scores_config(table, *size) is table[name]
     for rows, name in ((50, "few rows"), (1 << 14, "many rows")):
         assert additive_attention._gradients_config(torch.float32, 2, rows, 512) is additive_attention.GRADIENTS[name]
+
+
+@pytest.mark.parametrize(
+    ("batch", "queries", "keys", "splits"), [(1, 1, 10, 1), (1, 1, 4096, 16), (32, 1, 300, 4), (200, 1, 300, 1)]
+)
+def test_splits(batch, queries, keys, splits):
+    """Few programs share out the keys of a query, a block of them to each at the least."""
+    config = additive_attention.ATTENTION["one query"]
+    assert additive_attention._splits(config, batch, queries, keys) == splits

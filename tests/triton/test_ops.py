@@ -10,35 +10,48 @@ import torch
 from hybridops.autograd.conv_lstm import IMAGES_PER_CHUNK
 from tests import tolerances
 from tests.modules.agreement import examples, pair, results
-from tests.native.recorder import record
+from tests.native.recorder import Call, record
 
 pytestmark = pytest.mark.interpreted
 CONV_LSTM = {"steps": 2, "space": (2, 3), "kernel": (1, 3)}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("family", "sizes"),
+    ("family", "sizes", "dtype"),
     [
-        ("conv_lstm", CONV_LSTM), ("conv_lstm", CONV_LSTM | {"peephole": "spatial"}),
-        ("conv_lstm", CONV_LSTM | {"states": False, "bias": False}), ("conv_lstm", CONV_LSTM | {"batch": 0}),
-        ("attention", {}), ("attention", {"score_bias": True}),
-        ("attention", {"queries": 0}), ("attention", {"keys": 0}),
+        ("conv_lstm", {}, torch.bfloat16),
+        ("conv_lstm", {"peephole": "spatial"}, torch.float32),
+        ("conv_lstm", {"states": False, "bias": False}, torch.float32),
+        ("conv_lstm", {"batch": 0}, torch.float32),
+        ("attention", {}, torch.float64),
+        ("attention", {"score_bias": True}, torch.bfloat16),
+        ("attention", {"queries": 0}, torch.float32),
+        ("attention", {"keys": 0}, torch.float32),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_opcheck(family, sizes, dtype):
-    calls = record(family, sizes, dtype, "triton")
+    calls = record(family, (CONV_LSTM if family == "conv_lstm" else {}) | sizes, dtype, "triton")
     assert calls
     for func, args in calls:
         tests = ("test_schema", "test_autograd_registration", "test_faketensor")
         torch.library.opcheck(func, args, test_utils=tests)
 
 
-def test_every_op_is_checked():
+@pytest.fixture(scope="module")
+def calls() -> list[Call]:
+    recorded = record("conv_lstm", CONV_LSTM, torch.float32, "triton")
+    return recorded + [c for dtype in (torch.float32, torch.float64) for c in record("attention", {}, dtype, "triton")]
+
+
+def test_every_op_is_called(calls):
     names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("hybridops_triton::")}
-    calls = [call for family in ("conv_lstm", "attention") for call in record(family, {}, backend="triton")]
     assert {func.name() for func, _ in calls} == names
+
+
+def test_same_bits_again(calls):
+    want = [func(*args) for func, args in calls]
+    torch.testing.assert_close([func(*args) for func, args in calls], want, **tolerances.EXACT)
 
 
 def test_one_call_a_sequence():
@@ -55,9 +68,3 @@ def test_compiled(kind):
     want = results(module, inputs)
     module.compile(backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(results(module, inputs), want, **tolerances.FLOAT64)
-
-
-def test_same_bits_again():
-    calls = [call for family in ("conv_lstm", "attention") for call in record(family, {}, backend="triton")]
-    want = [func(*args) for func, args in calls]
-    torch.testing.assert_close([func(*args) for func, args in calls], want, **tolerances.EXACT)
