@@ -6,6 +6,7 @@ import os
 
 # Before torch is imported: waiting for the next small op by spinning takes six times as long on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it products on a GPU warn that bits may differ
 
 from collections.abc import Iterator
 from typing import NamedTuple

@@ -27,12 +27,7 @@ from hybridops.triton import additive_attention
 
 interpreted = pytest.mark.interpreted
 activations = pytest.mark.parametrize("activation", ACTIVATIONS)
-SIZES = {
-    "batch": 1,
-    "queries": 18,
-    "keys": 35,
-    "width": 10,
-}  # more than a block of the smaller ones, less than one of the larger
+SIZES = {"batch": 1, "queries": 18, "keys": 35, "width": 10}  # more than a small block has, less than a large one
 
 
 def check(dtype=torch.float64, activation="tanh", inputs=None, **options) -> None:
@@ -98,11 +93,11 @@ def test_long_rows(keys):
 @pytest.mark.parametrize("splits", [1, 4])
 @pytest.mark.parametrize("queries", [1, 3])
 def test_shares_of_the_keys(monkeypatch, queries, splits):
-    """Some rows find nothing to attend to in a share of the keys, one in none."""
+    """Some rows find nothing to attend to in a share of the keys, one in none; there may be more shares than blocks."""
     monkeypatch.setattr(additive_attention, "_splits", lambda *_: splits)
-    mask = torch.rand(3, queries, 300, generator=torch.Generator().manual_seed(0)) > 0.3
-    mask[0], mask[1, :, :150] = False, False
-    inputs = attention_inputs(batch=3, queries=queries, keys=300, width=5, score_bias=True)
+    mask = torch.rand(3, queries, 70, generator=torch.Generator().manual_seed(0)) > 0.3
+    mask[0], mask[1, :, :35] = False, False
+    inputs = attention_inputs(batch=3, queries=queries, keys=70, width=5, score_bias=True)
     check(torch.float32, inputs=inputs, mask=mask)
     inputs = cast(inputs, torch.float32)
     want = fused_attention(**inputs, mask=mask, backend="triton")["context"]
@@ -120,6 +115,27 @@ def test_infinite_scores(monkeypatch, splits):
     bias[0], bias[1, :20], bias[2, 3] = -math.inf, -math.inf, math.inf
     got, want = fused_attention(**inputs, backend="triton"), plain_attention(**inputs)
     torch.testing.assert_close(got, want, equal_nan=True, rtol=0.0, atol=tolerances.SCORE * 10)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", additive_attention.SCORES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_block_size_on_a_gpu(monkeypatch, dtype, size):
+    monkeypatch.setattr(additive_attention, "_scores_config", lambda table, *_: table[size])
+    monkeypatch.setattr(additive_attention, "MANY_PROGRAMS", 0)
+    inputs = attention_inputs(queries=70, keys=131, width=66, values=40)
+    assert_parity(plain_attention, fused_attention, inputs, dtype, "cuda", backend="triton")
+
+
+@pytest.mark.gpu
+def test_captured_in_a_cuda_graph():
+    inputs = cast(attention_inputs(keys=300), torch.float32, "cuda")
+    want = fused_attention(**inputs, backend="triton")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = fused_attention(**inputs, backend="triton")
+    graph.replay()
+    torch.testing.assert_close(got, want, **tolerances.EXACT)
 
 
 @interpreted

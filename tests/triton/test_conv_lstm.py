@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tests.problems import DTYPES, assert_parity, conv_lstm_inputs, fused_conv_lstm, plain_conv_lstm
+from tests import tolerances
+from tests.problems import DTYPES, assert_parity, cast, conv_lstm_inputs, fused_conv_lstm, plain_conv_lstm
 
 pytest.importorskip("triton")
 from hybridops.triton import conv_lstm
@@ -55,6 +56,29 @@ def test_sizes(sizes):
 @pytest.mark.parametrize("save", ["gates", "recompute"])
 def test_a_chunk_of_the_backward_that_is_not_the_first(save):
     check(save=save, batch=1, steps=5, space=(3, 2), peephole="spatial")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("hoists", [True, False], ids=["input ahead", "input in the step"])
+@pytest.mark.parametrize("index", range(4))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_block_size_on_a_gpu(monkeypatch, dtype, index, hoists):
+    kind = {torch.float64: "float64", torch.float32: "ieee"}.get(dtype, "half")
+    monkeypatch.setattr(conv_lstm, "_config", lambda table, *_: table[kind][index % len(table[kind])])
+    monkeypatch.setattr(conv_lstm, "_hoists", lambda *_: hoists)
+    inputs = conv_lstm_inputs(steps=2, channels=35, hidden=66, space=(9, 17), peephole="spatial")
+    assert_parity(plain_conv_lstm, fused_conv_lstm, inputs, dtype, "cuda", backend="triton")
+
+
+@pytest.mark.gpu
+def test_captured_in_a_cuda_graph():
+    inputs = cast(conv_lstm_inputs(hidden=32), torch.bfloat16, "cuda")
+    want = fused_conv_lstm(**inputs, backend="triton")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = fused_conv_lstm(**inputs, backend="triton")
+    graph.replay()
+    torch.testing.assert_close(got, want, **tolerances.EXACT)
 
 
 @pytest.mark.parametrize("table", [conv_lstm.FORWARD, conv_lstm.BACKWARD], ids=["forward", "backward"])

@@ -39,19 +39,22 @@ def test_opcheck(family, sizes, dtype):
 
 
 @pytest.fixture(scope="module")
-def calls() -> list[Call]:
+def calls() -> dict[str, Call]:
+    """One of each op."""
     recorded = record("conv_lstm", CONV_LSTM, torch.float32, "triton")
-    return recorded + [c for dtype in (torch.float32, torch.float64) for c in record("attention", {}, dtype, "triton")]
+    for dtype in (torch.float32, torch.float64):
+        recorded += record("attention", {}, dtype, "triton")
+    return {func.name(): (func, args) for func, args in recorded}
 
 
 def test_every_op_is_called(calls):
     names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("hybridops_triton::")}
-    assert {func.name() for func, _ in calls} == names
+    assert calls.keys() == names
 
 
 def test_same_bits_again(calls):
-    want = [func(*args) for func, args in calls]
-    torch.testing.assert_close([func(*args) for func, args in calls], want, **tolerances.EXACT)
+    want = [func(*args) for func, args in calls.values()]
+    torch.testing.assert_close([func(*args) for func, args in calls.values()], want, **tolerances.EXACT)
 
 
 def test_one_call_a_sequence():
@@ -68,3 +71,15 @@ def test_compiled(kind):
     want = results(module, inputs)
     module.compile(backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(results(module, inputs), want, **tolerances.FLOAT64)
+
+
+def test_compiled_without_weights():
+    """What is called then is another op."""
+    _, module = pair("AdditiveAttention", 4, 6, 8, dtype=torch.float32)
+    module.backend = "triton"
+    query, key = torch.randn(2, 3, 4), torch.randn(2, 5, 6)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        context, weights = compiled(query, key, need_weights=False)
+        torch.testing.assert_close(context, module(query, key)[0], **tolerances.EXACT)
+    assert weights is None
