@@ -243,8 +243,8 @@ def _hoists(config: Config, x: Tensor, pixels: int, hidden: int) -> bool:
     the same work in either place, but ahead it goes through memory: 4H channels a pixel and step, written and read.
     In float32 only where the library rounds as the kernel does.
     """
-    same_rounding = x.dtype != torch.float32 or torch.backends.cudnn.conv.fp32_precision == precision(x)
-    return same_rounding and _programs(config, pixels, hidden) < ENOUGH_PROGRAMS
+    library = "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"  # it may also say "none"
+    return (x.dtype != torch.float32 or library == precision(x)) and _programs(config, pixels, hidden) < ENOUGH_PROGRAMS
 
 
 def _hoisted(x: Tensor, w_ih: Tensor) -> Tensor:
