@@ -33,7 +33,7 @@ SCORES = {
     "many pairs": Config({"BLOCK_S": 32, "BLOCK_T": 64}, num_warps=4),
 }
 ATTENTION = {
-    "one query": Config({"BLOCK_S": 1, "BLOCK_T": 64}, num_warps=8, num_stages=1),
+    "one query": Config({"BLOCK_S": 1, "BLOCK_T": 32}, num_warps=8, num_stages=1),
     "few pairs": Config({"BLOCK_S": 16, "BLOCK_T": 16}, num_warps=4, num_stages=1),
     "many pairs": Config({"BLOCK_S": 32, "BLOCK_T": 32}, num_warps=4, num_stages=1),
 }
@@ -540,25 +540,32 @@ def pair_scores(
 def quotients(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, A: tl.constexpr, SHARE: tl.constexpr):
     """acc + Σ_a v_a / (1 + P_a Q_a), where SHARE channels, of 1, 2 and 4, share a reciprocal"""
     for a in range(0, A, SHARE):
-        n, d = numerator_and_denominator(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a, A, SHARE)
+        if SHARE == 1:
+            n, d = quotient(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a, A)
+        elif SHARE == 2:
+            n, d = sum_of_two(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a, A)
+        else:
+            n1, d1 = sum_of_two(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a, A)
+            n2, d2 = sum_of_two(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a + 2, A)
+            n, d = n1 * d2 + n2 * d1, d1 * d2
         acc += n * reciprocal(d)
     return acc
 
 
 @triton.jit
-def numerator_and_denominator(
-    q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a, A: tl.constexpr, SHARE: tl.constexpr
-):  # fmt: skip
-    """v1/x1 + v2/x2 = (v1 x2 + v2 x1) / (x1 x2), and so for halves of more"""
-    if SHARE == 1:
-        p = tl.load(q_exp_ptr + a * padded(S) + s, s < S, 0.0)
-        q = tl.load(k_exp_ptr + a * padded(T) + t, t < T, 0.0)
-        return tl.load(v_ptr + a * v_a, a < A, 0.0).to(acc.dtype), 1 + p * q
-    else:
-        HALF: tl.constexpr = SHARE // 2
-        n1, d1 = numerator_and_denominator(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a, A, HALF)
-        n2, d2 = numerator_and_denominator(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a + HALF, A, HALF)
-        return n1 * d2 + n2 * d1, d1 * d2
+def sum_of_two(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a, A: tl.constexpr):
+    """v1/x1 + v2/x2 = (v1 x2 + v2 x1) / (x1 x2): numerator and denominator"""
+    v1, x1 = quotient(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a, A)
+    v2, x2 = quotient(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a + 1, A)
+    return v1 * x2 + v2 * x1, x1 * x2
+
+
+@triton.jit
+def quotient(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a, A: tl.constexpr):
+    """v_a and 1 + P_a Q_a; beyond the last channel 0 and 2"""
+    p = tl.load(q_exp_ptr + a * padded(S) + s, s < S, 0.0)
+    q = tl.load(k_exp_ptr + a * padded(T) + t, t < T, 0.0)
+    return tl.load(v_ptr + a * v_a, a < A, 0.0).to(acc.dtype), 1 + p * q
 
 
 @triton.jit
