@@ -19,6 +19,8 @@ class Config(NamedTuple):
     blocks: dict[str, int]
     num_warps: int
     num_stages: int = 2
+    # Where ptxas would rather spill a little than have fewer programs at a time: as many as a thread can have.
+    max_registers: int | None = None
 
 
 def launch(kernel: Any, grid: tuple[int, ...], config: Config, *arguments: Any, **constants: Any) -> None:
@@ -28,7 +30,8 @@ def launch(kernel: Any, grid: tuple[int, ...], config: Config, *arguments: Any, 
 
 def options(config: Config) -> dict[str, Any]:
     """Triton's: a sum and its product are rounded once, which is its default up to 3.9."""
-    return {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
+    chosen = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
+    return chosen if config.max_registers is None else chosen | {"maxnreg": config.max_registers}
 
 
 def op(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
