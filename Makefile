@@ -26,8 +26,8 @@ test: build ## the tests
 	$(NEED) pytest hypothesis
 	$(PY) -m pytest -q tests $(ARGS)
 
-# What Triton's interpreter does in some minutes: all that is about Triton, and of the rest what it is quick at.
-INTERPRETED = interpreted or (triton and (test_masks or test_layouts or test_empty_and_single or nonfinite) and not conv)
+# What the interpreter does in some minutes: all that is about Triton, and of the rest what it is quick at.
+INTERPRETED = interpreted or (triton and (test_masks or test_layouts or test_empty_and_single or nonfinite and dtype1) and not conv)
 
 triton-test: build ## the Triton kernels in Triton's interpreter, on the CPU
 	$(NEED) pytest hypothesis triton
