@@ -10,10 +10,10 @@ NEED      = @$(PY) .ci/need.py
 FORMAT    = $(PY) -c 'from clang_format import clang_format; clang_format()'
 CXX_FILES = $(filter %.h %.cpp %.cu %.cuh,$(wildcard csrc/* csrc/*/* tests/cuda_shim/*))
 
-.PHONY: help demo test bench check lint format build env clean
+.PHONY: help demo test triton-test triton-check bench check lint format build env clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 # On a machine that does other work too, threads that spin while they wait take its time from those that have work.
 export OMP_WAIT_POLICY ?= passive
@@ -25,6 +25,17 @@ demo: build ## train both models on real data, reference against fused
 test: build ## the tests
 	$(NEED) pytest hypothesis
 	$(PY) -m pytest -q tests $(ARGS)
+
+# What the interpreter does in some minutes: all that is about Triton, and of the rest what it is quick at.
+INTERPRETED = interpreted or (triton and (test_masks or test_layouts or test_empty_and_single or nonfinite and dtype1) and not conv)
+
+triton-test: build ## the Triton kernels in Triton's interpreter, on the CPU
+	$(NEED) pytest hypothesis triton
+	TRITON_INTERPRET=1 $(PY) -m pytest -q tests/triton tests/functional -k "$(INTERPRETED)" $(ARGS)
+
+triton-check: env ## that the Triton kernels compile for GPUs, and spill no registers; needs none
+	$(NEED) triton
+	$(PY) -m hybridops.triton.check $(ARGS)
 
 bench: build ## the benchmarks: eager, compiled and fused
 	$(NEED) pytest pytest-benchmark

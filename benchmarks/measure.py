@@ -119,9 +119,22 @@ def _register_loop() -> ctypes.CDLL | None:
 
 
 def seconds(work: Callable[[], object]) -> float:
+    if ON_CUDA:
+        return _gpu_seconds(work)
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
+
+
+def _gpu_seconds(work: Callable[[], object]) -> float:
+    """Between two events on the GPU's own clock, with none of the inputs in its cache: no L2 has 256 MB yet."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.empty(256 << 20, dtype=torch.uint8, device=DEVICE).zero_()
+    start.record()
+    work()
+    end.record()
+    end.synchronize()
+    return 1e-3 * start.elapsed_time(end)
 
 
 def _to_the_end(function: Callable[..., object], *args: object) -> None:

@@ -2,7 +2,7 @@
 
     reference   plain PyTorch, any device, any dtype: the oracle
     native      compiled C++ (hybridops._C), on the CPU
-    triton      Triton kernels
+    triton      Triton kernels (hybridops.triton), on a GPU; in Triton's interpreter on the CPU
 
 A back end is a folder with one module a family (conv_lstm.py, additive_attention.py). It is named by an argument, by
 `use_backend`, or by the environment variable HYBRIDOPS_BACKEND, in this order of precedence; a back end that is named
@@ -20,7 +20,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from hybridops import native
+from hybridops import native, triton
 from hybridops.native import additive_attention as native_additive_attention
 from hybridops.native import conv_lstm as native_conv_lstm
 from hybridops.reference import additive_attention as reference_additive_attention
@@ -34,6 +34,13 @@ _MODULES: dict[tuple[str, str], ModuleType] = {
     ("native", "conv_lstm"): native_conv_lstm,
     ("native", "additive_attention"): native_additive_attention,
 }
+
+if triton.missing() is None:
+    from hybridops.triton import additive_attention as triton_additive_attention
+    from hybridops.triton import conv_lstm as triton_conv_lstm
+
+    _MODULES["triton", "conv_lstm"] = triton_conv_lstm
+    _MODULES["triton", "additive_attention"] = triton_additive_attention
 
 _log = logging.getLogger(__name__)
 _named: str | None = os.environ.get("HYBRIDOPS_BACKEND") or None
@@ -75,10 +82,15 @@ def choose(family: str, name: str | None, x: Tensor, spatial_dims: int = 0) -> M
             raise RuntimeError(f"backend {name!r} was asked for, but {reason}")
         return _MODULES[name, family]
 
-    reason = _missing("native") or _refusal("native", family, x, spatial_dims)
-    if reason is None:
+    native_reason = _missing("native") or _refusal("native", family, x, spatial_dims)
+    if native_reason is None:
         return _decided("native", family, "it is compiled for this device")
-    return _decided("reference", family, f"native: {reason}")
+    if x.device.type == "cpu":  # where Triton runs only in its interpreter, to be tested
+        return _decided("reference", family, f"native: {native_reason}")
+    triton_reason = _missing("triton") or _refusal("triton", family, x, spatial_dims)
+    if triton_reason is None:
+        return _decided("triton", family, f"native: {native_reason}")
+    return _decided("reference", family, f"native: {native_reason}; triton: {triton_reason}")
 
 
 def _decided(name: str, family: str, reason: str) -> ModuleType:
@@ -88,20 +100,27 @@ def _decided(name: str, family: str, reason: str) -> ModuleType:
 
 
 def _refusal(name: str, family: str, x: Tensor, spatial_dims: int) -> str | None:
-    return None if name == "reference" else native.why_not(family, x, spatial_dims)
+    if name == "native":
+        return native.why_not(family, x, spatial_dims)
+    if name == "triton":
+        return triton.why_not(family, x, spatial_dims)
+    return None
 
 
 def _missing(name: str) -> str | None:
     if name == "native":
         return native.missing()
     if name == "triton":
-        return "the Triton kernels are not part of this version"
+        return triton.missing()
     return None
 
 
 def _description(name: str) -> str:
     if name == "native":
         return f"compiled C++ on the CPU ({native.cpu_isa()})"
+    if name == "triton":
+        where = "in its interpreter on the CPU" if triton.INTERPRETED else "on CUDA"
+        return "Triton {}.{} {}".format(*triton.version(), where)
     return "plain PyTorch on any device"
 
 

@@ -239,7 +239,7 @@ def additive_attention(
         if dropout_p == 0:
             context, weights = autograd.additive_attention.attend(
                 run, query, key, v, value, mask, score_bias, float(scale), activation, float(negative_slope),
-                exponentials,
+                exponentials, return_weights,
             )  # fmt: skip
         else:  # between the weights and the context stands what only PyTorch's generator knows
             scores = scale * autograd.additive_attention.scores(run, query, key, v, activation, float(negative_slope))

@@ -6,6 +6,7 @@ import os
 
 # Before torch is imported: waiting for the next small op by spinning takes six times as long on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it products on a GPU warn that bits may differ
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -14,7 +15,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from hybridops import backends, native
+from hybridops import backends, native, triton
 
 settings.register_profile("hybridops", deadline=None, max_examples=100, print_blob=True)  # compiling takes its time
 settings.load_profile("hybridops")
@@ -30,7 +31,7 @@ def target_params() -> Iterator[pytest.param]:
     why = native.missing()
     yield pytest.param(Target("reference", "cpu"), id="reference")
     yield pytest.param(Target("native", "cpu"), id="native", marks=pytest.mark.skipif(why is not None, reason=str(why)))
-    if backends.is_available("triton"):
+    if backends.is_available("triton") and triton.INTERPRETED:
         yield pytest.param(Target("triton", "cpu"), id="triton")
     if torch.cuda.is_available():
         probe = torch.empty(0, device="cuda")
@@ -53,6 +54,10 @@ def pytest_collection_modifyitems(items) -> None:
         for item in items:
             if item.path.parent.name == "native":
                 item.add_marker(pytest.mark.skip(reason=native.missing()))
+    if not triton.INTERPRETED:
+        for item in items:
+            if item.get_closest_marker("interpreted"):
+                item.add_marker(pytest.mark.skip(reason="needs TRITON_INTERPRET=1: `make triton-test` runs it"))
 
 
 @pytest.fixture(scope="session", autouse=True)

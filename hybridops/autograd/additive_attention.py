@@ -43,14 +43,16 @@ def attend(
     activation: str,
     negative_slope: float,
     key_exponentials: tuple[Tensor, Tensor] | None,
-) -> tuple[Tensor, Tensor]:
-    """context (B,S,D), weights (B,S,T)"""
+    need_weights: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """context (B,S,D), weights (B,S,T); without gradients a back end may have a way to leave out unneeded weights."""
     if _needs_grad(q, k, v, value, score_bias):
         options = (mask, scale, activation, negative_slope, key_exponentials)
         return AdditiveAttention.apply(backend, options, q, k, v, value, score_bias)
-    return backend.additive_attention_forward(
-        q, k, v, value, mask, score_bias, scale, activation, negative_slope, key_exponentials
-    )
+    arguments = (q, k, v, value, mask, score_bias, scale, activation, negative_slope, key_exponentials)
+    if not need_weights and hasattr(backend, "additive_context_forward"):
+        return backend.additive_context_forward(*arguments), None
+    return backend.additive_attention_forward(*arguments)
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:

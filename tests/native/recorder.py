@@ -1,4 +1,4 @@
-"""Which compiled ops the public functions call, and with what."""
+"""Which ops of a back end the public functions call, and with what."""
 
 from __future__ import annotations
 
@@ -18,21 +18,25 @@ Call = tuple[Any, tuple[Any, ...]]  # the op and its arguments, none of them by 
 
 
 class Recorder(TorchDispatchMode):
-    """The calls of compiled ops, with their arguments."""
+    """The calls of ops of a library, with their arguments."""
 
-    def __init__(self) -> None:
+    def __init__(self, library: str) -> None:
         super().__init__()
+        self.library = library
         self.calls: list[Call] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "hybridops" and func.name() not in NO_KERNEL:
+        if func.namespace == self.library and func.name() not in NO_KERNEL:
             self.calls.append((func, tree_map_only(torch.Tensor, torch.Tensor.detach, args)))
         return func(*args, **(kwargs or {}))
 
 
-def record(family: str, sizes: dict[str, Any], dtype: torch.dtype = torch.float32) -> list[Call]:
+def record(
+    family: str, sizes: dict[str, Any], dtype: torch.dtype = torch.float32, backend: str = "native"
+) -> list[Call]:
     """What the public functions call in training and in inference."""
-    with hybridops.use_backend("native"), Recorder() as recorder:
+    library = {"native": "hybridops", "triton": "hybridops_triton"}[backend]
+    with hybridops.use_backend(backend), Recorder(library) as recorder:
         if family == "conv_lstm":
             inputs = cast(conv_lstm_inputs(**sizes), dtype)
             for save in ("gates", "recompute"):

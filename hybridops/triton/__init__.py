@@ -1,0 +1,61 @@
+"""The Triton back end: whether it is here, and what it takes. The kernels are imported where it is, and only there.
+
+They run on NVIDIA GPUs from compute capability 8.0 on; or, if TRITON_INTERPRET=1 is set before Python starts, in
+Triton's interpreter on the CPU, which is for testing them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+OLDEST, OLDEST_FLOAT64_PRODUCTS = (3, 4), (3, 6)
+INSTALL = "install it with `pip install triton` (Linux only)"
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")  # as Triton reads it
+
+
+def _why_missing() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return f"Triton is not installed: {INSTALL}"
+    if not INTERPRETED and torch.version.cuda is None:
+        return "this torch is built without CUDA, and TRITON_INTERPRET=1 is not set"
+    if version() < OLDEST:
+        return "Triton {}.{} is too old, 3.4 or newer is needed: {}".format(*version(), INSTALL)
+    return None
+
+
+def version() -> tuple[int, ...]:
+    """Triton's major and minor version."""
+    import triton
+
+    return tuple(int(part) for part in triton.__version__.split(".")[:2])
+
+
+_MISSING = _why_missing()
+_FLOAT64_PRODUCTS = _MISSING is None and version() >= OLDEST_FLOAT64_PRODUCTS
+
+
+def missing() -> str | None:
+    """None where the kernels can be imported and run, at least on some device; else why not."""
+    return _MISSING
+
+
+def why_not(family: str, x: Tensor, spatial_dims: int) -> str | None:
+    """None if the kernels take tensors like x, else what they do not take."""
+    device = "cpu" if INTERPRETED else "cuda"
+    if x.device.type != device:
+        where = "in Triton's interpreter on the CPU" if INTERPRETED else "on CUDA"
+        return f"the Triton kernels run {where} here, not on {x.device.type}"
+    if x.dtype not in DTYPES:
+        return f"the Triton kernels do not take {x.dtype}"
+    if not INTERPRETED and torch.cuda.get_device_capability(x.device) < (8, 0):
+        return "the Triton kernels need compute capability 8.0 or newer"
+    if family == "conv_lstm" and spatial_dims > 2:
+        return f"the Triton ConvLSTM takes 1 or 2 spatial dimensions, not {spatial_dims}"
+    if family == "conv_lstm" and x.dtype == torch.float64 and not _FLOAT64_PRODUCTS:
+        return "the Triton ConvLSTM takes float64 from Triton 3.6 on: older ones have no product of it"
+    return None

@@ -1,0 +1,224 @@
+"""Compiles every kernel in every configuration of the tables, for sm_80, sm_90 and sm_100, on any machine.
+
+    python -m hybridops.triton.check [--arch 90] [--only conv_lstm] [--jobs 2]
+
+Says for each what it takes of registers, shared memory and stack, and fails where registers are spilled (the stack is
+where they go) or where there is not as much shared memory. What is compiled is what the ops launch: they are run here
+on small tensors of each kind, and each launch is noted, not carried out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from hybridops.reference.additive_attention import ACTIVATIONS
+from hybridops.triton import OLDEST_FLOAT64_PRODUCTS, additive_attention, conv_lstm, version
+from hybridops.triton.launch import Config, options
+
+# Bytes of shared memory that a block may have, by compute capability (CUDA C++ Programming Guide, technical
+# specifications: 163 KB for 8.0, 227 KB for 9.0 and 10.0).
+SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+POINTERS = {
+    torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.bool: "*i1",
+}  # fmt: skip
+
+
+class Launch(NamedTuple):
+    """A kernel as one launch specialises it, to be sent to another process."""
+
+    module: str
+    kernel: str
+    case: str
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, Any], ...]
+    aligned: tuple[int, ...]  # arguments that are multiples of 16
+    config: Config
+
+    @property
+    def name(self) -> str:
+        blocks = "×".join(map(str, self.config.blocks.values()))
+        return f"{self.kernel}, {self.case}, {blocks}, {self.config.num_warps} warps, {self.config.num_stages} stages"
+
+
+class Usage(NamedTuple):
+    registers: int
+    stack: int
+    shared: int
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", type=int, choices=SHARED_MEMORY, nargs="+", default=list(SHARED_MEMORY))
+    parser.add_argument("--only", default="", help="kernels and cases whose name has this in it")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    args = parser.parse_args()
+    launches = {repr(launch): launch for launch in all_launches() if args.only in launch.name}.values()  # each once
+    wanted = [(launch, arch) for launch in launches for arch in args.arch]
+    failed = 0
+    print(f"Triton {triton.__version__}\n{'registers':>9} {'shared':>7} {'stack':>6}")
+    with ProcessPoolExecutor(args.jobs) as pool:
+        for (launch, arch), usage in zip(wanted, pool.map(compiled, *zip(*wanted, strict=True)), strict=True):
+            fits = usage.stack == 0 and usage.shared <= SHARED_MEMORY[arch]
+            failed += not fits
+            remark = "" if fits else "  SPILLS" if usage.stack else "  TOO MUCH SHARED MEMORY"
+            print(f"{usage.registers:9} {usage.shared:7} {usage.stack:6}  sm_{arch} {launch.name}{remark}", flush=True)
+    print(f"{failed} of {len(wanted)} do not fit" if failed else f"all {len(wanted)} fit")
+    return 1 if failed else 0
+
+
+def compiled(launch: Launch, arch: int) -> Usage:
+    module = {"conv_lstm": conv_lstm, "additive_attention": additive_attention}[launch.module]
+    source = ASTSource(
+        fn=getattr(module, launch.kernel),
+        signature=dict(launch.signature),
+        constexprs=dict(launch.constants),
+        attrs={(index,): [["tt.divisibility", 16]] for index in launch.aligned},
+    )
+    result = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options(launch.config))
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(result.asm["cubin"])
+        said = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    registers, stack = (int(re.search(rf"{word}:(\d+)", said)[1]) for word in ("REG", "STACK"))
+    return Usage(registers, stack, result.metadata.shared)
+
+
+# ----------------------------------------------------------------------------------------------- what is launched
+
+
+def all_launches() -> Iterator[Launch]:
+    yield from conv_lstm_launches()
+    yield from additive_attention_launches()
+
+
+def conv_lstm_launches() -> Iterator[Launch]:
+    """All arguments given, with channels that are multiples of a vector and that are not; and the fewest arguments."""
+    dtypes = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32, "float64": torch.float64}
+    for kind, dtype in dtypes.items():
+        if kind == "float64" and version() < OLDEST_FLOAT64_PRODUCTS:
+            continue
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if kind == "tf32" else "ieee"
+        for table, run in ((conv_lstm.FORWARD, run_conv_lstm_forward), (conv_lstm.BACKWARD, run_conv_lstm_backward)):
+            for config in table[kind]:
+                odd = 17 if config is table[kind][-1] else 3 * config.blocks["BLOCK_N"]
+                conv_lstm._config = lambda *_, config=config: config
+                cases = [("even", 64, 64), ("odd", 3, odd)] + [("least", 64, 64)] * (config is table[kind][0])
+                for case, *sizes in cases:
+                    conv_lstm._hoists = lambda *_, case=case: case == "least"
+                    yield from recorded("conv_lstm", f"{kind}, {case}", run, dtype, *sizes, case == "least")
+
+
+def run_conv_lstm_forward(dtype: torch.dtype, channels: int, hidden: int, least: bool) -> None:
+    acc = torch.promote_types(dtype, torch.float32)
+    x = torch.zeros(2, 2, 8, 16, channels, dtype=dtype).movedim(-1, 2)
+    state = torch.zeros(2, hidden, 8, 16)
+    w_ih, w_hh = (torch.zeros(4 * hidden, size, 3, 3, dtype=dtype) for size in (channels, hidden))
+    bias, peephole = torch.zeros(4 * hidden, dtype=dtype), torch.zeros(3, hidden, 8, 16)
+    optional = (None, None) if least else (bias, peephole)
+    states = (None, None) if least else (state.to(dtype), state.to(acc))
+    conv_lstm.conv_lstm_forward(x, *states, w_ih, w_hh, *optional, "nothing" if least else "gates")
+
+
+def run_conv_lstm_backward(dtype: torch.dtype, channels: int, hidden: int, least: bool) -> None:
+    acc = torch.promote_types(dtype, torch.float32)
+    h, c = (torch.zeros(2, 2, 8, 16, hidden, dtype=t).movedim(-1, 2) for t in (dtype, acc))
+    gates = torch.zeros(2, 2, 8, 16, 4 * hidden, dtype=dtype).movedim(-1, 2)
+    w_hh, peephole = torch.zeros(4 * hidden, hidden, 3, 3, dtype=dtype), torch.zeros(3, hidden, 8, 16)
+    if least:
+        conv_lstm.conv_lstm_backward(h, None, None, gates, c, None, w_hh, None, False)
+    else:
+        conv_lstm.conv_lstm_backward(h, h[0], c[0], gates, c, c[0], w_hh, peephole, True)
+
+
+def additive_attention_launches() -> Iterator[Launch]:
+    """Without the exponentials there is less in a kernel: of relu and leaky_relu only the largest blocks."""
+    for dtype, activation in product((torch.bfloat16, torch.float32, torch.float64), ACTIVATIONS):
+        if activation != "tanh" and dtype != torch.float32:
+            continue
+        name = f"{str(dtype).removeprefix('torch.')}, {activation}"
+        for size in additive_attention.SCORES if activation == "tanh" else ("many pairs",):
+            additive_attention._scores_config = lambda table, *_, size=size: table[size]
+            for splits, values in ((1, 64), (4, additive_attention.MOST_VALUES)):
+                additive_attention._splits = lambda *_, splits=splits: splits
+                yield from recorded("additive_attention", name, run_attention, dtype, activation, values)
+        for enough in (0, 1 << 30):
+            additive_attention.MANY_PROGRAMS = enough
+            yield from recorded("additive_attention", name, run_gradients, dtype, activation)
+    # sizes of one are constants
+    yield from recorded("additive_attention", "one of everything", run_attention, torch.float32, "tanh", 1, 1)
+    yield from recorded("additive_attention", "one of everything", run_gradients, torch.float32, "tanh", 1)
+
+
+def run_attention(dtype: torch.dtype, activation: str, values: int, size: int = 64) -> None:
+    q, k, v, mask, bias = attention_inputs(dtype, size)
+    value = torch.zeros(*k.shape[:2], values, dtype=dtype)
+    additive_attention.additive_attention_forward(q, k, v, value, mask, bias, 1.0, activation, 0.01)
+    additive_attention.additive_scores_forward(q, k, v, activation, 0.01)
+
+
+def run_gradients(dtype: torch.dtype, activation: str, size: int = 64) -> None:
+    q, k, v, _, bias = attention_inputs(dtype, size)
+    additive_attention.additive_scores_backward(bias, q, k, v, activation, 0.01)
+
+
+def attention_inputs(dtype: torch.dtype, size: int) -> tuple[Tensor, ...]:
+    """Batch, queries, keys and channels are all of that size."""
+    q, k, v = (torch.zeros(*shape, dtype=dtype) for shape in ((size, size, size), (size, size, size), (size,)))
+    mask = torch.ones(size, size, size, dtype=torch.bool)
+    return q, k, v, mask, torch.zeros(mask.shape, dtype=torch.promote_types(dtype, torch.float32))
+
+
+def recorded(module: str, case: str, run: Callable[..., None], *arguments: Any) -> list[Launch]:
+    """What `run` launches. Nothing is, so it is the launches that count, not what is in the tensors."""
+    launches: list[Launch] = []
+
+    def note(kernel: Any, grid: tuple[int, ...], config: Config, *values: Any, **constants: Any) -> None:
+        launches.append(specialised(module, case, kernel, config, values, constants))
+
+    conv_lstm.launch = additive_attention.launch = note
+    run(*arguments)
+    return launches
+
+
+def specialised(
+    module: str, case: str, kernel: Any, config: Config, values: tuple[Any, ...], constants: dict[str, Any]
+) -> Launch:
+    """As Triton's own launcher does it: None and 1 are constants, and it looks for multiples of 16."""
+    fixed = constants | config.blocks
+    signature, aligned = {}, []
+    for index, (name, value) in enumerate(zip(kernel.arg_names, (*values, *fixed), strict=True)):
+        if name in fixed:
+            signature[name] = "constexpr"
+        elif isinstance(value, Tensor):
+            signature[name] = POINTERS[value.dtype]
+            aligned.append(index)
+        elif value is None or value == 1:
+            signature[name] = "constexpr"
+            fixed[name] = value
+        else:
+            signature[name] = "i32"
+            if value % 16 == 0:
+                aligned.append(index)
+    return Launch(module, kernel.__name__, case, tuple(signature.items()), tuple(fixed.items()), tuple(aligned), config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

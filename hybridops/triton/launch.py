@@ -1,0 +1,60 @@
+"""How kernels are launched and become ops: the ops are what torch.compile sees, with their fakes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+_library = torch.library.Library("hybridops_triton", "DEF")
+
+
+class Config(NamedTuple):
+    """A line of a table: the sizes of a program's blocks, by name, and how it is run."""
+
+    blocks: dict[str, int]
+    num_warps: int
+    num_stages: int = 2
+    # Where ptxas would rather spill a little than have fewer programs at a time: as many as a thread can have.
+    max_registers: int | None = None
+
+
+def launch(kernel: Any, grid: tuple[int, ...], config: Config, *arguments: Any, **constants: Any) -> None:
+    """On the current stream of the current device, which `op` has made that of the tensors."""
+    kernel[grid](*arguments, **constants, **config.blocks, **options(config))
+
+
+def options(config: Config) -> dict[str, Any]:
+    """Triton's: a sum and its product are rounded once, which is its default up to 3.9."""
+    chosen = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
+    return chosen if config.max_registers is None else chosen | {"maxnreg": config.max_registers}
+
+
+def op(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    """Registers a function of plain tensors as torch.ops.hybridops_triton.<name>, and gives that op.
+
+    A Library costs a third of what `torch.library.custom_op` does a call (3.5 µs and 8.3 measured on a CPU).
+    """
+
+    def register(function: Callable[..., Any]) -> Any:
+        name = schema.split("(")[0]
+
+        @functools.wraps(function)
+        def on_its_device(*arguments: Any) -> Any:
+            with _device_of(next(argument for argument in arguments if isinstance(argument, Tensor))):
+                return function(*arguments)
+
+        _library.define(schema)
+        _library.impl(name, on_its_device, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"hybridops_triton::{name}", fake, lib=_library)
+        return getattr(torch.ops.hybridops_triton, name).default
+
+    return register
+
+
+def _device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()

@@ -1,0 +1,115 @@
+"""The Triton ConvLSTM in the interpreter: every way its step may go; and which blocks are chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests import tolerances
+from tests.problems import DTYPES, assert_parity, cast, conv_lstm_inputs, fused_conv_lstm, plain_conv_lstm
+
+pytest.importorskip("triton")
+from hybridops.triton import conv_lstm
+
+interpreted = pytest.mark.interpreted
+
+
+def check(dtype=torch.float64, save="gates", **sizes) -> None:
+    assert_parity(plain_conv_lstm, fused_conv_lstm, conv_lstm_inputs(**sizes), dtype, backend="triton", save=save)
+
+
+@interpreted
+@pytest.mark.parametrize("hoists", [True, False], ids=["input ahead", "input in the step"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_where_the_input_is_convolved(monkeypatch, hoists, dtype):
+    monkeypatch.setattr(conv_lstm, "_hoists", lambda *_: hoists)
+    check(dtype, steps=2, channels=5, hidden=7, space=(3, 4))
+
+
+@interpreted
+@pytest.mark.parametrize("peephole", [None, "channel", "spatial"])
+@pytest.mark.parametrize(
+    ("space", "kernel"), [((9,), (3,)), ((2,), (5,)), ((4, 5), (1, 1)), ((4, 5), (3, 5)), ((2, 2), (7, 3))]
+)
+def test_kernels(space, kernel, peephole):
+    check(space=space, kernel=kernel, peephole=peephole, steps=2)
+
+
+@interpreted
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"space": (5, 9), "batch": 1, "kernel": (1, 1)}, {"hidden": 17, "kernel": (1, 3)},
+        {"channels": 33, "kernel": (3, 1)}, {"hidden": 33, "channels": 1, "space": (3, 2), "kernel": (1, 1)},
+        {"batch": 0}, {"steps": 0}, {"steps": 1, "states": False, "bias": False},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_sizes(sizes):
+    """Blocks of 32 pixels and 16 channels are full, or not."""
+    check(**{"steps": 2} | sizes)
+
+
+@interpreted
+@pytest.mark.parametrize("save", ["gates", "recompute"])
+def test_a_chunk_of_the_backward_that_is_not_the_first(save):
+    check(save=save, batch=1, steps=5, space=(3, 2), peephole="spatial")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("hoists", [True, False], ids=["input ahead", "input in the step"])
+@pytest.mark.parametrize("index", range(4))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_block_size_on_a_gpu(monkeypatch, dtype, index, hoists):
+    kind = {torch.float64: "float64", torch.float32: "ieee"}.get(dtype, "half")
+    monkeypatch.setattr(conv_lstm, "_config", lambda table, *_: table[kind][index % len(table[kind])])
+    monkeypatch.setattr(conv_lstm, "_hoists", lambda *_: hoists)
+    inputs = conv_lstm_inputs(steps=2, channels=35, hidden=66, space=(9, 17), peephole="spatial")
+    assert_parity(plain_conv_lstm, fused_conv_lstm, inputs, dtype, "cuda", backend="triton")
+
+
+@pytest.mark.gpu
+def test_captured_in_a_cuda_graph():
+    inputs = cast(conv_lstm_inputs(hidden=32), torch.bfloat16, "cuda")
+    want = fused_conv_lstm(**inputs, backend="triton")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = fused_conv_lstm(**inputs, backend="triton")
+    graph.replay()
+    torch.testing.assert_close(got, want, **tolerances.EXACT)
+
+
+@pytest.mark.parametrize("table", [conv_lstm.FORWARD, conv_lstm.BACKWARD], ids=["forward", "backward"])
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [(torch.bfloat16, "half"), (torch.float16, "half"), (torch.float32, "ieee"),
+                        (torch.float64, "float64")]
+)  # fmt: skip
+def test_blocks(table, dtype, kind):
+    """Large ones where they make enough programs and are full of channels, else the smallest."""
+    x = torch.empty(0, dtype=dtype)
+    assert conv_lstm._config(table, x, 1 << 20, 128) is table[kind][0]
+    assert conv_lstm._config(table, x, 64, 128) is table[kind][-1]
+    assert conv_lstm._config(table, x, 1 << 20, 17) is table[kind][-1]
+
+
+def test_a_small_step_has_its_input_convolved_ahead():
+    x, config = torch.empty(0, dtype=torch.bfloat16), conv_lstm.FORWARD["half"][-1]
+    assert conv_lstm._hoists(config, x, 1024, 16)
+    assert not conv_lstm._hoists(config, x, 1 << 20, 16)
+
+
+@pytest.fixture
+def _tf32() -> Iterator[None]:
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+@pytest.mark.usefixtures("_tf32")
+def test_tf32_is_as_pytorch_has_it():
+    x = torch.empty(0)
+    assert conv_lstm._config(conv_lstm.FORWARD, x, 64, 16) is conv_lstm.FORWARD["tf32"][-1]
+    assert conv_lstm._config(conv_lstm.FORWARD, x.double(), 64, 16) is conv_lstm.FORWARD["float64"][-1]
