@@ -6,6 +6,8 @@ A job is one variant of one task of a workload, such as ("kth", "training", "nat
     compiled           the same under torch.compile
     native             the fused module on that back end, and so on for every back end that is here
     native-recompute   the same, trained with save="recompute"
+    native-high        the same under torch.set_float32_matmul_precision("high"), on a CPU
+    native-direct      the same without Winograd's convolutions, on a CPU
     eager-autocast     on a GPU, eager and each back end under autocast to bfloat16 too
 
 The environment decides two things: HYBRIDOPS_BENCH_SMOKE=1 takes tiny workloads, which show that everything runs, and
@@ -14,11 +16,13 @@ HYBRIDOPS_BENCH_DEVICE (default cpu) names the device.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
 from typing import ClassVar
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +30,7 @@ from torch import Tensor, nn
 import hybridops
 import hybridops.functional as HF
 from hybridops import backends, reference
+from hybridops.native import conv_lstm as native_conv_lstm
 
 SMOKE = os.environ.get("HYBRIDOPS_BENCH_SMOKE") == "1"
 DEVICE = os.environ.get("HYBRIDOPS_BENCH_DEVICE", "cpu")
@@ -189,9 +194,36 @@ def variants(family: str, task: str) -> Iterator[str]:
         yield backend
         if family == "conv_lstm" and task == "training":
             yield f"{backend}-recompute"
+    if family == "conv_lstm" and DEVICE == "cpu":
+        yield from ("native-high", "native-direct")
     if DEVICE.startswith("cuda"):
         for name in ("eager", *fused_backends(family)):
             yield f"{name}-autocast"
+
+
+@contextlib.contextmanager
+def _matmul_precision(value: str) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(value)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+# What a job runs under, by the end of its variant's name
+MODES: dict[str, Callable[[], contextlib.AbstractContextManager]] = {
+    "": contextlib.nullcontext,
+    "high": partial(_matmul_precision, "high"),
+    "direct": partial(mock.patch.object, native_conv_lstm, "largest_winograd_tile", return_value=0),
+    "autocast": contextlib.nullcontext,  # of the forward alone
+}
+
+
+def split_mode(variant: str) -> tuple[str, str]:
+    """native-high -> native, high"""
+    name, _, mode = variant.rpartition("-")
+    return (name, mode) if mode in MODES and name else (variant, "")
 
 
 @cache
@@ -218,11 +250,11 @@ class Job:
     function: Callable[..., Tensor | tuple[Tensor, ...]]
     inputs: tuple[Tensor, ...]
     grad: Tensor | None  # of the output; None: inference
-    autocast: bool = False
+    mode: str = ""
 
     def __call__(self) -> tuple[Tensor, ...]:
-        with torch.set_grad_enabled(self.grad is not None):
-            with torch.autocast("cuda", torch.bfloat16, enabled=self.autocast):
+        with torch.set_grad_enabled(self.grad is not None), MODES[self.mode]():
+            with torch.autocast("cuda", torch.bfloat16, enabled=self.mode == "autocast"):
                 output = self.function(*self.inputs)
             output = output if isinstance(output, Tensor) else output[0]
             results = (output,) if self.grad is None else (output.detach(), *self._gradients(output))
@@ -241,19 +273,19 @@ def checked_job(workload: Workload, task: str, variant: str) -> Job:
     Raises:
         AssertionError: output or gradients are off by more than TOLERANCE, or AUTOCAST_TOLERANCE.
     """
-    plain_variant, autocast = variant.removesuffix("-autocast"), variant.endswith("-autocast")
+    name, mode = split_mode(variant)
     torch.backends.cudnn.allow_tf32 = False
     if variant == "compiled":
         torch._dynamo.reset()  # all modules share the plain one's code, of which only so many versions are compiled
     place: Place = {"dtype": torch.float32, "device": DEVICE}
-    function, short = _function(workload, task, plain_variant, place), workload.to_check()
-    got, want = replace(_job(short, task, function, place), autocast=autocast)(), _oracle(short, task)
+    function, short = _function(workload, task, name, place), workload.to_check()
+    got, want = replace(_job(short, task, function, place), mode=mode)(), _oracle(short, task)
     for index, (mine, exact) in enumerate(zip(got, want, strict=True)):
         error = ((mine - exact).abs().max() / exact.abs().max()).item()
-        if not error <= (AUTOCAST_TOLERANCE if autocast else TOLERANCE):
+        if not error <= (AUTOCAST_TOLERANCE if mode == "autocast" else TOLERANCE):
             what = ", ".join((workload.name, task, variant, f"gradient {index}" if index else "output"))
             raise AssertionError(f"{what}: an error of {error:.1e} of the largest value")
-    return replace(_job(workload, task, function, place), autocast=autocast)
+    return replace(_job(workload, task, function, place), mode=mode)
 
 
 @lru_cache(maxsize=1)  # the variants of a task come one after the other

@@ -20,6 +20,13 @@ TIMES_PLAIN = 2.0
 # Half precision, one: all but the last rounding is done in float32, and a rounding is half a unit.
 FLOOR_ULPS = {torch.float32: (8.0, 1.0), torch.bfloat16: (1.0, 0.0), torch.float16: (1.0, 0.0)}
 
+# float32, values and sums of order one to ten, by the least exact of Winograd's tiles: some units in the last place of
+# the largest product, where a wrong coefficient gives a tenth.
+WINOGRAD = {"rtol": 1e-4, "atol": 1e-4}
+
+# sigmoid and tanh of the compiled code, in units in the last place of the result.
+NONLINEARITY_ULPS = 3.0
+
 # Of a float32 score, relative to Σ|v|, the largest it can be: |tanh| <= 1, each of its values is good to about two
 # units in the last place (2.4e-7), and their sum adds about as much.
 SCORE = 5e-7

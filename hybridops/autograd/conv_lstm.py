@@ -19,8 +19,8 @@ from hybridops.reference import conv_lstm as reference
 
 # The backward goes through the sequence in chunks of about so many pixels, images and steps together, so that da (and,
 # where they are recomputed, the gates) exist for one chunk at a time. A chunk prepares the weights anew, and so many
-# pixels outweigh that.
-PIXELS_PER_CHUNK = 4096
+# pixels outweigh that; a GPU must also be filled by one.
+PIXELS_PER_CHUNK = {"cpu": 4096, "cuda": 262144}
 
 
 def run(
@@ -88,7 +88,7 @@ def _gradients(
     x, h0, c0, w_ih, w_hh, bias, peephole = inputs
     need_x, need_h0, need_c0, need_w_ih, need_w_hh, need_bias, need_peephole = needed
     steps, batch = hs.shape[:2]
-    length = max(1, PIXELS_PER_CHUNK // max(1, batch * hs.shape[3:].numel()))
+    length = max(1, PIXELS_PER_CHUNK.get(x.device.type, 4096) // max(1, batch * hs.shape[3:].numel()))
     # images contiguous in time, channels last: as the chunks come
     dx = x.new_empty(steps, batch, *x.shape[3:], x.shape[2]).movedim(-1, 2) if need_x else None
     dw_ih = db = dp = None

@@ -35,7 +35,7 @@ def conv_lstm_forward(
         None if bias is None else bias.to(acc).contiguous(),
         _peephole(peephole, acc),
         _SAVE[save],
-        _winograd(x.dtype),
+        largest_winograd_tile(x.dtype),
     )
     one_row = w_hh.dim() == 3
     return (
@@ -64,7 +64,7 @@ def conv_lstm_backward(
         _with_rows(w_hh, 2),
         _peephole(peephole, cs.dtype),
         need_dh0,
-        _winograd(gates.dtype),
+        largest_winograd_tile(gates.dtype),
     )
     return _backward_results(results, w_hh.dim() == 3, need_dh0)
 
@@ -96,7 +96,7 @@ def conv_lstm_backward_from_states(
         None if bias is None else bias.to(cs.dtype).contiguous(),
         _peephole(peephole, cs.dtype),
         need_dh0,
-        _winograd(hs.dtype),
+        largest_winograd_tile(hs.dtype),
     )
     return _backward_results(results, w_hh.dim() == 3, need_dh0)
 
@@ -127,25 +127,22 @@ def convolution_gradients(
     channels-last arguments into other layouts first.
     """
     da, dx, dweight, one_row = _sequence_channels_last(da), None, None, weight.dim() == 3
-    weight = _with_rows(weight, 2)
+    weight, tile = _with_rows(weight, 2), largest_winograd_tile(da.dtype)
     if need_x:
-        dx = _channels_third(torch.ops.hybridops.conv_input_gradient.default(da, weight, _winograd(da.dtype)), one_row)
+        dx = _channels_third(torch.ops.hybridops.conv_input_gradient.default(da, weight, tile), one_row)
     if need_weight:
-        dweight = torch.ops.hybridops.conv_weight_gradient.default(
-            da, _with_rows(x, 3), *weight.shape[2:], _winograd(da.dtype)
-        )
+        dweight = torch.ops.hybridops.conv_weight_gradient.default(da, _with_rows(x, 3), *weight.shape[2:], tile)
         dweight = dweight.squeeze(2) if one_row else dweight
     return dx, dweight
 
 
-def _winograd(dtype: torch.dtype) -> int:
-    """The largest tiles that Winograd's convolutions may have. Tiles of 2×2 outputs are as exact as a plain float32
-    convolution (docs/numerics.md); 4×4 ones lose a bit or two, and wait for
-    torch.set_float32_matmul_precision("high"). In half precision the loss is far below the last bit.
+def largest_winograd_tile(dtype: torch.dtype) -> int:
+    """Outputs along a side of the tiles that convolutions may be cut into, 0 = none: see docs/numerics.md.
+
+    Tiles of 2×2 are about as exact as a plain float32 convolution. Those of 4×4 lose a bit, and wait for
+    torch.set_float32_matmul_precision("high"); in half precision that is far below the last bit.
     """
-    if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
-        return 2
-    return 4
+    return 2 if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest" else 4
 
 
 def _with_rows(x: Tensor, channel_end: int) -> Tensor:

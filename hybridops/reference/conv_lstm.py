@@ -414,15 +414,30 @@ def conv_lstm_backward_from_states(
     peephole: Tensor | None,  # (3, H) or (3, H, S*), rows f, i, o
     need_dh0: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """`conv_lstm_backward` where the gates were not saved. With every state known, no recurrence is left in them: they
-    come back from one convolution over all T·B images.
+    """`conv_lstm_backward` where the gates were not saved."""
+    gates = gates_from_states(x, h0, hs, cs, c0, w_ih, w_hh, bias, peephole)
+    return conv_lstm_backward(grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0)
+
+
+def gates_from_states(
+    x: Tensor,  # (B, T, C, S*)
+    h0: Tensor | None,  # (B, H, S*), None = zeros
+    hs: Tensor,  # (T, B, H, S*)
+    cs: Tensor,  # (T, B, H, S*) accumulation dtype
+    c0: Tensor | None,  # (B, H, S*) accumulation dtype, None = zeros
+    w_ih: Tensor,  # (4H, C, K*)
+    w_hh: Tensor,  # (4H, H, K*)
+    bias: Tensor | None,  # (4H)
+    peephole: Tensor | None,  # (3, H) or (3, H, S*), rows f, i, o
+) -> Tensor:
+    """The gates (T, B, 4H, S*) that `conv_lstm_forward` would save. With every state known, no recurrence is left in
+    them: they come back from one convolution over all T·B images.
     """
     before = (_one_step_later(first, states) for first, states in ((h0, hs), (c0, cs)))
     images, hs_prev, cs_prev, cs_now = (t.flatten(0, 1) for t in (x.transpose(0, 1), *before, cs))
     rows = peephole_rows(peephole, w_hh.dim() - 2, cs.dtype)
     f, i, g, o, _ = _lstm_step(_preactivation(images, hs_prev, w_ih, w_hh, bias), cs_prev, rows, c=cs_now)
-    gates = torch.cat([f, i, g, o], dim=1).to(x.dtype).unflatten(0, hs.shape[:2])
-    return conv_lstm_backward(grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0)
+    return torch.cat([f, i, g, o], dim=1).to(x.dtype).unflatten(0, hs.shape[:2])
 
 
 def _one_step_later(first: Tensor | None, states: Tensor) -> Tensor:

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from hybridops.checks import accumulation_dtype
 from hybridops.native import refuse_forward_mode
-from hybridops.reference.conv_lstm import convolution_gradients
+from hybridops.reference.conv_lstm import convolution_gradients, gates_from_states
 from hybridops.triton.launch import Config, launch, op
 from hybridops.triton.math import cast, precision, product, sigmoid, tanh
 
-__all__ = ["conv_lstm_backward", "conv_lstm_forward", "convolution_gradients"]
+__all__ = ["conv_lstm_backward", "conv_lstm_backward_from_states", "conv_lstm_forward", "convolution_gradients"]
 
 # The block sizes that the kernels run with, all there are, by what multiplies: tensor cores in half precision or tf32,
 # or the units for float32 and float64. BLOCK_M pixels, BLOCK_N hidden channels, BLOCK_K channels that are summed over.
@@ -100,6 +100,26 @@ def conv_lstm_backward(
     da, dh0, dc0 = _backward(*images, need_dh0)
     da, dh0, dc0 = (_without_rows(t.movedim(-1, -3), w_hh) for t in (da, dh0, dc0))
     return da, dh0 if need_dh0 else None, dc0
+
+
+def conv_lstm_backward_from_states(
+    grad_hs: Tensor | None,  # (T,B,H,S*)
+    grad_hn: Tensor | None,  # (B,H,S*)
+    grad_cn: Tensor | None,  # (B,H,S*)
+    x: Tensor,  # (B,T,C,S*) any strides
+    h0: Tensor | None,  # (B,H,S*)
+    hs: Tensor,  # (T,B,H,S*)
+    cs: Tensor,  # (T,B,H,S*) acc
+    c0: Tensor | None,  # (B,H,S*) acc
+    w_ih: Tensor,  # (4H,C,K*)
+    w_hh: Tensor,  # (4H,H,K*)
+    bias: Tensor | None,  # (4H)
+    peephole: Tensor | None,  # (3,H) or (3,H,S*)
+    need_dh0: bool,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The gates come back by the library's convolution."""
+    gates = gates_from_states(x, h0, hs, cs, c0, w_ih, w_hh, bias, peephole)
+    return conv_lstm_backward(grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0)
 
 
 def _with_rows(tensor: Tensor | None, weight: Tensor) -> Tensor | None:

@@ -7,7 +7,6 @@ from collections import Counter
 import pytest
 import torch
 
-from hybridops.autograd.conv_lstm import IMAGES_PER_CHUNK
 from tests import tolerances
 from tests.modules.agreement import examples, pair, results
 from tests.native.recorder import Call, record
@@ -58,7 +57,7 @@ def test_same_bits_again(calls):
 
 
 def test_one_call_a_sequence():
-    sizes = CONV_LSTM | {"batch": 1, "steps": IMAGES_PER_CHUNK}
+    sizes = CONV_LSTM | {"batch": 1, "steps": 4}
     names = Counter(func.name() for func, _ in record("conv_lstm", sizes, backend="triton"))
     assert names == {"hybridops_triton::conv_lstm_forward": 3, "hybridops_triton::conv_lstm_backward": 2}
 

@@ -1,0 +1,130 @@
+"""Winograd's convolutions: the numbers of direct ones, as exact as is said, and nothing spreads through a tile."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests import tolerances
+from tests.problems import Tensors, cast, conv_lstm_inputs, fused_conv_lstm, plain_conv_lstm, with_gradients
+
+OPS = torch.ops.hybridops
+TILES = [0, 2, 4]  # as far as they go for the kernel; 0 is the direct form
+
+
+def root_mean_square(tensor: torch.Tensor) -> float:
+    return tensor.double().square().mean().sqrt().item()
+
+
+def gradients(da, x, h, w_ih, w_hh, tile) -> Tensors:
+    """Those of the two factors of W_ih * x and of W_hh * h."""
+    size = w_ih.shape[2:]
+    return {
+        "dx": OPS.conv_input_gradient(da, w_ih, tile),
+        "dh": OPS.conv_input_gradient(da, w_hh, tile),
+        "dw_ih": OPS.conv_weight_gradient(da, x.transpose(0, 1), *size, tile),
+        "dw_hh": OPS.conv_weight_gradient(da, h.movedim(-1, 2), *size, tile),
+    }
+
+
+def run(inputs: Tensors, tile: int) -> Tensors:
+    """Every op that convolves, without the Python around it."""
+    x, w_ih, w_hh, bias = (inputs[name] for name in ("x", "weight_ih", "weight_hh", "bias"))
+    h0, c0 = (inputs[name].movedim(1, -1).contiguous() for name in ("h0", "c0"))
+    hs, cs, gates = OPS.conv_lstm_forward(x, h0, c0, w_ih, w_hh, bias, None, 2, tile)
+    grad = torch.ones_like(hs)
+    da, dh0, _ = OPS.conv_lstm_backward(grad, None, None, gates, cs, c0, w_hh, None, True, tile)
+    states = (x, h0, hs, cs, c0, w_ih, w_hh, bias, None, True, tile)
+    again = OPS.conv_lstm_backward_from_states(grad, None, None, *states)[0]
+    results = {"hs": hs, "cs": cs, "gates": gates, "da": da, "dh0": dh0, "da again": again}
+    return results | gradients(da, x, hs, w_ih, w_hh, tile)
+
+
+@settings(max_examples=60)
+@given(
+    kernel=st.sampled_from([3, 5]),
+    space=st.tuples(st.integers(1, 11), st.integers(1, 11)),
+    channels=st.integers(1, 20),
+    hidden=st.integers(1, 20),
+    batch=st.integers(1, 3),
+    tile=st.sampled_from([2, 4]),
+)
+def test_parity(kernel, space, channels, hidden, batch, tile):
+    """Images that tiles do not fit into, and channels that vectors do not."""
+    sizes = {"batch": batch, "steps": 2, "channels": channels, "hidden": hidden, "space": space}
+    inputs = conv_lstm_inputs(kernel=(kernel, kernel), **sizes)
+    got, want = run(cast(inputs, torch.float32), tile), run(inputs, 0)
+    for name, exact in want.items():
+        torch.testing.assert_close(got[name].double(), exact, msg=name, **tolerances.WINOGRAD)
+
+
+@pytest.mark.parametrize("tile", [2, 4])
+def test_none_in_float64_or_for_other_kernels(tile):
+    inputs = conv_lstm_inputs(channels=9, hidden=9, space=(9, 9))
+    torch.testing.assert_close(run(inputs, tile), run(inputs, 0), **tolerances.EXACT)
+    for kernel in (1, 1), (3, 5), (7, 7):
+        inputs = cast(conv_lstm_inputs(channels=9, hidden=9, space=(9, 9), kernel=kernel), torch.float32)
+        torch.testing.assert_close(run(inputs, tile), run(inputs, 0), **tolerances.EXACT)
+
+
+def test_tiles_follow_the_precision_asked_for(monkeypatch):
+    inputs = cast(conv_lstm_inputs(channels=9, hidden=9, space=(9, 9)), torch.float32)
+    before = torch.get_float32_matmul_precision()
+    outputs = {}
+    for precision in ("highest", "high", "medium"):
+        torch.set_float32_matmul_precision(precision)
+        outputs[precision] = fused_conv_lstm(**inputs, backend="native")["output"]
+    torch.set_float32_matmul_precision(before)
+    of_two, of_four = (run(inputs, tile)["hs"].permute(1, 0, 4, 2, 3) for tile in (2, 4))
+    assert not torch.equal(of_two, of_four)
+    for precision, want in ("highest", of_two), ("high", of_four), ("medium", of_four):
+        torch.testing.assert_close(outputs[precision], want, **tolerances.EXACT)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"channels": 64, "hidden": 64, "space": (24, 24)},
+        {"channels": 3, "hidden": 16, "space": (32, 32)},
+        {"channels": 16, "hidden": 64, "space": (16, 16), "kernel": (5, 5)},
+        {"channels": 128, "hidden": 128, "space": (12, 12), "kernel": (5, 5)},
+    ],
+    ids=str,
+)
+def test_accuracy(sizes):
+    """Root mean squares of the errors, over thousands of elements: by default within twice those of plain PyTorch."""
+    inputs = conv_lstm_inputs(batch=2, steps=6, **sizes)
+    exact, single = with_gradients(plain_conv_lstm, inputs), cast(inputs, torch.float32)
+    plain, fused = (with_gradients(f, single) for f in (plain_conv_lstm, fused_conv_lstm))
+    for name, want in exact.items():
+        error, allowed = (root_mean_square(results[name].double() - want) for results in (fused, plain))
+        assert error <= tolerances.TIMES_PLAIN * allowed, name
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("tile", [2, 4])
+def test_one_large_value(tile, kernel):
+    """Its rounding error stays where it is summed, and does not come to the rest of its tile."""
+    inputs = conv_lstm_inputs(batch=1, steps=1, channels=9, hidden=9, space=(14, 15), kernel=(kernel, kernel))
+    inputs["x"][0, 0, 4, 7, 6] = 1e5
+    got, want = run(cast(inputs, torch.float32), tile)["hs"].double(), run(inputs, 0)["hs"]
+    torch.testing.assert_close(got, want, **tolerances.WINOGRAD)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("name", ["x", "h0", "weight_ih", "weight_hh"])
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("tile", [2, 4])
+def test_nonfinite(tile, kernel, name, value):
+    """In the same places as in a direct sum, gradients included."""
+    inputs = conv_lstm_inputs(batch=2, steps=2, channels=9, hidden=10, space=(9, 8), kernel=(kernel, kernel))
+    inputs[name].flatten()[inputs[name].numel() // 2] = value
+    inputs = cast(inputs, torch.float32)
+    got, want = run(inputs, tile), run(inputs, 0)
+    for key, direct in want.items():
+        kinds = [t.nan_to_num(math.nan, 1.0, -1.0).where(~t.isfinite(), 0.0) for t in (got[key], direct)]
+        torch.testing.assert_close(*kinds, equal_nan=True, msg=key, **tolerances.EXACT)
