@@ -157,7 +157,54 @@ class AdditiveAttentionWorkload:
         return module
 
 
-Workload = ConvLSTMWorkload | AdditiveAttentionWorkload
+@dataclass(frozen=True)
+class DecodingLoopWorkload:
+    """A decoder's attention over some steps, as it stands in text books: weights by concatenation, which projects the
+    encoder's outputs anew at every step; then the context. Fused, they are prepared once.
+    """
+
+    name: str
+    batch: int
+    steps: int
+    keys: int
+    width: int
+
+    family: ClassVar[str] = "additive_attention"
+    tasks: ClassVar[tuple[str, ...]] = ("loop inference",)
+    unit: ClassVar[str] = "G pairs/s"
+
+    def operations(self, task: str) -> float:
+        return self.batch * self.steps * self.keys * self.width
+
+    def multiply_adds(self, task: str) -> None:
+        return None
+
+    def to_check(self) -> DecodingLoopWorkload:
+        return replace(self, steps=min(self.steps, 3))
+
+    def inputs(self, task: str) -> tuple[Tensor, ...]:
+        return torch.randn(self.steps, self.batch, self.width), torch.randn(self.batch, self.keys, self.width)
+
+    def function(self, task: str, variant: str, place: Place) -> Callable[..., Tensor]:
+        plain = reference.ConcatAttention(self.width).to(**place)
+        if variant in ("eager", "compiled"):
+            if variant == "compiled":
+                compile_in_place(plain)
+            return lambda hidden, encoded: torch.stack([torch.bmm(plain(h, encoded)[:, None], encoded) for h in hidden])
+        w_query, w_key = plain.attn.weight.detach().split(self.width, dim=1)
+        fused = hybridops.FusedAdditiveAttention(*[self.width] * 3, bias=True, backend=variant).to(**place)
+        weights = {"query_proj.weight": w_query, "query_proj.bias": plain.attn.bias, "v.weight": plain.v.weight}
+        zero = torch.zeros_like(plain.attn.bias)
+        fused.load_state_dict(weights | {"key_proj.weight": w_key, "key_proj.bias": zero})
+
+        def decode(hidden: Tensor, encoded: Tensor) -> Tensor:
+            keys = fused.prepare(encoded)
+            return torch.stack([fused(h[:, None], keys, need_weights=False)[0] for h in hidden])
+
+        return decode
+
+
+Workload = ConvLSTMWorkload | AdditiveAttentionWorkload | DecodingLoopWorkload
 Place = dict[str, torch.dtype | str]  # the dtype and device of a job
 
 WORKLOADS: dict[str, tuple[Workload, ...]] = {
@@ -178,12 +225,16 @@ WORKLOADS: dict[str, tuple[Workload, ...]] = {
         AdditiveAttentionWorkload("decode", 32, 1, 50, 512, 512),
         AdditiveAttentionWorkload("decode128", 32, 1, 200, 128, 128),
         AdditiveAttentionWorkload("long", 1, 256, 2048, 256, 256),
+        DecodingLoopWorkload("decoder", 32, 50, 50, 512),
     ),
 }
 if SMOKE:
     WORKLOADS = {
         "conv_lstm": (ConvLSTMWorkload("tiny", 2, 4, 3, 8, 10, 3),),
-        "additive_attention": (AdditiveAttentionWorkload("tiny", 2, 1, 7, 32, 16),),
+        "additive_attention": (
+            AdditiveAttentionWorkload("tiny", 2, 1, 7, 32, 16),
+            DecodingLoopWorkload("decoder", 2, 3, 7, 16),
+        ),
     }
 
 

@@ -14,7 +14,7 @@ inline constexpr int tile_pixels = std::min(HYBRIDOPS_REGISTERS * 3 / 4 / N, 8);
 // Reduction steps after which the accumulators of a block are set aside: the weights of a chunk stay in the L1 cache
 // while every pixel of the block passes over them, and the rounding error of a sum of sums is less than that of one.
 template <class A, int N>
-inline constexpr int64_t chunk_steps = std::min(16 * 1024 / (N * HYBRIDOPS_VECTOR_BYTES), 96);
+inline constexpr int64_t chunk_steps = std::min(16 * 1024 / (N * HYBRIDOPS_VECTOR_BYTES), std::max(32 * N, 64));
 
 // partial (P,N,lanes) += the pixels' runs times the weights. `pixel[p]` points to the first element of pixel p's run; runs of
 // the next kernel rows follow row_stride apart; weights follow each other.
@@ -23,6 +23,7 @@ void accumulate_tile(A* partial, const A* const* pixels, int64_t row_stride, int
     const A* pixel[P];
     for (int p = 0; p < P; ++p) pixel[p] = pixels[p];
     Simd<A> acc[P][N] = {};  // from zero: the error of a sum grows with its length
+    for (int i = 0; i < P * N; ++i) hold(acc[i / N][i % N]);
     for (int64_t row = 0; row < rows; ++row) {
         for (int64_t j = row * row_stride; j < row * row_stride + length; ++j, w += N * lanes<A>) {
             // hold the smaller set in registers, stream the other

@@ -92,6 +92,10 @@ class AdditiveAttention(nn.Module):
     or None). A query (B, Q) gives (B, D) and (B, T). A row that may attend nothing has a zero context, zero weights and
     zero gradients.
 
+    In a beam search the queries may be m times as many, (m·B, S, Q) or (m·B, Q), the m of a batch entry next to each other
+    as `repeat_interleave` puts them: they share its keys, which are not repeated. A mask is then the same for all queries
+    of an entry.
+
     Raises:
         TypeError, ValueError: an argument, or the shape of an input, is not as said here.
     """
@@ -149,11 +153,18 @@ class AdditiveAttention(nn.Module):
             raise ValueError("value and mask must be None where key is PreparedKeys, which holds them already")
         batch, keys = key.key.shape[:2]
         one_query = isinstance(query, Tensor) and query.dim() == 2
-        check_shape("query", query, (batch, self.query_dim) if one_query else (batch, "S", self.query_dim))
+        check_shape("query", query, ("m·B", self.query_dim) if one_query else ("m·B", "S", self.query_dim))
+        count = query.shape[0]
+        if count != batch and (batch == 0 or count % batch or count == 0):
+            raise ValueError(f"query must have the batch size of key, {batch}, or a multiple of it, got {count}")
 
         q = self.query_proj(query.unsqueeze(1) if one_query else query)
-        mask = broadcast_mask(key.mask, batch, q.shape[1], keys)
-        context, weights = self._attend(q, key, mask, need_weights)
+        # the m queries of an entry are so many more queries of its keys
+        shared = q.flatten(0, 1).unflatten(0, (batch, -1)) if count != batch else q
+        mask = broadcast_mask(key.mask, batch, 1 if count != batch else q.shape[1], keys)
+        context, weights = self._attend(shared, key, mask, need_weights)
+        if count != batch:
+            context, weights = (None if t is None else t.reshape(*q.shape[:2], -1) for t in (context, weights))
         if one_query:
             return context.squeeze(1), None if weights is None else weights.squeeze(1)
         return context, weights

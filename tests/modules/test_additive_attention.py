@@ -98,6 +98,33 @@ def test_gradients_through_prepared_keys(arguments):
     assert_agree(Decoder(plain, False), Decoder(fused, True), *inputs)
 
 
+@variants
+@pytest.mark.parametrize("mask", [None, MASK], ids=["none", "(B,T)"])
+@pytest.mark.parametrize("queries", [(6, 4), (6, 3, 4)], ids=["one query", "three"])
+def test_beams_share_keys(arguments, mask, queries):
+    """As if the keys were repeated for each beam, gradients included."""
+    plain, fused = (module.eval() for module in pair("AdditiveAttention", 4, 6, 8, **arguments))
+    query, key, value = randn(*queries), randn(2, 5, 6), randn(1, 2, 5, 3)[0]
+    repeated = [None if t is None else t.repeat_interleave(3, 0) for t in (key, value, mask)]
+    want = plain(query, *repeated)
+    for module in plain, fused:
+        torch.testing.assert_close(module(query, key, value, mask), want, **tolerances.FLOAT64)
+        torch.testing.assert_close(module(query, module.prepare(key, value, mask)), want, **tolerances.FLOAT64)
+    leaves = [query.requires_grad_(), key.requires_grad_()]
+    grads = [
+        torch.autograd.grad(module(query, k, mask=m)[0].square().sum(), leaves)
+        for module, k, m in ((fused, key, mask), (plain, key.repeat_interleave(3, 0), repeated[2]))
+    ]
+    torch.testing.assert_close(*grads, **tolerances.FLOAT64)
+
+
+@pytest.mark.parametrize("count", [1, 3, 5, 0])
+def test_queries_that_are_no_beams(count):
+    for module in pair("AdditiveAttention", 4, 6, 8):
+        with pytest.raises(ValueError, match=rf"^query must have the batch size of key, 2, .* got {count}$"):
+            module(randn(count, 3, 4), randn(2, 5, 6))
+
+
 def test_keys_prepared_by_one_back_end_serve_another():
     _, module = pair("AdditiveAttention", 4, 6, 8)
     query, key = randn(2, 4), randn(2, 5, 6)
