@@ -92,9 +92,9 @@ class AdditiveAttention(nn.Module):
     or None). A query (B, Q) gives (B, D) and (B, T). A row that may attend nothing has a zero context, zero weights and
     zero gradients.
 
-    In a beam search the queries may be m times as many, (m·B, S, Q) or (m·B, Q), the m of a batch entry next to each other
-    as `repeat_interleave` puts them: they share its keys, which are not repeated. A mask is then the same for all queries
-    of an entry.
+    In a beam search the queries may be m times as many, (m·B, S, Q) or (m·B, Q), the m of a batch entry next to each
+    other as `repeat_interleave` puts them: they share its keys, which are not repeated. A mask is then the same for all
+    queries of an entry.
 
     Raises:
         TypeError, ValueError: an argument, or the shape of an input, is not as said here.
