@@ -143,9 +143,17 @@ def _winograd(dtype: torch.dtype) -> int:
     convolution (docs/numerics.md); 4×4 ones lose a bit or two, and wait for
     torch.set_float32_matmul_precision("high"). In half precision the loss is far below the last bit.
     """
-    if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
-        return 2
-    return 4
+    return 2 if dtype == torch.float32 and not _reduced_precision() else 4
+
+
+def _reduced_precision() -> bool:
+    """Whether float32 products may lose bits on the CPU. torch.get_float32_matmul_precision() cannot be asked: it raises
+    where a setting of one device was made on its own, and torch.compile does not take it. Nor does it take what is
+    asked instead, but guards on the last, which the global setting sets as well.
+    """
+    if torch.compiler.is_compiling():
+        return torch.backends.cuda.matmul.allow_tf32
+    return torch.backends.mkldnn.matmul.fp32_precision in ("tf32", "bf16")
 
 
 def _with_rows(x: Tensor, channel_end: int) -> Tensor:
