@@ -147,9 +147,9 @@ def _winograd(dtype: torch.dtype) -> int:
 
 
 def _reduced_precision() -> bool:
-    """Whether float32 products may lose bits on the CPU. torch.get_float32_matmul_precision() cannot be asked: it raises
-    where a setting of one device was made on its own, and torch.compile does not take it. Nor does it take what is
-    asked instead, but guards on the last, which the global setting sets as well.
+    """Whether float32 products may lose bits on the CPU. torch.get_float32_matmul_precision() would be the way to ask,
+    but raises where one device's precision was set on its own, and breaks a graph of torch.compile. So does what is
+    asked instead; a graph asks for what torch.compile guards on, which the setting for all devices sets too.
     """
     if torch.compiler.is_compiling():
         return torch.backends.cuda.matmul.allow_tf32
