@@ -73,8 +73,9 @@ def test_out_of_memory():
     that got through. The variables make glibc ask the system for every larger piece, and give it back.
     """
     variables = {"OMP_NUM_THREADS": "2", "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
-    said = run_python(OUT_OF_MEMORY, **variables).splitlines()
-    assert said == ["attention MemoryError RuntimeError", "conv_lstm MemoryError RuntimeError"]
+    errors = dict(line.split(" ", 1) for line in run_python(OUT_OF_MEMORY, **variables).splitlines())
+    assert "RuntimeError" in errors["attention"]  # the scores are larger than all that the kernels take
+    assert errors["conv_lstm"] == "MemoryError RuntimeError"
 
 
 @pytest.fixture
