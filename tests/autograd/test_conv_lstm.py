@@ -197,7 +197,7 @@ def test_gradcheck(target, peephole, space, states):
     function, leaves = small_problem(target, peephole, space, states=states)
     for save in SAVES:
         assert torch.autograd.gradcheck(lambda *a, s=save: function(*a, save=s), leaves, fast_mode=True)
-    assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
+        assert torch.autograd.gradgradcheck(lambda *a, s=save: function(*a, save=s), leaves, fast_mode=True)
 
 
 def test_gradient_penalty(target):
