@@ -10,7 +10,7 @@ NEED      = @$(PY) .ci/need.py
 FORMAT    = $(PY) -c 'from clang_format import clang_format; clang_format()'
 CXX_FILES = $(filter %.h %.cpp %.cu %.cuh,$(wildcard csrc/* csrc/*/* tests/cuda_shim/*))
 
-.PHONY: help demo test triton-test triton-check bench check lint format build env clean
+.PHONY: help demo test triton-test triton-check sanitize bench check lint format build env clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,18 @@ triton-test: build ## the Triton kernels in Triton's interpreter, on the CPU
 triton-check: env ## that the Triton kernels compile for GPUs, and spill no registers; needs none
 	$(NEED) triton
 	$(PY) -m hybridops.triton.check $(ARGS)
+
+# The kernels anew, in a copy of the package of their own. The sanitizers' runtimes have to be there before Python is;
+# what Python itself never frees is not looked for. ARGS picks others than the tests of parity.
+SANITIZED := build/sanitize/lib
+PARITY    := tests/functional tests/autograd tests/native/test_ops.py tests/native/test_determinism.py -k 'native and not compile'
+sanitize: env ## the tests of parity under AddressSanitizer and UndefinedBehaviorSanitizer, some ten minutes
+	$(NEED) pytest hypothesis setuptools
+	HYBRIDOPS_SANITIZE=address,undefined HYBRIDOPS_REQUIRE_NATIVE=1 HYBRIDOPS_CUDA=0 \
+		$(PY) setup.py -q build --build-base build/sanitize --build-lib $(SANITIZED)
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		$(PY) -m pytest -q -p no:cacheprovider -o pythonpath=$(SANITIZED) $(or $(ARGS),$(PARITY))
 
 bench: build ## the benchmarks: eager, compiled and fused
 	$(NEED) pytest pytest-benchmark

@@ -9,6 +9,7 @@ every torch from 2.10 and every Python from 3.10. The environment decides the re
     HYBRIDOPS_REQUIRE_NATIVE=1    fail where hybridops._C cannot be built, instead of warning and going on without it
     HYBRIDOPS_CUDA=0 | 1          never build hybridops._C_cuda | build it or fail, on a torch without CUDA too
     HYBRIDOPS_EMULATE_AVX512=1    for tests: the AVX-512 kernels in AVX2 instructions (csrc/cpu/isa.h)
+    HYBRIDOPS_SANITIZE=address,undefined    for tests: what GCC's and Clang's -fsanitize= takes (make sanitize)
     TORCH_CUDA_ARCH_LIST, CUDA_HOME, CC, CXX, MAX_JOBS        as in any torch extension; after changing one: --force
 """
 
@@ -40,6 +41,11 @@ TARGET = "-DTORCH_TARGET_VERSION=0x020A000000000000"
 CXX_FLAGS = [TARGET, "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall"]
 if os.environ.get("HYBRIDOPS_EMULATE_AVX512") == "1":
     CXX_FLAGS.append("-DHYBRIDOPS_EMULATE_AVX512")
+SANITIZE = os.environ.get("HYBRIDOPS_SANITIZE")
+# The first finding ends the process, and its stack has the lines of the source.
+SANITIZE_FLAGS = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all"] if SANITIZE else []
+if SANITIZE:
+    CXX_FLAGS += [*SANITIZE_FLAGS, "-O1", "-g1", "-fno-omit-frame-pointer"]
 RELEASE_ARCHS = "8.0;9.0;10.0+PTX"
 
 
@@ -85,7 +91,7 @@ def extension(name: str, sources: list[str], headers: list[str], **options) -> E
 
 def cpu_extensions() -> list[Extension]:
     sources, headers = csrc("library.cpp", "cpu/*.cpp"), csrc("math/*.h", "cpu/*.h")
-    return [extension("_C", sources, headers, extra_compile_args=CXX_FLAGS)]
+    return [extension("_C", sources, headers, extra_compile_args=CXX_FLAGS, extra_link_args=SANITIZE_FLAGS)]
 
 
 def cuda_extensions() -> list[Extension]:

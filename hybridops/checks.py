@@ -33,7 +33,7 @@ def check_number(name: str, value: float, low: float = -math.inf, high: float = 
     expected = "a finite number" if math.isinf(high - low) else f"a number in [{low:g}, {high:g}]"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be {expected}, got {value!r} of type {type(value).__name__}")
-    if not (math.isfinite(value) and low <= value <= high):
+    if not (-math.inf < value < math.inf and low <= value <= high):  # a symbol of torch.compile takes no math.isfinite
         raise ValueError(f"{name} must be {expected}, got {value}")
     return float(value)
 

@@ -8,6 +8,7 @@ pre-activations, known for many steps, what follows from it is batched over them
 
 from __future__ import annotations
 
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -65,7 +66,8 @@ class ConvLSTM(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True
             grads = differentiable_gradients(lambda: _states(*inputs), inputs, needed, (grad_hs, grad_hn, grad_cn))
         else:
-            grads = _gradients(ctx.backend, inputs, needed, hs, cs, gates, grad_hs, grad_hn, grad_cn)
+            gradients = _gradients_as_one_op if torch.compiler.is_compiling() else _gradients
+            grads = gradients(ctx.backend, inputs, needed, hs, cs, gates, grad_hs, grad_hn, grad_cn)
         return None, None, None, *grads
 
 
@@ -89,8 +91,7 @@ def _gradients(
     need_x, need_h0, need_c0, need_w_ih, need_w_hh, need_bias, need_peephole = needed
     steps, batch = hs.shape[:2]
     length = max(1, PIXELS_PER_CHUNK.get(x.device.type, 4096) // max(1, batch * hs.shape[3:].numel()))
-    # images contiguous in time, channels last: as the chunks come
-    dx = x.new_empty(steps, batch, *x.shape[3:], x.shape[2]).movedim(-1, 2) if need_x else None
+    dx = _time_major_channels_last(x) if need_x else None
     dw_ih = db = dp = None
     dw_hh = torch.zeros_like(w_hh, dtype=cs.dtype)  # one step from zeros adds nothing
     for end in range(steps, 0, -length):
@@ -132,6 +133,11 @@ def _gradients(
     )
 
 
+def _time_major_channels_last(x: Tensor) -> Tensor:
+    """Empty (T,B,C,S*) for x (B,T,C,S*), images contiguous in time: as the gradients of the chunks come."""
+    return x.new_empty(x.shape[1], x.shape[0], *x.shape[3:], x.shape[2]).movedim(-1, 2)
+
+
 def _add_recurrent_gradient(
     dw: Tensor, backend: ModuleType, da: Tensor, h0: Tensor | None, hs: Tensor, w_hh: Tensor
 ) -> None:
@@ -158,3 +164,35 @@ def _peephole_gradient(da: Tensor, c_before: Tensor | None, cs: Tensor, peephole
     cs_prev = torch.cat([c_before[None], cs[:-1]])
     over = [0, 1] if peephole.dim() > 2 else [0, 1, *range(3, cs.dim())]
     return torch.stack([(a * c).sum(over) for a, c in ((da_f, cs_prev), (da_i, cs_prev), (da_o, cs))])
+
+
+# ------------------------------------------------------------------------------------------ in a graph of torch.compile
+# The loop over chunks is one op there. Traced, it would be unrolled, and anew for every number of steps and images.
+
+_OP = "hybridops::conv_lstm_gradients"
+torch.library.define(
+    _OP,
+    "(str backend, Tensor?[] inputs, bool[] needed, Tensor hs, Tensor cs, Tensor? gates, Tensor? grad_hs, "
+    "Tensor? grad_hn, Tensor? grad_cn) -> Tensor[]",
+)
+
+
+def _gradients_as_one_op(
+    backend: ModuleType, inputs: list[Tensor | None], needed: tuple[bool, ...], *tensors: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    grads = iter(torch.ops.hybridops.conv_lstm_gradients.default(backend.__name__, inputs, needed, *tensors))
+    return tuple(next(grads) if need else None for need in needed)
+
+
+@torch.library.impl(_OP, "CompositeExplicitAutograd")
+def _(backend: str, inputs: list[Tensor | None], needed: list[bool], *tensors: Tensor | None) -> list[Tensor]:
+    """The gradients that are needed; contiguous, but for dx, which is as `_gradients` makes it."""
+    dx, *others = _gradients(sys.modules[backend], inputs, needed, *tensors)
+    return [grad for grad in (dx, *(g if g is None else g.contiguous() for g in others)) if grad is not None]
+
+
+@torch.library.register_fake(_OP)
+def _(backend: str, inputs: list[Tensor | None], needed: list[bool], *tensors: Tensor | None) -> list[Tensor]:
+    wanted = [t for t, need in zip(inputs[1:], needed[1:], strict=True) if need]
+    grads = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in wanted]
+    return [_time_major_channels_last(inputs[0]).transpose(0, 1), *grads] if needed[0] else grads

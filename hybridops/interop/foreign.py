@@ -71,12 +71,19 @@ def _signature(module: nn.Module) -> Signature:
         raise NotRecognised("its forward is an attribute of this very module")
     if next(module.buffers(), None) is not None:
         raise NotRecognised("it has buffers")
-    for name, child in module.named_modules():
-        if child is not module and any(hooks for key, hooks in _hooks(child).items() if key in _CALLED_WITH_FORWARD):
-            raise NotRecognised(f"{name} has hooks, which would no longer be called")
-        if any(isinstance(value, Tensor) for value in vars(child).values()):
-            raise NotRecognised("it keeps tensors that are neither parameters nor buffers")
+    refuse_hooks_within(module)
+    if any(isinstance(value, Tensor) for child in module.modules() for value in vars(child).values()):
+        raise NotRecognised("it keeps tensors that are neither parameters nor buffers")
     return signature
+
+
+def refuse_hooks_within(module: nn.Module, besides: tuple[type, ...] = ()) -> None:
+    for name, child in module.named_modules():
+        called = (
+            hook for key, hooks in _hooks(child).items() if key in _CALLED_WITH_FORWARD for hook in hooks.values()
+        )
+        if child is not module and not all(isinstance(hook, besides) for hook in called):
+            raise NotRecognised(f"{name} has hooks, which would no longer be called")
 
 
 class _Trial:

@@ -10,7 +10,8 @@ from torch import nn
 from hybridops import modules, reference
 from hybridops.checks import check_bool
 from hybridops.interop.calls import FusedForeign, fused_class
-from hybridops.interop.foreign import NotRecognised, recognise
+from hybridops.interop.foreign import NotRecognised, recognise, refuse_hooks_within
+from hybridops.modules.recomputed import RECOMPUTING_HOOKS
 
 FUSED: dict[type[nn.Module], type[nn.Module]] = {
     reference.ConvLSTMCell: modules.FusedConvLSTMCell,
@@ -50,7 +51,8 @@ def fuse(model: nn.Module, *, strict: bool = False, report: bool = False) -> nn.
     It happens in place: the module objects stay the same ones with another class, so parameters, hooks, training mode,
     state dict and whatever else refers to them are kept.
 
-    - A module that is exactly one of `hybridops.reference`'s gets its fused class. A subclass is left alone.
+    - A module that is exactly one of `hybridops.reference`'s gets its fused class. A subclass is left alone, and so is
+      one with hooks on what is within, but for those that compute a weight (`torch.nn.utils.weight_norm`, `prune`).
     - A module of another class, whose parameters have the shapes of a ConvLSTM or an additive attention, is tried: what
       it computes, on a copy with random parameters and random inputs, has to be what the fused functions compute, in
       evaluation and in training, outputs and gradients. It then gets a subclass of its own class, which answers the
@@ -100,6 +102,7 @@ def _fuse(module: nn.Module, name: str, outcome: FuseReport, seen: set[nn.Module
 def _swap(module: nn.Module) -> None:
     kind = type(module)
     if kind in FUSED:
+        refuse_hooks_within(module, besides=RECOMPUTING_HOOKS)
         module.__class__ = FUSED[kind]
         return
     if kind in FUSED.values() or isinstance(module, FusedForeign):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import hybridops.functional as HF
+from hybridops.modules.recomputed import recompute_weights
 from hybridops.reference.additive_attention import AdditiveAttention, ConcatAttention, PreparedKeys, masked_softmax
 
 
@@ -33,6 +34,7 @@ class FusedConcatAttention(ConcatAttention):
         self.backend = backend
 
     def _weights(self, hidden: Tensor, encoder_outputs: Tensor, mask: Tensor | None) -> Tensor:
+        recompute_weights(self.attn, self.v)
         w_query, w_key = self.attn.weight.split(self.hidden_dim, dim=1)
         query = F.linear(hidden, w_query, self.attn.bias).unsqueeze(1)
         scores = HF.additive_scores(query, F.linear(encoder_outputs, w_key), self.v.weight[0], backend=self.backend)
@@ -60,6 +62,7 @@ class FusedAdditiveAttention(AdditiveAttention):
     def _attend(
         self, q: Tensor, keys: PreparedKeys, mask: Tensor | None, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
+        recompute_weights(self.v)
         out = HF.additive_attention(
             q, keys.key, keys.value, self.v.weight[0], mask=mask, scale=self.scale,
             activation=self.activation, negative_slope=self.negative_slope,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import hybridops.functional as HF
 from hybridops.checks import check_choice, check_shape
+from hybridops.modules.recomputed import recompute_weights
 from hybridops.reference.conv_lstm import ConvLSTM, ConvLSTMCell, States
 
 
@@ -22,6 +23,10 @@ class FusedConvLSTMCell(ConvLSTMCell):
     def __init__(self, *args: Any, backend: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.backend = backend
+
+    def canonical_weights(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        recompute_weights(self.conv)
+        return super().canonical_weights()
 
     def forward(self, x_t: Tensor, states: States | None = None) -> States:
         check_shape("x_t", x_t, ("B", self.input_dim, *self._space()))

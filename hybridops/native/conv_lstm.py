@@ -142,7 +142,17 @@ def largest_winograd_tile(dtype: torch.dtype) -> int:
     Tiles of 2×2 are about as exact as a plain float32 convolution. Those of 4×4 lose a bit, and wait for
     torch.set_float32_matmul_precision("high"); in half precision that is far below the last bit.
     """
-    return 2 if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest" else 4
+    return 2 if dtype == torch.float32 and not _reduced_precision() else 4
+
+
+def _reduced_precision() -> bool:
+    """Whether float32 products may lose bits on the CPU. torch.get_float32_matmul_precision() would be the way to ask,
+    but raises where one device's precision was set on its own, and breaks a graph of torch.compile. So does what is
+    asked instead; a graph asks for what torch.compile guards on, which the setting for all devices sets too.
+    """
+    if torch.compiler.is_compiling():
+        return torch.backends.cuda.matmul.allow_tf32
+    return torch.backends.mkldnn.matmul.fp32_precision in ("tf32", "bf16")
 
 
 def _with_rows(x: Tensor, channel_end: int) -> Tensor:

@@ -40,6 +40,20 @@ def test_gradcheck(target, activation):
         assert torch.autograd.gradgradcheck(function, arguments, fast_mode=True)
 
 
+def test_second_derivatives_with_prepared_keys(target):
+    """The exponentials were taken once, outside of any graph; the keys' gradients do not go through them."""
+    inputs, _ = problem(target, queries=2, width=3)
+    exponentials = HF.prepare_exponentials(inputs["key"], backend=target.backend)
+    leaves = {name: t.requires_grad_() for name, t in inputs.items()}
+
+    def attend(*tensors):
+        arguments = dict(zip(leaves, tensors, strict=True))
+        return tuple(fused_attention(**arguments, prepared=exponentials, backend=target.backend).values())
+
+    # not gradcheck: its finite differences change the keys, and not what was prepared of them
+    assert torch.autograd.gradgradcheck(attend, tuple(leaves.values()), fast_mode=True)
+
+
 @pytest.mark.parametrize("needed", ["query", "key", "value", "v", "score_bias"])
 def test_one_gradient_alone(target, needed):
     inputs, mask = problem(target)

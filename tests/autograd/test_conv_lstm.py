@@ -7,8 +7,10 @@ import torch
 from torch.autograd import forward_ad
 
 import hybridops.functional as HF
+from hybridops import backends
 from hybridops.autograd import conv_lstm as autograd
 from tests import tolerances
+from tests.native.test_ops import SCHEMA_AND_FAKE
 from tests.problems import (
     DTYPES,
     assert_parity,
@@ -157,6 +159,20 @@ def test_results_share_no_memory(target, steps):
     assert len(set(places)) == len(places)
 
 
+@saves
+@pytest.mark.parametrize("needed", [["x", "h0", "c0", "weight_ih", "weight_hh", "bias", "peephole"], ["c0", "bias"]])
+@pytest.mark.parametrize("sizes", [{"peephole": "spatial"}, {"space": (7,), "kernel": (3,)}, {"batch": 0}], ids=str)
+def test_the_op_of_a_compiled_graph(target, sizes, needed, save):
+    """Its shapes and strides are as its fake says, of one chunk and of several, with every gradient and with few."""
+    inputs = cast(conv_lstm_inputs(steps=5, **sizes), torch.float32, target.device)
+    backend = backends.choose("conv_lstm", target.backend, inputs["x"], inputs["x"].dim() - 3)
+    wanted = [name in needed and tensor is not None for name, tensor in inputs.items()]
+    hs, cs, gates = backend.conv_lstm_forward(*inputs.values(), "gates" if save == "gates" else "cells")
+    grads = (torch.ones_like(hs), None, torch.ones_like(cs[0]))
+    call = (backend.__name__, list(inputs.values()), wanted, hs, cs, gates, *grads)
+    torch.library.opcheck(torch.ops.hybridops.conv_lstm_gradients.default, call, test_utils=SCHEMA_AND_FAKE)
+
+
 # ------------------------------------------------------------------------------------------------ second derivatives
 
 
@@ -181,7 +197,7 @@ def test_gradcheck(target, peephole, space, states):
     function, leaves = small_problem(target, peephole, space, states=states)
     for save in SAVES:
         assert torch.autograd.gradcheck(lambda *a, s=save: function(*a, save=s), leaves, fast_mode=True)
-    assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
+        assert torch.autograd.gradgradcheck(lambda *a, s=save: function(*a, save=s), leaves, fast_mode=True)
 
 
 def test_gradient_penalty(target):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -18,8 +21,10 @@ here = pytest.mark.skipif(native.missing() is not None, reason=str(native.missin
 
 
 @pytest.fixture(autouse=True)
-def _fresh() -> None:
+def _fresh() -> Iterator[None]:
     torch._dynamo.reset()
+    yield
+    torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.parametrize(
@@ -62,8 +67,8 @@ def counting_backend(ops: dict[str, Counter]):
 @pytest.mark.parametrize(
     ("kind", "forward", "backward", "layers"),
     [
-        ("ConvLSTMCell", "conv_lstm_forward", "conv_lstm_backward", 1),
-        ("ConvLSTM", "conv_lstm_forward", "conv_lstm_backward", 2),
+        ("ConvLSTMCell", "conv_lstm_forward", "conv_lstm_gradients", 1),
+        ("ConvLSTM", "conv_lstm_forward", "conv_lstm_gradients", 2),
         ("ConcatAttention", "additive_scores_forward", "additive_scores_backward", 1),
         ("AdditiveAttention", "additive_weights_forward", "additive_scores_backward", 1),
     ],
@@ -75,19 +80,60 @@ def test_the_compiled_backward_is_the_compiled_op(kind, forward, backward, layer
     ops = {"forward": Counter(), "backward": Counter()}
     results(torch.compile(module, backend=counting_backend(ops), fullgraph=True), inputs)
     assert ops["forward"] == {f"hybridops::{forward}": layers}
-    assert ops["backward"][f"hybridops::{backward}"] >= layers  # more where the sequence is cut into chunks
-    assert not any(op.endswith("forward") for op in ops["backward"])
+    assert ops["backward"] == {f"hybridops::{backward}": layers}
 
 
-@pytest.mark.parametrize("kind", ["ConvLSTMCell", "AdditiveAttention"])
-def test_recompiled_for_other_shapes(kind):
-    """The first shapes' graph does not serve the second's; sizes become symbols."""
+def of_size(kind: str, batch: int, length: int) -> tuple[torch.Tensor, ...]:
+    """`length` is the number of steps, of keys, or, of a cell, the height."""
+    shapes = {
+        "ConvLSTMCell": [(batch, 3, length, 6)],
+        "ConvLSTM": [(batch, length, 3, 7, 6)],
+        "ConcatAttention": [(batch, 16), (batch, length, 16)],
+        "AdditiveAttention": [(batch, 4, 10), (batch, length, 12)],
+    }
+    return tuple(randn(*shape) for shape in shapes[kind])
+
+
+@here
+@pytest.mark.parametrize("kind", examples())
+def test_one_more_graph_for_all_other_sizes(kind):
+    """The second sizes become symbols, and then whatever comes runs: the backward too, though it goes by chunks."""
+    assert_no_recompiling(kind, warm_up=2, training=True, backend="aot_eager")
+
+
+@here
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("kind", ["ConvLSTM", "AdditiveAttention"])
+def test_inductor(kind, training):
+    """Symbols from the start, since it compiles for seconds."""
+    assert_no_recompiling(kind, warm_up=1, training=training, backend="inductor", dynamic=True)
+
+
+def assert_no_recompiling(kind: str, warm_up: int, training: bool, **options: Any) -> None:
+    """The numbers of eager for some sizes, without compiling anew after the first ones."""
+    arguments, _ = examples()[kind]
+    _, module = pair(kind, **arguments | ({"num_layers": 1} if kind == "ConvLSTM" else {}))
+    twin = copy.deepcopy(module)
+    twin.compile(fullgraph=True, **options)
+    for i, sizes in enumerate([(2, 5), (3, 6), (4, 2), (2, 40), (7, 5)]):
+        inputs = of_size(kind, *sizes)
+        with torch._dynamo.config.patch(error_on_recompile=i >= warm_up), torch.set_grad_enabled(training):
+            got, want = (results(m, inputs) if training else m(*inputs) for m in (twin, module))
+        torch.testing.assert_close(got, want, **tolerances.FLOAT64)
+
+
+@here
+@pytest.mark.parametrize("kind", ["ConvLSTM", "AdditiveAttention"])
+def test_float32(kind):
+    """The graph calls the same ops: the same bits, and again once the precision of products is set otherwise."""
     arguments, inputs = examples()[kind]
-    _, module = pair(kind, **arguments)
-    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
-    for batch in (3, 2):
-        some = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t, n=batch: t.detach()[:n], inputs)
-        torch.testing.assert_close(results(compiled, some)[0], results(module, some)[0], **tolerances.FLOAT64)
+    _, module = pair(kind, **arguments, dtype=torch.float32)
+    inputs = torch.utils._pytree.tree_map(lambda t: t.float() if t.is_floating_point() else t, inputs)
+    twin = copy.deepcopy(module)
+    twin.compile(backend="aot_eager", fullgraph=True)
+    for precision in ("highest", "high"):
+        torch.set_float32_matmul_precision(precision)
+        torch.testing.assert_close(results(twin, inputs), results(module, inputs), **tolerances.EXACT)
 
 
 def test_decoding():

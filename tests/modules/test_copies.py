@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 
 from hybridops import FusedConvLSTM
 from tests import tolerances
-from tests.modules.agreement import assert_agree, examples, pair, randn, results
+from tests.modules.agreement import assert_agree, examples, pair, results
 
 
 def saved_and_loaded(module: nn.Module) -> nn.Module:
@@ -63,19 +64,48 @@ def test_frozen_and_functional(kind):
     torch.testing.assert_close(grad, grads["input 0"], **tolerances.FLOAT64)
 
 
-def test_data_parallel_replicas_and_checkpointing():
-    """torch.utils.checkpoint runs the forward again in the backward."""
-    plain, fused = pair("ConvLSTM", 3, 4, 3)
+@pytest.mark.parametrize("kind", examples())
+def test_weights_only(kind, tmp_path):
+    """No object of ours is in a state dict; of a whole module, its classes are all that has to be allowed."""
+    arguments, inputs = examples()[kind]
+    plain, module = pair(kind, **arguments)
+    want = results(module, inputs)
+    torch.save(module.state_dict(), tmp_path / "state")
+    nn.init.zeros_(next(plain.parameters()))
+    plain.load_state_dict(torch.load(tmp_path / "state", weights_only=True), strict=True)
+    torch.testing.assert_close(results(plain, inputs), want, **tolerances.FLOAT64)
+    torch.save(module, tmp_path / "module")
+    with torch.serialization.safe_globals({type(part) for part in module.modules()}):
+        twin = torch.load(tmp_path / "module", weights_only=True)
+    torch.testing.assert_close(results(twin, inputs), want, **tolerances.EXACT)
 
-    class Checkpointed(nn.Module):
-        def __init__(self, inner):
-            super().__init__()
-            self.inner = inner
 
-        def forward(self, x):
-            return torch.utils.checkpoint.checkpoint(self.inner, x, use_reentrant=False)
+@pytest.mark.parametrize("kind", ["ConvLSTMCell", "ConvLSTM"])
+def test_channels_last(kind):
+    """Weights in another layout: the same bits, and gradients that an optimizer can add to them."""
+    arguments, inputs = examples()[kind]
+    _, module = pair(kind, **arguments)
+    want = results(module, inputs)
+    module.to(memory_format=torch.channels_last)
+    assert not any(p.is_contiguous() for name, p in module.named_parameters() if name.endswith("conv.weight"))
+    torch.testing.assert_close(results(module, inputs), want, **tolerances.EXACT)
 
-    assert_agree(Checkpointed(plain), Checkpointed(fused), randn(2, 3, 3, 4, 5))
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize(("kind", "given"), [("ConvLSTM", 1), ("AdditiveAttention", 3)])
+def test_checkpointing(kind, given, reentrant):
+    """torch.utils.checkpoint runs the forward again in the backward; reentrant it takes no tuples of tensors."""
+    arguments, inputs = examples()[kind]
+    _, module = pair(kind, **arguments)
+    grads = []
+    for run in (module, partial(torch.utils.checkpoint.checkpoint, module, use_reentrant=reentrant)):
+        leaves = [t.detach().requires_grad_() for t in inputs[:given]]
+        output = run(*leaves)[0]
+        (output * torch.linspace(-1, 1, output.numel()).reshape(output.shape)).sum().backward()
+        tensors = (*module.parameters(), *leaves)
+        grads.append([t.grad for t in tensors])
+        module.zero_grad(set_to_none=True)
+    torch.testing.assert_close(*grads, **tolerances.EXACT)
 
 
 def test_meta_device():

@@ -16,6 +16,10 @@ from tests import tolerances
 from tests.native.recorder import Call, record
 
 VIDEO = {"channels": 5, "hidden": 9, "space": (21, 34), "peephole": "spatial"}
+TILES = [  # of Winograd's convolutions
+    {"channels": 9, "hidden": 16, "space": (18, 23)},
+    {"batch": 1, "channels": 12, "hidden": 9, "space": (31, 33), "kernel": (5, 5)},
+]
 PAIRS = {"batch": 3, "queries": 37, "keys": 150, "width": 70, "score_bias": True}
 
 
@@ -23,12 +27,28 @@ PAIRS = {"batch": 3, "queries": 37, "keys": 150, "width": 70, "score_bias": True
 def calls() -> list[Call]:
     """Large enough to be shared out among threads."""
     dtypes = (torch.float64, torch.float32, torch.bfloat16)
-    return [
-        call
-        for dtype in dtypes
-        for case in (("conv_lstm", VIDEO), ("attention", PAIRS))
-        for call in record(*case, dtype)
-    ]
+    cases = [("conv_lstm", VIDEO, dtype) for dtype in dtypes] + [("attention", PAIRS, dtype) for dtype in dtypes]
+    plain = [call for case in cases for call in record(*case)]
+    tiled = [call for sizes in TILES for call in record("conv_lstm", sizes)]
+    return [*plain, *tiled, *(with_outliers(call) for call in tiled)]
+
+
+def with_outliers(call: Call) -> Call:
+    """Values that Winograd's tiles are left for, here and there: large ones, infinities and NaN."""
+    op, given = call
+    images = {"x", "h0", "grad_hs", "grad_hn", "da"}
+
+    def spoiled(image: torch.Tensor) -> torch.Tensor:
+        image = image.contiguous().clone()
+        values = image.flatten()
+        values[::997] = 40.0
+        values[3::2003] = torch.inf
+        values[5::4001] = torch.nan
+        return values.view(image.shape)
+
+    names = [argument.name for argument in op._schema.arguments]
+    pairs = zip(names, given, strict=True)
+    return op, tuple(spoiled(t) if name in images and t is not None else t for name, t in pairs)
 
 
 @pytest.fixture
@@ -39,7 +59,7 @@ def _thread_count() -> Iterator[None]:
 
 
 def assert_same(calls: list[Call], want: list[torch.Tensor]) -> None:
-    torch.testing.assert_close(run(calls), want, **tolerances.EXACT)
+    torch.testing.assert_close(run(calls), want, **tolerances.EXACT, equal_nan=True)
 
 
 def run(calls: list[Call]) -> list[torch.Tensor]:

@@ -1,0 +1,38 @@
+"""torch.compile(fullgraph=True) of the functions, with every optional argument; the modules are in tests/modules."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import hybridops.functional as HF
+from tests import tolerances
+from tests.problems import attention_inputs, conv_lstm_inputs, fused_attention, fused_conv_lstm, with_gradients
+
+
+def one_step(x, h0, c0, weight_ih, weight_hh, bias, peephole, **options):
+    h, c = HF.conv_lstm_cell(x[:, 0], (h0, c0), weight_ih, weight_hh, bias, peephole=peephole, **options)
+    return {"h": h, "c": c}
+
+
+def scores(query, key, value, v, score_bias, **options):
+    return {"scores": HF.additive_scores(query, key, v, activation="leaky_relu", **options)}
+
+
+FUNCTIONS = {
+    "conv_lstm": (fused_conv_lstm, conv_lstm_inputs(peephole="spatial"), {}),
+    "conv_lstm, recompute": (fused_conv_lstm, conv_lstm_inputs(space=(5,), kernel=(3,)), {"save": "recompute"}),
+    "conv_lstm_cell": (one_step, conv_lstm_inputs(peephole="channel"), {}),
+    "additive_scores": (scores, attention_inputs(), {}),
+    "additive_attention": (fused_attention, attention_inputs(score_bias=True), {"mask": torch.ones(2, 5) > 0}),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_training(target, name):
+    function, inputs, options = FUNCTIONS[name]
+    options = options | {"backend": target.backend}
+    torch._dynamo.reset()
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    got, want = (with_gradients(form, inputs, **options) for form in (compiled, function))
+    torch.testing.assert_close(got, want, **tolerances.FLOAT64)
