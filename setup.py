@@ -89,7 +89,7 @@ def cpu_extensions() -> list[Extension]:
 
 
 def cuda_extensions() -> list[Extension]:
-    sources, headers = csrc("cuda/*.cu"), csrc("math/*.h", "cuda/*.h", "cuda/*.cuh")
+    sources, headers = csrc("cuda/*.cu"), csrc("math/*.h", "cuda/*.cuh", "cpu/*_args.h", "cpu/tensors.h")
     wish = os.environ.get("HYBRIDOPS_CUDA")
     if not sources or wish == "0" or (torch.version.cuda is None and wish != "1"):
         return []
@@ -113,7 +113,8 @@ def cuda_extensions() -> list[Extension]:
             libraries=["cudart"],
             extra_compile_args={
                 "cxx": [*CXX_FLAGS, "-DUSE_CUDA"],
-                "nvcc": [TARGET, "-DUSE_CUDA", "-O3", "-Xcompiler=-Wall"],
+                # relaxed: kernels may call what C++ can evaluate when compiling, such as numeric_limits
+                "nvcc": [TARGET, "-DUSE_CUDA", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-Wall"],
             },
             # libtorch brings libtorch_cuda but defines nothing itself, so that Debian's g++ would leave it out.
             extra_link_args=["-Wl,--no-as-needed", "-ltorch"],
