@@ -10,10 +10,10 @@ NEED      = @$(PY) .ci/need.py
 FORMAT    = $(PY) -c 'from clang_format import clang_format; clang_format()'
 CXX_FILES = $(filter %.h %.cpp %.cu %.cuh,$(wildcard csrc/* csrc/*/* tests/cuda_shim/*))
 
-.PHONY: help demo test bench check lint format build env clean
+.PHONY: help demo test bench check cuda-check lint format build env clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 # On a machine that does other work too, threads that spin while they wait take its time from those that have work.
 export OMP_WAIT_POLICY ?= passive
@@ -32,6 +32,10 @@ bench: build ## the benchmarks: eager, compiled and fused
 
 check: build ## what is built here, and that it gives the right numbers
 	$(PY) -m hybridops check $(ARGS)
+
+cuda-check: env ## the CUDA kernels compile and link, and none of them spills; needs nvcc, no GPU
+	$(NEED) setuptools ninja
+	$(PY) .ci/cuda_check.py $(ARGS)
 
 lint: env ## style of Python and C++, changing nothing
 	$(NEED) ruff clang-format

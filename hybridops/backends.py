@@ -1,7 +1,7 @@
 """The back ends: which are here, and which one runs a call.
 
     reference   plain PyTorch, any device, any dtype: the oracle
-    native      compiled C++ (hybridops._C), on the CPU
+    native      compiled C++ on the CPU (hybridops._C), CUDA C++ on a GPU (hybridops._C_cuda)
     triton      Triton kernels
 
 A back end is a folder with one module a family (conv_lstm.py, additive_attention.py). It is named by an argument, by
@@ -101,7 +101,9 @@ def _missing(name: str) -> str | None:
 
 def _description(name: str) -> str:
     if name == "native":
-        return f"compiled C++ on the CPU ({native.cpu_isa()})"
+        cuda = native.missing("cuda")
+        gpu = "CUDA C++ on a GPU" if cuda is None else f"not on a GPU: {cuda}"
+        return f"compiled C++ on the CPU ({native.cpu_isa()}); {gpu}"
     return "plain PyTorch on any device"
 
 

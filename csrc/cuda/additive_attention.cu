@@ -1,5 +1,5 @@
-// The additive_* ops on a GPU: outputs are allocated here, the kernels of additive_attention.cuh launched. Arguments were
-// checked in hybridops/functional.py.
+// The additive_* ops on a GPU: outputs are allocated here, the kernels of additive_attention.cuh launched. Arguments
+// were checked in hybridops/functional.py.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -28,7 +28,8 @@ template <class T>
 Pairs<T> pairs_of(const Tensor& q, const Tensor& k, const Tensor& v, bool keys_as_rows) {
     const Side<T> queries{data<const T>(q), q.size(1), k.size(1)}, keys{data<const T>(k), k.size(1), 1};
     const bool vectors = q.size(2) % 4 == 0 && aligned<4>(queries.data, keys.data, data<const T>(v));
-    return {keys_as_rows ? keys : queries, keys_as_rows ? queries : keys, data<const T>(v), q.size(0), q.size(2), vectors};
+    return {
+        keys_as_rows ? keys : queries, keys_as_rows ? queries : keys, data<const T>(v), q.size(0), q.size(2), vectors};
 }
 
 Tensor compute_scores(const Device& device, const Tensor& q, const Tensor& k, const Tensor& v, int64_t activation,
@@ -107,7 +108,8 @@ std::tuple<Tensor, Tensor, Tensor> additive_scores_backward(const Tensor& grad, 
             using Kernel = ScoresBackward<scalar_t, A, decltype(act)>;
             using Sum = SumParts<scalar_t, A>;
             const auto pairs = pairs_of<scalar_t>(qc, kc, vc, keys_as_rows);
-            // Blocks enough for some on each multiprocessor, by a number that is not the machine's: the same sums on all.
+            // Blocks enough for some on each multiprocessor, by a number that is not the machine's: the same sums on
+            // all.
             const int64_t splits = std::min(Kernel::row_tiles(pairs), ceil_div(512, Kernel::blocks(pairs, 1)));
             const int64_t others = batch * pairs.others.count * width;
             Tensor d_others_parts = new_empty(q, {splits, others}, accumulator_type(q));
@@ -116,9 +118,8 @@ std::tuple<Tensor, Tensor, Tensor> additive_scores_backward(const Tensor& grad, 
                                   data<A>(dv_parts)},
                                  act},
                           Kernel::blocks(pairs, splits));
-            device.launch(
-                Sum{data<const A>(d_others_parts), splits, others, pairs.v, width, data<scalar_t>(d_others)},
-                ceil_div(others, Sum::threads));
+            device.launch(Sum{data<const A>(d_others_parts), splits, others, pairs.v, width, data<scalar_t>(d_others)},
+                          ceil_div(others, Sum::threads));
             device.launch(Sum{data<const A>(dv_parts), splits * batch, width, nullptr, width, data<scalar_t>(dv)},
                           ceil_div(width, Sum::threads));
         });

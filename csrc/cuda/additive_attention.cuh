@@ -1,5 +1,5 @@
-// The kernels of additive attention on a GPU. The score is symmetric in queries and keys, so that a kernel knows `rows` and
-// `others`, and the launcher says which is which. T storage type, A accumulator type.
+// The kernels of additive attention on a GPU. The score is symmetric in queries and keys, so that a kernel knows `rows`
+// and `others`, and the launcher says which is which. T storage type, A accumulator type.
 #pragma once
 #include <limits>
 
@@ -58,8 +58,8 @@ HYBRIDOPS_INLINE Bounds<A> of_block(Bounds<A> mine, Bounds<A> (&of_warps)[warps]
 }
 
 // ---- scores ----------------------------------------------------------------------------------------------------------
-// A block computes a tile of pairs, a thread some of them in registers. Channels come through shared memory in chunks, as
-// exponentials where the factored form is exact for the whole chunk, else as they are.
+// A block computes a tile of pairs, a thread some of them in registers. Channels come through shared memory in chunks,
+// as exponentials where the factored form is exact for the whole chunk, else as they are.
 
 template <class T, class A>
 struct ScoresArgs {
@@ -67,7 +67,8 @@ struct ScoresArgs {
     A* scores;  // (B,S,T)
 };
 
-// How sum_a v_a act(x_a + y_a) is computed. Of four channels, without the sum of v in the factored forms, whose v is -2v.
+// How sum_a v_a act(x_a + y_a) is computed. Of four channels, without the sum of v in the factored forms, whose v is
+// -2v.
 struct Merged {  // x, y: exponentials
     template <class A>
     HYBRIDOPS_INLINE A operator()(const Lanes<A, 4>& x, const Lanes<A, 4>& y, const Lanes<A, 4>& v) const {
@@ -115,7 +116,7 @@ using NarrowTile = ThreadTile<1, 8, 32, 1, 4>;
 
 template <class T, class A, class Act, class Tile>
 struct ScoresForward {
-    static constexpr int threads = Tile::threads;
+    static constexpr int threads = Tile::threads, resident = sizeof(A) == 4 ? 2 : 1;
     static constexpr int staged = Tile::rows + Tile::others + 1;  // rows, others, v
     static constexpr int v_row = staged - 1;
     static constexpr int vectors = Tile::chunk / 4;
@@ -248,13 +249,13 @@ struct ScoresForward {
 };
 
 // ---- softmax ---------------------------------------------------------------------------------------------------------
-// weights = softmax(scale * scores + bias) of a row, over the keys that the mask lets through; the others are exactly zero,
-// and so is a row without any. NaN and inf do what they do in torch.softmax. A warp a row; each thread comes back to the
-// elements that it wrote itself.
+// weights = softmax(scale * scores + bias) of a row, over the keys that the mask lets through; the others are exactly
+// zero, and so is a row without any. NaN and inf do what they do in torch.softmax. A warp a row; each thread comes back
+// to the elements that it wrote itself.
 
 template <class T, class A>
 struct MaskedSoftmax {
-    static constexpr int threads = 256, rows_of_block = threads / 32;
+    static constexpr int threads = 256, resident = 4, rows_of_block = threads / 32;
     struct Shared {};
 
     SoftmaxArgs<T, A> args;
@@ -306,16 +307,17 @@ struct MaskedSoftmax {
 // ---- backward --------------------------------------------------------------------------------------------------------
 // A block owns 32 columns a of some tiles of rows of one batch entry, against all others. With z = x + y:
 //   dx_r = v sum_o ds act'(z)     dy_o = v sum_r ds act'(z)     dv = sum_ro ds act(z)
-// dx is complete in a block; what it has of dy and dv goes to memory of its own and is added up by SumParts, in one order.
+// dx is complete in a block; what it has of dy and dv goes to memory of its own and is added up by SumParts, in one
+// order.
 
 template <class T, class A>
 struct ScoresBackwardArgs {
     Pairs<T> pairs;
-    const A* grad;    // (B,S,T)
-    int64_t splits;   // blocks that share the tiles of rows
-    T* d_rows;        // (B,rows,width)
-    A* d_others;      // (splits,B,others,width), without the factor v
-    A* dv;            // (splits,B,width)
+    const A* grad;   // (B,S,T)
+    int64_t splits;  // blocks that share the tiles of rows
+    T* d_rows;       // (B,rows,width)
+    A* d_others;     // (splits,B,others,width), without the factor v
+    A* dv;           // (splits,B,width)
 };
 
 // The values of act for a few x and a y, and its slope: from e^2x and e^2y ...
@@ -349,7 +351,8 @@ struct DirectValues {
 
 template <class T, class A, class Act>
 struct ScoresBackward {
-    static constexpr int threads = 256, warps = threads / 32, columns = 32;
+    static constexpr int threads = 256, resident = sizeof(A) == 4 ? 2 : 1;
+    static constexpr int warps = threads / 32, columns = 32;
     static constexpr int rows_each = 8, tile_rows = warps * rows_each, tile_others = 16;
     static constexpr bool factored = std::is_same_v<Act, Tanh>;
 
@@ -422,8 +425,8 @@ struct ScoresBackward {
         args.dv[part * p.width + column] = sum;
     }
 
-    // Brings a tile's gradients and others to shared memory, between barriers: these as exponentials, which is said, where
-    // the factored form is exact for them and all rows.
+    // Brings a tile's gradients and others to shared memory, between barriers: these as exponentials, which is said,
+    // where the factored form is exact for them and all rows.
     HYBRIDOPS_INLINE bool stage(Shared& shared, int64_t b, int64_t row0, int64_t other0, int64_t column,
                                 A most_row) const {
         const Pairs<T>& p = args.pairs;
@@ -459,8 +462,8 @@ struct ScoresBackward {
         return in_range;
     }
 
-    // A warp's rows against the others of a tile. Rows from `mine` on are not there: they add zeros in the factored form,
-    // but a zero gradient times an infinite value of an activation would be NaN.
+    // A warp's rows against the others of a tile. Rows from `mine` on are not there: they add zeros in the factored
+    // form, but a zero gradient times an infinite value of an activation would be NaN.
     template <class Form>
     static HYBRIDOPS_INLINE void pairs(Shared& shared, A (&dx)[rows_each], A& dv, const A (&x)[rows_each], int mine,
                                        int count, const Form& form) {
@@ -489,7 +492,7 @@ struct ScoresBackward {
 // out[i] = v[i % width] * (the sum of part[i] over all parts), without v where it is null
 template <class T, class A>
 struct SumParts {
-    static constexpr int threads = 256;
+    static constexpr int threads = 256, resident = 4;
     struct Shared {};
 
     const A* parts;  // (number, count)

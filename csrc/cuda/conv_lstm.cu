@@ -1,5 +1,5 @@
-// The ConvLSTM's ops on a GPU: outputs are allocated here, a library's convolutions and the kernels of conv_lstm.cuh launched
-// in turn, on the caller's stream. Arguments were checked in hybridops/functional.py and laid out in
+// The ConvLSTM's ops on a GPU: outputs are allocated here, a library's convolutions and the kernels of conv_lstm.cuh
+// launched in turn, on the caller's stream. Arguments were checked in hybridops/functional.py and laid out in
 // hybridops/native/conv_lstm.py. `winograd` is for the CPU: here the library chooses.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -47,8 +47,10 @@ Sizes same_padding(int64_t kernel_h, int64_t kernel_w) { return {kernel_h / 2, k
 // weight * images, or with `transposed` what that means for the gradient of images; (N,Y,X,C) -> (N,Y,X,channels)
 Tensor convolution(const Tensor& images, const Tensor& weight, bool transposed) {
     const Sizes ones{1, 1}, zeros{0, 0}, padding = same_padding(weight.size(2), weight.size(3));
-    return channels_last(call<1>("aten::convolution", channels_second(images), weight, std::nullopt, ones, padding,
-                                 ones, transposed, zeros, int64_t{1})[0]);
+    const Tensor out = call<1>("aten::convolution", channels_second(images), weight, std::nullopt, ones, padding, ones,
+                               transposed, zeros, int64_t{1})[0];
+    // Of another dtype where a caller's backward runs under autocast, which this op obeys
+    return channels_last(torch::stable::to(out, images.scalar_type()));
 }
 
 // x (B,T,C,Y,X) of any strides -> (T,B,Y,X,C)
@@ -85,7 +87,8 @@ void launch_step(const Device& device, const StepForwardArgs<T, A>& a) {
 
 template <class T, class A>
 void launch_step(const Device& device, const StepBackwardArgs<T, A>& a) {
-    launch_step<StepBackward>(device, a, a.grad_h, a.dh, a.dh_last, a.gates, a.c, a.c_prev, a.peephole.data, a.dc, a.da);
+    launch_step<StepBackward>(device, a, a.grad_h, a.dh, a.dh_last, a.gates, a.c, a.c_prev, a.peephole.data, a.dc,
+                              a.da);
 }
 
 enum Save { nothing = 0, cells = 1, gates = 2 };
@@ -177,8 +180,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Device& device, const MaybeTen
 }
 
 std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward(const MaybeTensor& grad_hs, const MaybeTensor& grad_hn,
-                                                      const MaybeTensor& grad_cn, const Tensor& gates,
-                                                      const Tensor& cs, const MaybeTensor& c0, const Tensor& w_hh,
+                                                      const MaybeTensor& grad_cn, const Tensor& gates, const Tensor& cs,
+                                                      const MaybeTensor& c0, const Tensor& w_hh,
                                                       const MaybeTensor& peephole, bool need_dh0, int64_t) {
     return backward(Device(gates), grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0,
                     torch::stable::empty_like(gates));
@@ -195,8 +198,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward_from_states(
     if (hs.numel() == 0)
         return backward(device, grad_hs, grad_hn, grad_cn, torch::stable::new_empty(hs, shape), cs, c0, w_hh, peephole,
                         need_dh0, torch::stable::new_empty(hs, shape));
-    const Tensor gates =
-        torch::stable::view(convolution(as_images(time_major(x)), prepared(w_ih), false), shape);
+    const Tensor gates = torch::stable::view(convolution(as_images(time_major(x)), prepared(w_ih), false), shape);
     const Tensor recurrent = prepared(w_hh);
     HYBRIDOPS_DISPATCH_DTYPE(x.scalar_type(), "conv_lstm_backward_from_states", {
         using A = Accumulator<scalar_t>;

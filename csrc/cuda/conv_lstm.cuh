@@ -1,5 +1,6 @@
 // The pointwise half of the ConvLSTM's recurrences on a GPU: one step forward and one back, between convolutions that a
-// library computes. Images stand channels-last; a thread takes n channels of a pixel. T storage type, A accumulator type.
+// library computes. Images stand channels-last; a thread takes n channels of a pixel. T storage type, A accumulator
+// type.
 #pragma once
 #include "../cpu/conv_lstm_args.h"
 #include "device.cuh"
@@ -10,9 +11,9 @@ namespace hybridops {
 
 // Where a thread's channels stand.
 struct Place {
-    int64_t state;            // in a (pixels,H) tensor
-    int64_t gate;             // in a (pixels,4H) one, of the first gate; the next is `hidden` further
-    int64_t pixel, channel;   // within the image
+    int64_t state;           // in a (pixels,H) tensor
+    int64_t gate;            // in a (pixels,4H) one, of the first gate; the next is `hidden` further
+    int64_t pixel, channel;  // within the image
 };
 
 struct StepShape {
@@ -62,7 +63,7 @@ struct StepForwardArgs {
 
 template <class T, class A, int n>
 struct StepForward {
-    static constexpr int threads = 256;
+    static constexpr int threads = 256, resident = sizeof(A) == 4 ? 3 : 1;
     struct Shared {};
     StepForwardArgs<T, A> args;
 
@@ -105,10 +106,10 @@ struct StepForward {
 template <class T, class A>
 struct StepBackwardArgs {
     StepShape shape;
-    const T* grad_h;  // (pixels,H): of this step's output, null = zeros
-    const T* dh;      // (pixels,H): from the step behind, null = zeros
-    const A* dh_last; // (pixels,H): of the last step's state, null = zeros
-    const T* gates;   // (pixels,4H), may be da
+    const T* grad_h;      // (pixels,H): of this step's output, null = zeros
+    const T* dh;          // (pixels,H): from the step behind, null = zeros
+    const A* dh_last;     // (pixels,H): of the last step's state, null = zeros
+    const T* gates;       // (pixels,4H), may be da
     const A *c, *c_prev;  // (pixels,H), c_prev null = zeros
     PeepholeTensor<A> peephole;
     A* dc;  // (pixels,H): of c by way of the later steps, then of c_prev
@@ -117,7 +118,7 @@ struct StepBackwardArgs {
 
 template <class T, class A, int n>
 struct StepBackward {
-    static constexpr int threads = 256;
+    static constexpr int threads = 256, resident = sizeof(A) == 4 ? 3 : 1;
     struct Shared {};
     StepBackwardArgs<T, A> args;
 

@@ -1,8 +1,9 @@
 // What kernels and launchers take from CUDA: how a kernel is launched, its arithmetic, vectors of values in memory.
 //
-// A kernel is a struct of its arguments, with `threads` in a block, the `Shared` memory of a block, and a body
-// operator()(Shared&). Blocks stand in one row: a body finds its place from blockIdx.x. So that the tests can run the same
-// bodies on a CPU, all that needs nvcc or a GPU is in this file, and tests/cuda_shim/shim.h has it in plain C++.
+// A kernel is a struct of its arguments, with `threads` in a block, blocks that are to be `resident` on a
+// multiprocessor (a bound on registers), the `Shared` memory of a block, and a body operator()(Shared&). Blocks stand
+// in one row: a body finds its place from blockIdx.x. So that the tests can run the same bodies on a CPU, all that
+// needs nvcc or a GPU is in this file, and tests/cuda_shim/shim.h has it in plain C++.
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
@@ -23,14 +24,14 @@
 namespace hybridops {
 
 template <class Kernel>
-__global__ void __launch_bounds__(Kernel::threads, 1) run(const Kernel kernel) {
+__global__ void __launch_bounds__(Kernel::threads, Kernel::resident) run(const Kernel kernel) {
     __shared__ typename Kernel::Shared shared;
     kernel(shared);
 }
 
 // The device of a tensor, made current while this lives, and its stream that the caller works on.
 class Device {
-public:
+   public:
     explicit Device(const Tensor& x) : guard_(x.get_device_index()) {
         void* stream = nullptr;
         TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
@@ -45,12 +46,13 @@ public:
         STD_CUDA_KERNEL_LAUNCH_CHECK();
     }
 
-private:
+   private:
     torch::stable::accelerator::DeviceGuard guard_;
     cudaStream_t stream_;
 };
 
-// One instruction, good to 1 ulp; results below 2^-126 are zero (PTX ISA, rcp.approx.ftz.f32). A division takes about ten.
+// One instruction, good to 1 ulp; results below 2^-126 are zero (PTX ISA, rcp.approx.ftz.f32). A division takes about
+// ten.
 HYBRIDOPS_INLINE float reciprocal(float x) {
     float y;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

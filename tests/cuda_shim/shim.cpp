@@ -1,5 +1,5 @@
-// The ops of csrc/cuda, launchers and kernels, compiled for the CPU as torch.ops.hybridops_shim.*; and kernels that are wrong
-// on purpose, to show that it would be seen.
+// The ops of csrc/cuda, launchers and kernels, compiled for the CPU as torch.ops.hybridops_shim.*; and kernels that are
+// wrong on purpose, to show that it would be seen.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -12,8 +12,8 @@
 namespace hybridops {
 namespace {
 
-// x reversed, for 64 values, by way of shared memory.
-struct Reverse {
+// Each of 64 values moved up by one place, by way of shared memory.
+struct Shift {
     static constexpr int threads = 64;
     struct Shared {
         float x[threads];
@@ -25,7 +25,7 @@ struct Reverse {
     void operator()(Shared& shared) const {
         shared.x[threadIdx.x] = from[threadIdx.x];
         if (with_barrier) __syncthreads();
-        to[threadIdx.x] = shared.x[threads - 1 - threadIdx.x];
+        to[threadIdx.x] = shared.x[threadIdx.x == 0 ? 0 : threadIdx.x - 1];
     }
 };
 
@@ -61,9 +61,9 @@ struct OutOfBounds {
     }
 };
 
-Tensor reverse(const Tensor& x, bool with_barrier) {
+Tensor shift(const Tensor& x, bool with_barrier) {
     Tensor out = torch::stable::empty_like(x);
-    Device(x).launch(Reverse{data<const float>(x), data<float>(out), with_barrier}, 1);
+    Device(x).launch(Shift{data<const float>(x), data<float>(out), with_barrier}, 1);
     return out;
 }
 
@@ -79,13 +79,13 @@ Tensor out_of_bounds(const Tensor& x) {
 }  // namespace hybridops
 
 STABLE_TORCH_LIBRARY_FRAGMENT(hybridops, m) {
-    m.def("reverse(Tensor x, bool with_barrier) -> Tensor");
+    m.def("shift(Tensor x, bool with_barrier) -> Tensor");
     m.def("divergent(Tensor x, int stay, bool of_warp) -> ()");
     m.def("out_of_bounds(Tensor x) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hybridops, CPU, m) {
-    m.impl("reverse", TORCH_BOX(&hybridops::reverse));
+    m.impl("shift", TORCH_BOX(&hybridops::shift));
     m.impl("divergent", TORCH_BOX(&hybridops::divergent));
     m.impl("out_of_bounds", TORCH_BOX(&hybridops::out_of_bounds));
 }

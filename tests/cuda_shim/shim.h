@@ -1,8 +1,8 @@
-// What csrc/cuda/device.cuh takes from CUDA, in plain C++: a kernel's blocks run one after the other on the CPU, each thread
-// of a block as a fibre that runs until it waits at a barrier. Which fibre goes on first is chosen by the environment
-// variable HYBRIDOPS_SHIM_ORDER = forward | reverse | random: what a missing barrier lets through in one order shows in
-// another. Shared memory is NaN at first and exactly as large as the kernel says, for AddressSanitizer. A barrier that only
-// some threads of a block or warp reach is an error.
+// What csrc/cuda/device.cuh takes from CUDA, in plain C++: a kernel's blocks run one after the other on the CPU, each
+// thread of a block as a fibre that runs until it waits at a barrier. Which fibre goes on first is chosen by the
+// environment variable HYBRIDOPS_SHIM_ORDER = forward | reverse | random: what a missing barrier lets through in one
+// order shows in another. Shared memory is NaN at first and exactly as large as the kernel says, for AddressSanitizer.
+// A barrier that only some threads of a block or warp reach is an error.
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 #include <ucontext.h>
@@ -38,7 +38,7 @@ enum class State { ready, at_block_barrier, at_warp_barrier, done };
 
 // A stack to run on, and where it was left.
 class Context {
-public:
+   public:
     // Goes on in `to`; returns when something goes on here.
     void switch_to(Context& to, bool forever = false) {
 #ifdef __SANITIZE_ADDRESS__
@@ -67,7 +67,7 @@ public:
 #endif
     }
 
-private:
+   private:
     ucontext_t context_;
     const void* bottom_ = nullptr;
     size_t size_ = 0;
@@ -78,12 +78,12 @@ struct Fibre {
     Context context;
     std::unique_ptr<char[]> stack{new char[stack_size]};
     State state;
-    unsigned line;        // of the barrier it waits at
-    uint64_t exchange;    // what it shows the others of its warp
+    unsigned line;      // of the barrier it waits at
+    uint64_t exchange;  // what it shows the others of its warp
 };
 
 class Block {
-public:
+   public:
     template <class Kernel>
     void run(const Kernel& kernel, unsigned block) {
         using Shared = typename Kernel::Shared;
@@ -109,7 +109,7 @@ public:
 
     Fibre& fibre(unsigned thread) { return fibres_[thread]; }
 
-private:
+   private:
     static void entry();
 
     void run_threads(unsigned threads) {
@@ -192,7 +192,7 @@ T __shfl_xor_sync(unsigned, T value, int distance, std::source_location at = std
 namespace hybridops {
 
 class Device {
-public:
+   public:
     explicit Device(const torch::stable::Tensor&) {}
 
     template <class Kernel>

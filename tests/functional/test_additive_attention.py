@@ -63,6 +63,21 @@ def test_queries_and_keys(target, dtype, queries, keys, activation):
 @pytest.mark.parametrize(
     "sizes",
     [
+        {"batch": 1, "queries": 130, "keys": 70, "width": 37},
+        {"batch": 1, "queries": 9, "keys": 200, "width": 5},
+        {"batch": 600, "queries": 70, "keys": 17, "width": 1},
+    ],
+    ids=["many queries", "many keys", "large batch"],
+)
+def test_many_tiles(target, sizes, activation):
+    """A block of threads may have one tile, or several in turn, and another side than the queries to hold."""
+    check(target, torch.float32, activation, **sizes)
+
+
+@activations
+@pytest.mark.parametrize(
+    "sizes",
+    [
         {"batch": 0}, {"queries": 0}, {"keys": 0}, {"width": 0}, {"values": 0}, {"batch": 0, "keys": 0},
         {"batch": 1, "queries": 1, "keys": 1, "width": 1, "values": 1},
     ],
