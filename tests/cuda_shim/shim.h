@@ -78,8 +78,9 @@ struct Fibre {
     Context context;
     std::unique_ptr<char[]> stack{new char[stack_size]};
     State state;
-    unsigned line;      // of the barrier it waits at
-    uint64_t exchange;  // what it shows the others of its warp
+    unsigned line;         // of the barrier it waits at
+    uint64_t exchange[2];  // what it shows the others of its warp
+    unsigned shuffles;
 };
 
 class Block {
@@ -116,6 +117,7 @@ class Block {
         fibres_.resize(std::max<size_t>(fibres_.size(), threads));
         for (unsigned i = 0; i < threads; ++i) {
             fibres_[i].state = State::ready;
+            fibres_[i].shuffles = 0;
             fibres_[i].context.start_at(&entry, fibres_[i].stack.get(), Fibre::stack_size);
         }
         std::vector<unsigned> order(threads);
@@ -181,11 +183,12 @@ template <class T>
 T __shfl_xor_sync(unsigned, T value, int distance, std::source_location at = std::source_location::current()) {
     static_assert(sizeof(T) <= sizeof(uint64_t));
     const unsigned self = threadIdx.x;
-    std::memcpy(&shim::block.fibre(self).exchange, &value, sizeof(T));
+    shim::Fibre& fibre = shim::block.fibre(self);
+    const unsigned slot = fibre.shuffles++ % 2;  // of two: some may show the next before others have read this one
+    std::memcpy(&fibre.exchange[slot], &value, sizeof(T));
     shim::block.wait(shim::State::at_warp_barrier, at);
     T other;
-    std::memcpy(&other, &shim::block.fibre(self ^ distance).exchange, sizeof(T));
-    shim::block.wait(shim::State::at_warp_barrier, at);  // all have read before one shows the next
+    std::memcpy(&other, &shim::block.fibre(self ^ distance).exchange[slot], sizeof(T));
     return other;
 }
 

@@ -65,13 +65,16 @@ def test_queries_and_keys(target, dtype, queries, keys, activation):
     [
         {"batch": 1, "queries": 130, "keys": 70, "width": 37},
         {"batch": 1, "queries": 9, "keys": 200, "width": 5},
-        {"batch": 600, "queries": 70, "keys": 17, "width": 1},
     ],
-    ids=["many queries", "many keys", "large batch"],
+    ids=["many queries", "many keys"],
 )
 def test_many_tiles(target, sizes, activation):
-    """A block of threads may have one tile, or several in turn, and another side than the queries to hold."""
     check(target, torch.float32, activation, **sizes)
+
+
+def test_many_tiles_of_a_large_batch(target):
+    """So many that on a GPU a block of threads takes several in turn."""
+    check(target, torch.float32, "relu", batch=520, queries=70, keys=8, width=1)
 
 
 @activations
