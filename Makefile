@@ -10,7 +10,7 @@ NEED      = @$(PY) .ci/need.py
 FORMAT    = $(PY) -c 'from clang_format import clang_format; clang_format()'
 CXX_FILES = $(filter %.h %.cpp %.cu %.cuh,$(wildcard csrc/* csrc/*/* tests/cuda_shim/*))
 
-.PHONY: help demo test triton-test triton-check sanitize bench check lint format build env clean
+.PHONY: help demo test triton-test triton-check cuda-check sanitize bench check lint format build env clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -55,6 +55,10 @@ bench: build ## the benchmarks: eager, compiled and fused
 
 check: build ## what is built here, and that it gives the right numbers
 	$(PY) -m hybridops check $(ARGS)
+
+cuda-check: env ## the CUDA kernels compile and link, and none of them spills; needs nvcc, no GPU
+	$(NEED) setuptools ninja
+	$(PY) .ci/cuda_check.py $(ARGS)
 
 lint: env ## style of Python and C++, changing nothing
 	$(NEED) ruff clang-format

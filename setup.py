@@ -7,7 +7,7 @@ Two libraries, because a torch without CUDA cannot load the second. Both keep to
 every torch from 2.10 and every Python from 3.10. The environment decides the rest:
 
     HYBRIDOPS_REQUIRE_NATIVE=1    fail where hybridops._C cannot be built, instead of warning and going on without it
-    HYBRIDOPS_CUDA=0 | 1          never build hybridops._C_cuda | build it or fail, on a torch without CUDA too
+    HYBRIDOPS_CUDA=0 | 1 | only   never build hybridops._C_cuda | build it or fail, on any torch | build nothing else
     HYBRIDOPS_EMULATE_AVX512=1    for tests: the AVX-512 kernels in AVX2 instructions (csrc/cpu/isa.h)
     HYBRIDOPS_SANITIZE=address,undefined    for tests: what GCC's and Clang's -fsanitize= takes (make sanitize)
     TORCH_CUDA_ARCH_LIST, CUDA_HOME, CC, CXX, MAX_JOBS        as in any torch extension; after changing one: --force
@@ -55,8 +55,8 @@ def csrc(*patterns: str) -> list[str]:
 
 def without(part: str, demand: str, reason: str) -> list[Extension]:
     """No extensions and a warning, unless the environment variable `demand` insists on them."""
-    if os.environ.get(demand) == "1":
-        sys.exit(f"hybridops: {demand}=1, but {reason}")
+    if os.environ.get(demand) in ("1", "only"):
+        sys.exit(f"hybridops: {demand}={os.environ[demand]}, but {reason}")
     print(f"hybridops: warning: {reason}; building without {part}", file=sys.stderr)
     return []
 
@@ -95,9 +95,9 @@ def cpu_extensions() -> list[Extension]:
 
 
 def cuda_extensions() -> list[Extension]:
-    sources, headers = csrc("cuda/*.cu"), csrc("math/*.h", "cuda/*.h", "cuda/*.cuh")
+    sources, headers = csrc("cuda/*.cu"), csrc("math/*.h", "cuda/*.cuh", "cpu/*_args.h", "cpu/tensors.h")
     wish = os.environ.get("HYBRIDOPS_CUDA")
-    if not sources or wish == "0" or (torch.version.cuda is None and wish != "1"):
+    if not sources or wish == "0" or (torch.version.cuda is None and wish not in ("1", "only")):
         return []
     skip = partial(without, "the native CUDA ops", "HYBRIDOPS_CUDA")
     home = find_cuda_home()
@@ -119,7 +119,8 @@ def cuda_extensions() -> list[Extension]:
             libraries=["cudart"],
             extra_compile_args={
                 "cxx": [*CXX_FLAGS, "-DUSE_CUDA"],
-                "nvcc": [TARGET, "-DUSE_CUDA", "-O3", "-Xcompiler=-Wall"],
+                # relaxed: kernels may call what C++ can evaluate when compiling, such as numeric_limits
+                "nvcc": [TARGET, "-DUSE_CUDA", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-Wall"],
             },
             # libtorch brings libtorch_cuda but defines nothing itself, so that Debian's g++ would leave it out.
             extra_link_args=["-Wl,--no-as-needed", "-ltorch"],
@@ -135,7 +136,7 @@ def native_extensions() -> list[Extension]:
         return skip(f"torch {torch.__version__} is older than 2.10")
     if missing := missing_compiler():
         return skip(f"there is no C++ compiler ({missing})")
-    return cpu_extensions() + cuda_extensions()
+    return ([] if os.environ.get("HYBRIDOPS_CUDA") == "only" else cpu_extensions()) + cuda_extensions()
 
 
 def build_ext() -> type:

@@ -1,7 +1,7 @@
 """The back ends: which are here, and which one runs a call.
 
     reference   plain PyTorch, any device, any dtype: the oracle
-    native      compiled C++ (hybridops._C), on the CPU
+    native      compiled C++ on the CPU (hybridops._C), CUDA C++ on a GPU (hybridops._C_cuda)
     triton      Triton kernels (hybridops.triton), on a GPU; in Triton's interpreter on the CPU
 
 A back end is a folder with one module a family (conv_lstm.py, additive_attention.py). It is named by an argument, by
@@ -117,7 +117,9 @@ def _missing(name: str) -> str | None:
 
 def _description(name: str) -> str:
     if name == "native":
-        return f"compiled C++ on the CPU ({native.cpu_isa()})"
+        cuda = native.missing("cuda")
+        gpu = "CUDA C++ on a GPU" if cuda is None else f"not on a GPU: {cuda}"
+        return f"compiled C++ on the CPU ({native.cpu_isa()}); {gpu}"
     if name == "triton":
         where = "in its interpreter on the CPU" if triton.INTERPRETED else "on CUDA"
         return "Triton {}.{} {}".format(*triton.version(), where)

@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(items) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
     if native.missing():
         for item in items:
-            if item.path.parent.name == "native":
+            if item.path.parent.name in ("native", "cuda_shim"):
                 item.add_marker(pytest.mark.skip(reason=native.missing()))
     if not triton.INTERPRETED:
         for item in items:

@@ -1,4 +1,4 @@
-"""The compiled back end: loading hybridops._C, what it takes, the shapes its ops give (fakes, for torch.compile)."""
+"""The compiled back end: loading its libraries, what it takes, the shapes its ops give (fakes, for torch.compile)."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ _missing: dict[str, str | None] = {"cpu": _load("_C")}
 _missing["cuda"] = _load_cuda()
 
 
-def missing() -> str | None:
-    """None where the compiled ops are here, at least for the CPU; else why not."""
-    return _missing["cpu"]
+def missing(device_type: str = "cpu") -> str | None:
+    """None where the compiled ops are here for that device; else why not. For none are they without the CPU's."""
+    return _missing[device_type]
 
 
 def why_not(family: str, x: Tensor, spatial_dims: int) -> str | None:

@@ -1,4 +1,4 @@
-"""ConvLSTM recurrences in compiled code: csrc/cpu/conv_lstm.cpp. The contract is that of reference/conv_lstm.py.
+"""ConvLSTM recurrences in compiled code: conv_lstm.* in csrc/cpu and csrc/cuda. Contract: reference/conv_lstm.py.
 
 The ops want images channels-last with two spatial dimensions; here layouts are made so, as views where they can be.
 """

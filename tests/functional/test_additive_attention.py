@@ -63,6 +63,24 @@ def test_queries_and_keys(target, dtype, queries, keys, activation):
 @pytest.mark.parametrize(
     "sizes",
     [
+        {"batch": 1, "queries": 130, "keys": 70, "width": 37},
+        {"batch": 1, "queries": 9, "keys": 200, "width": 5},
+    ],
+    ids=["many queries", "many keys"],
+)
+def test_many_tiles(target, sizes, activation):
+    check(target, torch.float32, activation, **sizes)
+
+
+def test_many_tiles_of_a_large_batch(target):
+    """So many that on a GPU a block of threads takes several in turn."""
+    check(target, torch.float32, "relu", batch=520, queries=70, keys=8, width=1)
+
+
+@activations
+@pytest.mark.parametrize(
+    "sizes",
+    [
         {"batch": 0}, {"queries": 0}, {"keys": 0}, {"width": 0}, {"values": 0}, {"batch": 0, "keys": 0},
         {"batch": 1, "queries": 1, "keys": 1, "width": 1, "values": 1},
     ],

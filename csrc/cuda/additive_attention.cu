@@ -1,0 +1,137 @@
+// The additive_* ops on a GPU: outputs are allocated here, the kernels of additive_attention.cuh launched. Arguments
+// were checked in hybridops/functional.py.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <tuple>
+
+#include "additive_attention.cuh"
+
+namespace hybridops {
+namespace {
+
+// Calls f with the activation, as an object of its own type.
+template <class A, class F>
+void with_activation(int64_t activation, double negative_slope, const F& f) {
+    switch (static_cast<Activation>(activation)) {
+        case Activation::tanh: return f(Tanh{});
+        case Activation::relu: return f(Relu{});
+        case Activation::leaky_relu: return f(LeakyRelu<A>{static_cast<A>(negative_slope)});
+    }
+}
+
+template <class T>
+Pairs<T> pairs_of(const Tensor& q, const Tensor& k, const Tensor& v, bool keys_as_rows) {
+    const Side<T> queries{data<const T>(q), q.size(1), k.size(1)}, keys{data<const T>(k), k.size(1), 1};
+    const bool vectors = q.size(2) % 4 == 0 && aligned<4>(queries.data, keys.data, data<const T>(v));
+    return {
+        keys_as_rows ? keys : queries, keys_as_rows ? queries : keys, data<const T>(v), q.size(0), q.size(2), vectors};
+}
+
+Tensor compute_scores(const Device& device, const Tensor& q, const Tensor& k, const Tensor& v, int64_t activation,
+                      double negative_slope) {
+    using torch::stable::contiguous;
+    Tensor scores = torch::stable::new_empty(q, {q.size(0), q.size(1), k.size(1)}, accumulator_type(q));
+    if (scores.numel() == 0) return scores;
+    const Tensor qc = contiguous(q), kc = contiguous(k), vc = contiguous(v);
+    HYBRIDOPS_DISPATCH_DTYPE(q.scalar_type(), "additive_scores_forward", {
+        using A = Accumulator<scalar_t>;
+        with_activation<A>(activation, negative_slope, [&](auto act) {
+            const ScoresArgs<scalar_t, A> args{pairs_of<scalar_t>(qc, kc, vc, k.size(1) < q.size(1)), data<A>(scores)};
+            const auto launch = [&](auto tile) {
+                using Kernel = ScoresForward<scalar_t, A, decltype(act), decltype(tile)>;
+                device.launch(Kernel{args, act}, Kernel::blocks(args.pairs));
+            };
+            // Up to half a tile of 16 by 16 threads idle, or else every other is read anew for each row.
+            if (args.pairs.rows.count < 8) {
+                launch(NarrowTile{});
+            } else {
+                launch(WideTile{});
+            }
+        });
+    });
+    return scores;
+}
+
+// The exponentials of prepared keys are not looked at: to read one takes a GPU longer than to compute it.
+Tensor additive_scores_forward(const Tensor& q, const Tensor& k, const Tensor& v, int64_t activation,
+                               double negative_slope, const std::optional<Tensor>&, const std::optional<Tensor>&) {
+    return compute_scores(Device(q), q, k, v, activation, negative_slope);
+}
+
+template <class T>
+Broadcast<T> broadcast_of(const std::optional<Tensor>& t) {
+    return t ? Broadcast<T>{data<const T>(*t), t->stride(0), t->stride(1), t->stride(2)} : Broadcast<T>{};
+}
+
+Tensor additive_weights_forward(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask,
+                                const std::optional<Tensor>& score_bias, double scale, int64_t activation,
+                                double negative_slope, const std::optional<Tensor>&, const std::optional<Tensor>&) {
+    const Device device(q);
+    const Tensor scores = compute_scores(device, q, k, v, activation, negative_slope);
+    const Tensor weights = q.scalar_type() == scores.scalar_type()
+                               ? scores
+                               : torch::stable::new_empty(q, {q.size(0), q.size(1), k.size(1)});
+    if (scores.numel() == 0) return weights;
+    HYBRIDOPS_DISPATCH_DTYPE(q.scalar_type(), "additive_weights_forward", {
+        using A = Accumulator<scalar_t>;
+        using Kernel = MaskedSoftmax<scalar_t, A>;
+        const SoftmaxArgs<scalar_t, A> args{broadcast_of<bool>(mask), broadcast_of<A>(score_bias),
+                                            static_cast<A>(scale), data<scalar_t>(weights)};
+        const int64_t rows = q.size(0) * q.size(1);
+        device.launch(Kernel{args, data<A>(scores), rows, q.size(1), k.size(1)}, ceil_div(rows, Kernel::rows_of_block));
+    });
+    return weights;
+}
+
+std::tuple<Tensor, Tensor, Tensor> additive_scores_backward(const Tensor& grad, const Tensor& q, const Tensor& k,
+                                                            const Tensor& v, int64_t activation,
+                                                            double negative_slope) {
+    using torch::stable::contiguous, torch::stable::new_empty;
+    const Device device(q);
+    const int64_t batch = q.size(0), width = q.size(2);
+    Tensor dq = new_empty(q, q.sizes()), dk = new_empty(k, k.sizes()), dv = new_empty(v, v.sizes());
+    if (grad.numel() == 0 || width == 0) {
+        for (Tensor* t : {&dq, &dk, &dv}) torch::stable::zero_(*t);
+        return {dq, dk, dv};
+    }
+    const Tensor gc = contiguous(grad), qc = contiguous(q), kc = contiguous(k), vc = contiguous(v);
+    const bool keys_as_rows = k.size(1) > q.size(1);  // a thread holds eight rows: the longer side has them
+    const Tensor &d_rows = keys_as_rows ? dk : dq, &d_others = keys_as_rows ? dq : dk;
+    HYBRIDOPS_DISPATCH_DTYPE(q.scalar_type(), "additive_scores_backward", {
+        using A = Accumulator<scalar_t>;
+        with_activation<A>(activation, negative_slope, [&](auto act) {
+            using Kernel = ScoresBackward<scalar_t, A, decltype(act)>;
+            using Sum = SumParts<scalar_t, A>;
+            const auto pairs = pairs_of<scalar_t>(qc, kc, vc, keys_as_rows);
+            // Blocks enough for some on each multiprocessor, by a number that is not the machine's: the same sums on
+            // all.
+            const int64_t splits = std::min(Kernel::row_tiles(pairs), ceil_div(512, Kernel::blocks(pairs, 1)));
+            const int64_t others = batch * pairs.others.count * width;
+            Tensor d_others_parts = new_empty(q, {splits, others}, accumulator_type(q));
+            Tensor dv_parts = new_empty(q, {splits * batch, width}, accumulator_type(q));
+            device.launch(Kernel{{pairs, data<const A>(gc), splits, data<scalar_t>(d_rows), data<A>(d_others_parts),
+                                  data<A>(dv_parts)},
+                                 act},
+                          Kernel::blocks(pairs, splits));
+            device.launch(Sum{data<const A>(d_others_parts), splits, others, pairs.v, width, data<scalar_t>(d_others)},
+                          ceil_div(others, Sum::threads));
+            device.launch(Sum{data<const A>(dv_parts), splits * batch, width, nullptr, width, data<scalar_t>(dv)},
+                          ceil_div(width, Sum::threads));
+        });
+    });
+    return {dq, dk, dv};
+}
+
+}  // namespace
+}  // namespace hybridops
+
+STABLE_TORCH_LIBRARY_IMPL(hybridops, HYBRIDOPS_DISPATCH_KEY, m) {
+    m.impl("additive_scores_forward", TORCH_BOX(&hybridops::additive_scores_forward));
+    m.impl("additive_weights_forward", TORCH_BOX(&hybridops::additive_weights_forward));
+    m.impl("additive_scores_backward", TORCH_BOX(&hybridops::additive_scores_backward));
+}

@@ -1,0 +1,260 @@
+// The ConvLSTM's ops on a GPU: outputs are allocated here, a library's convolutions and the kernels of conv_lstm.cuh
+// launched in turn, on the caller's stream. Arguments were checked in hybridops/functional.py and laid out in
+// hybridops/native/conv_lstm.py. `winograd` is for the CPU: here the library chooses.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "conv_lstm.cuh"
+
+namespace hybridops {
+namespace {
+
+using MaybeTensor = std::optional<Tensor>;
+using Sizes = std::vector<int64_t>;
+
+// The ATen op of that name; `results` tensors.
+template <size_t results, class... Args>
+std::array<Tensor, results> call(const char* op, const Args&... args) {
+    std::array<StableIValue, std::max(results, sizeof...(Args))> stack{torch::stable::detail::from(args)...};
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack.data(), TORCH_ABI_VERSION));
+    std::array<Tensor, results> out;
+    for (size_t i = 0; i < results; ++i) out[i] = torch::stable::detail::to<Tensor>(stack[i]);
+    return out;
+}
+
+Tensor permute(const Tensor& x, const Sizes& order) { return call<1>("aten::permute", x, order)[0]; }
+
+// (N,Y,X,C) seen as (N,C,Y,X), as the library names them, and back; and so a (T,B,Y,X,C) as T*B images.
+Tensor channels_second(const Tensor& images) { return permute(images, {0, 3, 1, 2}); }
+Tensor channels_last(const Tensor& images) { return torch::stable::contiguous(permute(images, {0, 2, 3, 1})); }
+Tensor as_images(const Tensor& x) { return torch::stable::flatten(x, 0, 1); }
+
+// Laid out once, where the library would do it at every call
+Tensor prepared(const Tensor& weight) {
+    return torch::stable::contiguous(weight, torch::headeronly::MemoryFormat::ChannelsLast);
+}
+
+Sizes same_padding(int64_t kernel_h, int64_t kernel_w) { return {kernel_h / 2, kernel_w / 2}; }
+
+// weight * images, or with `transposed` what that means for the gradient of images; (N,Y,X,C) -> (N,Y,X,channels)
+Tensor convolution(const Tensor& images, const Tensor& weight, bool transposed) {
+    const Sizes ones{1, 1}, zeros{0, 0}, padding = same_padding(weight.size(2), weight.size(3));
+    const Tensor out = call<1>("aten::convolution", channels_second(images), weight, std::nullopt, ones, padding, ones,
+                               transposed, zeros, int64_t{1})[0];
+    // Of another dtype where a caller's backward runs under autocast, which this op obeys
+    return channels_last(torch::stable::to(out, images.scalar_type()));
+}
+
+// x (B,T,C,Y,X) of any strides -> (T,B,Y,X,C)
+Tensor time_major(const Tensor& x) { return torch::stable::contiguous(permute(x, {1, 0, 3, 4, 2})); }
+
+template <class A>
+PeepholeTensor<A> peephole_tensor(const MaybeTensor& p) {
+    if (!p) return {nullptr, 0, 0};
+    return {data<const A>(p), p->stride(0), p->dim() == 2 ? 0 : p->size(-1)};
+}
+
+StepShape step_shape(const Tensor& states) {  // (..,Y,X,H)
+    const int64_t area = states.size(-3) * states.size(-2), hidden = states.size(-1);
+    return {states.numel() / hidden, area, hidden};
+}
+
+// Launches Step<T, A, 4> where all vectors of four channels are aligned, else Step<T, A, 1>.
+template <template <class, class, int> class Step, template <class, class> class Args, class T, class A, class... P>
+void launch_step(const Device& device, const Args<T, A>& args, const P*... pointers) {
+    const auto launch = [&](auto step, int n) {
+        device.launch(step, ceil_div(args.shape.pixels * args.shape.hidden / n, step.threads));
+    };
+    if (args.shape.hidden % 4 == 0 && (aligned<4>(pointers) && ...)) {
+        launch(Step<T, A, 4>{args}, 4);
+    } else {
+        launch(Step<T, A, 1>{args}, 1);
+    }
+}
+
+template <class T, class A>
+void launch_step(const Device& device, const StepForwardArgs<T, A>& a) {
+    launch_step<StepForward>(device, a, a.from_x, a.from_h, a.bias, a.peephole.data, a.c_prev, a.h, a.c, a.gates);
+}
+
+template <class T, class A>
+void launch_step(const Device& device, const StepBackwardArgs<T, A>& a) {
+    launch_step<StepBackward>(device, a, a.grad_h, a.dh, a.dh_last, a.gates, a.c, a.c_prev, a.peephole.data, a.dc,
+                              a.da);
+}
+
+enum Save { nothing = 0, cells = 1, gates = 2 };
+
+std::tuple<Tensor, Tensor, Tensor> conv_lstm_forward(const Tensor& x, const MaybeTensor& h0, const MaybeTensor& c0,
+                                                     const Tensor& w_ih, const Tensor& w_hh, const MaybeTensor& bias,
+                                                     const MaybeTensor& peephole, int64_t save, int64_t) {
+    const Device device(x);
+    const int64_t steps = x.size(1), hidden = w_hh.size(1);
+    const auto images = [&](int64_t count, int64_t channels, ScalarType type) {
+        return torch::stable::new_empty(x, {count, x.size(0), x.size(3), x.size(4), channels}, type);
+    };
+    Tensor hs = images(steps, hidden, x.scalar_type());
+    Tensor cs = images(save == nothing ? 1 : steps, hidden, accumulator_type(x));
+    Tensor gs = images(0, 4 * hidden, x.scalar_type());
+    if (hs.numel() == 0) return {hs, cs, save == Save::gates ? images(steps, 4 * hidden, x.scalar_type()) : gs};
+
+    // (T,B,Y,X,4H) at once: one large convolution instead of T small ones. The gates are then written over it.
+    const Tensor from_x = torch::stable::view(convolution(as_images(time_major(x)), prepared(w_ih), false),
+                                              {steps, x.size(0), x.size(3), x.size(4), 4 * hidden});
+    const Tensor recurrent = prepared(w_hh);
+    if (save == Save::gates) gs = from_x;
+    HYBRIDOPS_DISPATCH_DTYPE(x.scalar_type(), "conv_lstm_forward", {
+        using A = Accumulator<scalar_t>;
+        StepForwardArgs<scalar_t, A> args{};
+        MaybeTensor h = h0;
+        args.bias = data<const A>(bias);
+        args.peephole = peephole_tensor<A>(peephole);
+        args.c_prev = data<const A>(c0);
+        for (int64_t t = 0; t < steps; ++t) {
+            MaybeTensor from_h;
+            if (h) from_h = convolution(*h, recurrent, false);
+            h = torch::stable::select(hs, 0, t);
+            args.shape = step_shape(*h);
+            args.from_x = data<const scalar_t>(from_x) + t * args.shape.pixels * 4 * hidden;
+            args.from_h = data<const scalar_t>(from_h);
+            args.h = data<scalar_t>(h);
+            args.c = data<A>(cs) + (save == nothing ? 0 : t) * h->numel();
+            args.gates = save == Save::gates ? data<scalar_t>(gs) + t * args.shape.pixels * 4 * hidden : nullptr;
+            launch_step(device, args);
+            args.c_prev = args.c;
+        }
+    });
+    return {hs, cs, gs};
+}
+
+// da may be the tensor of the gates: an element's gates are read before its gradients are written.
+std::tuple<Tensor, Tensor, Tensor> backward(const Device& device, const MaybeTensor& grad_hs,
+                                            const MaybeTensor& grad_hn, const MaybeTensor& grad_cn, const Tensor& gates,
+                                            const Tensor& cs, const MaybeTensor& c0, const Tensor& w_hh,
+                                            const MaybeTensor& peephole, bool need_dh0, Tensor da) {
+    const int64_t steps = gates.size(0), hidden = w_hh.size(1);
+    const auto state = [&](bool wanted) {
+        return torch::stable::new_empty(cs, {wanted ? gates.size(1) : 0, gates.size(2), gates.size(3), hidden});
+    };
+    Tensor dh0 = state(need_dh0), dc = state(true);
+    if (dc.numel() == 0) return {da, dh0, dc};
+    if (grad_cn) {
+        torch::stable::copy_(dc, *grad_cn);
+    } else {
+        torch::stable::zero_(dc);
+    }
+    MaybeTensor grads;
+    if (grad_hs) grads = torch::stable::contiguous(*grad_hs);
+    const Tensor recurrent = prepared(w_hh);
+    HYBRIDOPS_DISPATCH_DTYPE(gates.scalar_type(), "conv_lstm_backward", {
+        using A = Accumulator<scalar_t>;
+        StepBackwardArgs<scalar_t, A> args{};
+        args.shape = step_shape(dc);
+        args.peephole = peephole_tensor<A>(peephole);
+        args.dc = data<A>(dc);
+        args.dh_last = data<const A>(grad_hn);
+        MaybeTensor dh;
+        for (int64_t t = steps - 1; t >= 0; --t) {
+            const int64_t size = dc.numel();
+            args.grad_h = grads ? data<const scalar_t>(grads) + t * size : nullptr;
+            args.dh = data<const scalar_t>(dh);
+            args.gates = data<const scalar_t>(gates) + t * 4 * size;
+            args.c = data<const A>(cs) + t * size;
+            args.c_prev = t > 0 ? args.c - size : data<const A>(c0);
+            args.da = data<scalar_t>(da) + t * 4 * size;
+            launch_step(device, args);
+            args.dh_last = nullptr;
+            if (t > 0 || need_dh0) dh = convolution(torch::stable::select(da, 0, t), recurrent, true);
+        }
+        if (need_dh0) torch::stable::copy_(dh0, *dh);
+    });
+    return {da, dh0, dc};
+}
+
+std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward(const MaybeTensor& grad_hs, const MaybeTensor& grad_hn,
+                                                      const MaybeTensor& grad_cn, const Tensor& gates, const Tensor& cs,
+                                                      const MaybeTensor& c0, const Tensor& w_hh,
+                                                      const MaybeTensor& peephole, bool need_dh0, int64_t) {
+    return backward(Device(gates), grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0,
+                    torch::stable::empty_like(gates));
+}
+
+// With all states known no recurrence is left in the gates: two convolutions for all steps.
+std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward_from_states(
+    const MaybeTensor& grad_hs, const MaybeTensor& grad_hn, const MaybeTensor& grad_cn, const Tensor& x,
+    const MaybeTensor& h0, const Tensor& hs, const Tensor& cs, const MaybeTensor& c0, const Tensor& w_ih,
+    const Tensor& w_hh, const MaybeTensor& bias, const MaybeTensor& peephole, bool need_dh0, int64_t) {
+    const Device device(x);
+    const int64_t steps = hs.size(0), hidden = hs.size(4);
+    const Sizes shape{steps, hs.size(1), hs.size(2), hs.size(3), 4 * hidden};
+    if (hs.numel() == 0)
+        return backward(device, grad_hs, grad_hn, grad_cn, torch::stable::new_empty(hs, shape), cs, c0, w_hh, peephole,
+                        need_dh0, torch::stable::new_empty(hs, shape));
+    const Tensor gates = torch::stable::view(convolution(as_images(time_major(x)), prepared(w_ih), false), shape);
+    const Tensor recurrent = prepared(w_hh);
+    HYBRIDOPS_DISPATCH_DTYPE(x.scalar_type(), "conv_lstm_backward_from_states", {
+        using A = Accumulator<scalar_t>;
+        const int64_t size = hs.numel() / steps;
+        // The gates of the steps from `first` on, in place, from the states one step before.
+        const auto compute = [&](int64_t first, int64_t number, const MaybeTensor& h_prev, const A* c_prev) {
+            MaybeTensor from_h;
+            if (h_prev) from_h = convolution(*h_prev, recurrent, false);
+            StepForwardArgs<scalar_t, A> args{};
+            const int64_t area = hs.size(2) * hs.size(3);
+            args.shape = {number * size / hidden, area, hidden};
+            args.gates = data<scalar_t>(gates) + first * 4 * size;
+            args.from_x = args.gates;
+            args.from_h = data<const scalar_t>(from_h);
+            args.bias = data<const A>(bias);
+            args.peephole = peephole_tensor<A>(peephole);
+            args.c_prev = c_prev;
+            launch_step(device, args);
+        };
+        compute(0, 1, h0, data<const A>(c0));
+        if (steps > 1) {
+            Tensor states = hs;
+            compute(1, steps - 1, as_images(torch::stable::narrow(states, 0, 0, steps - 1)), data<const A>(cs));
+        }
+    });
+    return backward(device, grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0, gates);
+}
+
+Tensor conv_input_gradient(const Tensor& da, const Tensor& w, int64_t) {
+    const Device device(da);
+    const Sizes shape{da.size(0), da.size(1), da.size(2), da.size(3), w.size(1)};
+    if (da.numel() == 0) return torch::stable::new_empty(da, shape);
+    return torch::stable::view(convolution(as_images(da), prepared(w), true), shape);
+}
+
+Tensor conv_weight_gradient(const Tensor& da, const Tensor& x, int64_t kernel_h, int64_t kernel_w, int64_t) {
+    const Device device(da);
+    const Sizes shape{da.size(4), x.size(2), kernel_h, kernel_w}, ones{1, 1}, zeros{0, 0};
+    if (da.numel() == 0) return torch::stable::new_zeros(da, shape, accumulator_type(da));
+    const std::array<bool, 3> of_weight_alone{false, true, false};
+    const Tensor images = torch::stable::contiguous(as_images(x), torch::headeronly::MemoryFormat::ChannelsLast);
+    const Tensor like_weight = torch::stable::new_empty(da, shape);  // of which the op reads the shape
+    const auto gradients =
+        call<3>("aten::convolution_backward", channels_second(as_images(da)), images, like_weight, std::nullopt, ones,
+                same_padding(kernel_h, kernel_w), ones, false, zeros, int64_t{1},
+                torch::headeronly::HeaderOnlyArrayRef<bool>(of_weight_alone.data(), of_weight_alone.size()));
+    return torch::stable::contiguous(torch::stable::to(gradients[1], accumulator_type(da)));
+}
+
+}  // namespace
+}  // namespace hybridops
+
+STABLE_TORCH_LIBRARY_IMPL(hybridops, HYBRIDOPS_DISPATCH_KEY, m) {
+    m.impl("conv_lstm_forward", TORCH_BOX(&hybridops::conv_lstm_forward));
+    m.impl("conv_lstm_backward", TORCH_BOX(&hybridops::conv_lstm_backward));
+    m.impl("conv_lstm_backward_from_states", TORCH_BOX(&hybridops::conv_lstm_backward_from_states));
+    m.impl("conv_input_gradient", TORCH_BOX(&hybridops::conv_input_gradient));
+    m.impl("conv_weight_gradient", TORCH_BOX(&hybridops::conv_weight_gradient));
+}

@@ -1,0 +1,124 @@
+// What kernels and launchers take from CUDA: how a kernel is launched, its arithmetic, vectors of values in memory.
+//
+// A kernel is a struct of its arguments, with `threads` in a block, blocks that are to be `resident` on a
+// multiprocessor (a bound on registers), the `Shared` memory of a block, and a body operator()(Shared&). Blocks stand
+// in one row: a body finds its place from blockIdx.x. So that the tests can run the same bodies on a CPU, all that
+// needs nvcc or a GPU is in this file, and tests/cuda_shim/shim.h has it in plain C++.
+#pragma once
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdint>
+
+#include "../cpu/tensors.h"
+
+#ifdef __CUDACC__
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
+
+#define HYBRIDOPS_INLINE __device__ __forceinline__
+#define HYBRIDOPS_DISPATCH_KEY CUDA
+
+namespace hybridops {
+
+template <class Kernel>
+__global__ void __launch_bounds__(Kernel::threads, Kernel::resident) run(const Kernel kernel) {
+    __shared__ typename Kernel::Shared shared;
+    kernel(shared);
+}
+
+// The device of a tensor, made current while this lives, and its stream that the caller works on.
+class Device {
+   public:
+    explicit Device(const Tensor& x) : guard_(x.get_device_index()) {
+        void* stream = nullptr;
+        TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+        stream_ = static_cast<cudaStream_t>(stream);
+    }
+
+    template <class Kernel>
+    void launch(const Kernel& kernel, int64_t blocks) const {
+        STD_TORCH_CHECK(blocks <= INT32_MAX, "hybridops: too large for one launch: ", blocks, " blocks");
+        if (blocks == 0) return;
+        run<<<static_cast<unsigned>(blocks), Kernel::threads, 0, stream_>>>(kernel);
+        STD_CUDA_KERNEL_LAUNCH_CHECK();
+    }
+
+   private:
+    torch::stable::accelerator::DeviceGuard guard_;
+    cudaStream_t stream_;
+};
+
+// One instruction, good to 1 ulp; results below 2^-126 are zero (PTX ISA, rcp.approx.ftz.f32). A division takes about
+// ten.
+HYBRIDOPS_INLINE float reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+}  // namespace hybridops
+#else
+#include "shim.h"
+#endif
+
+namespace hybridops {
+
+HYBRIDOPS_INLINE double reciprocal(double x) { return 1 / x; }
+HYBRIDOPS_INLINE float exp(float x) { return ::expf(x); }
+HYBRIDOPS_INLINE double exp(double x) { return ::exp(x); }
+HYBRIDOPS_INLINE float tanh(float x) { return ::tanhf(x); }
+HYBRIDOPS_INLINE double tanh(double x) { return ::tanh(x); }
+template <class A>
+HYBRIDOPS_INLINE A sigmoid(A x) {
+    return reciprocal(1 + exp(-x));
+}
+
+// The larger magnitude, where a NaN stays.
+template <class A>
+HYBRIDOPS_INLINE A max_magnitude(A most, A x) {
+    const A magnitude = x < 0 ? -x : x;
+    return magnitude > most || magnitude != magnitude ? magnitude : most;
+}
+
+// n values of A in registers, read from and written to n of T that stand together: in one instruction up to 16 bytes.
+template <class A, int n>
+struct Lanes {
+    A lane[n];
+    HYBRIDOPS_INLINE A& operator[](int i) { return lane[i]; }
+    HYBRIDOPS_INLINE const A& operator[](int i) const { return lane[i]; }
+};
+
+template <class T, int n>
+struct alignas(n * sizeof(T) < 16 ? n * sizeof(T) : 16) InMemory {
+    T lane[n];
+};
+
+template <class A, int n, class T>
+HYBRIDOPS_INLINE Lanes<A, n> load(const T* from) {
+    const InMemory<T, n> in = *reinterpret_cast<const InMemory<T, n>*>(from);
+    Lanes<A, n> out;
+#pragma unroll
+    for (int i = 0; i < n; ++i) out[i] = static_cast<A>(in.lane[i]);
+    return out;
+}
+
+template <class A, int n, class T>
+HYBRIDOPS_INLINE void store(T* to, const Lanes<A, n>& values) {
+    InMemory<T, n> out;
+#pragma unroll
+    for (int i = 0; i < n; ++i) out.lane[i] = static_cast<T>(values[i]);
+    *reinterpret_cast<InMemory<T, n>*>(to) = out;
+}
+
+// Whether load<A, n> and store may be used there; null is as good as any address.
+template <int n, class... T>
+bool aligned(const T*... address) {
+    return ((reinterpret_cast<uintptr_t>(address) % alignof(InMemory<T, n>) == 0) && ...);
+}
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace hybridops
