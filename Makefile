@@ -46,7 +46,7 @@ sanitize: env ## the tests of parity under AddressSanitizer and UndefinedBehavio
 	HYBRIDOPS_SANITIZE=address,undefined HYBRIDOPS_REQUIRE_NATIVE=1 HYBRIDOPS_CUDA=0 \
 		$(PY) setup.py -q build --build-base build/sanitize --build-lib $(SANITIZED)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 		$(PY) -m pytest -q -p no:cacheprovider -o pythonpath=$(SANITIZED) $(or $(ARGS),$(PARITY))
 
 bench: build ## the benchmarks: eager, compiled and fused
