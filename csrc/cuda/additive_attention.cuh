@@ -116,7 +116,9 @@ using NarrowTile = ThreadTile<1, 8, 32, 1, 4>;
 
 template <class T, class A, class Act, class Tile>
 struct ScoresForward {
-    static constexpr int threads = Tile::threads, resident = sizeof(A) == 4 ? 2 : 1;
+    static constexpr int threads = Tile::threads;
+    // The wide tile takes 167 registers: within 128, for two blocks, the compiler spills.
+    static constexpr int resident = sizeof(A) == 4 && Tile::lanes > 1 ? 2 : 1;
     static constexpr int staged = Tile::rows + Tile::others + 1;  // rows, others, v
     static constexpr int v_row = staged - 1;
     static constexpr int vectors = Tile::chunk / 4;
