@@ -43,7 +43,7 @@ if os.environ.get("HYBRIDOPS_EMULATE_AVX512") == "1":
     CXX_FLAGS.append("-DHYBRIDOPS_EMULATE_AVX512")
 SANITIZE = os.environ.get("HYBRIDOPS_SANITIZE")
 SANITIZE_FLAGS = [f"-fsanitize={SANITIZE}"] if SANITIZE else []
-if SANITIZE:  # with lines in the stacks; from -O1 on g++ 12 takes over ten minutes and two gigabytes, so a minute or two
+if SANITIZE:  # with lines in the stacks; -O0, because from -O1 on g++ 12 takes over ten minutes and two gigabytes
     CXX_FLAGS += [*SANITIZE_FLAGS, "-O0", "-g1", "-fno-omit-frame-pointer"]
 RELEASE_ARCHS = "8.0;9.0;10.0+PTX"
 
