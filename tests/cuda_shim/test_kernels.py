@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests import tolerances
-from tests.cuda_shim.sanitizer import ENVIRONMENT
+from tests.cuda_shim.sanitizer import environment
 from tests.cuda_shim.test_shim import ORDERS
 from tests.problems import attention_inputs
 from tests.processes import run_python
@@ -31,7 +31,7 @@ def test_layouts_and_values(shim, which):
 
 def test_parity_under_address_sanitizer(sanitized_shim):
     """No kernel reads or writes outside its tensors or its shared memory."""
-    run_python(PARITY.format(which=f"{TILES} or channels"), HYBRIDOPS_SHIM=str(sanitized_shim), **ENVIRONMENT)
+    run_python(PARITY.format(which=f"{TILES} or channels"), HYBRIDOPS_SHIM=str(sanitized_shim), **environment())
 
 
 def test_the_same_bits_in_any_order(shim, monkeypatch):
