@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests import tolerances
-from tests.cuda_shim.sanitizer import ENVIRONMENT
+from tests.cuda_shim.sanitizer import environment
 
 ORDERS = ["forward", "reverse", "random"]
 
@@ -58,6 +58,6 @@ def test_out_of_bounds_is_seen(sanitized_shim):
     code = f"import torch; torch.ops.load_library({str(sanitized_shim)!r}); "
     for op, error in (("shift(torch.zeros(64), True)", ""), ("out_of_bounds(torch.zeros(32))", "heap-buffer-overflow")):
         command = [sys.executable, "-c", f"{code} torch.ops.hybridops_shim.{op}"]
-        finished = subprocess.run(command, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=300)
+        finished = subprocess.run(command, env=os.environ | environment(), capture_output=True, text=True, timeout=300)
         assert (finished.returncode != 0) == bool(error), finished.stderr
         assert error in finished.stderr
