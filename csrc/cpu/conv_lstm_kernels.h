@@ -104,8 +104,9 @@ void conv_lstm_forward(const ConvLstmForwardArgs<T, A>& a) {
         const int64_t gate = i / lanes<A> % 4, h = i / (4 * lanes<A>)*lanes<A> + i % lanes<A>;
         bias.data()[i] = a.bias && h < a.hidden ? a.bias[gate * a.hidden + h] : A(0);
     }
-    const Convolution<A, 4> convolution(a.shape, {a.inputs, a.hidden}, groups, winograd_tile(a.shape, a.winograd),
-                                        forward_limits<A>, GateWeights<T, A>{a.w_ih, a.w_hh, a.inputs, a.hidden});
+    const Convolution<A, 4> convolution(a.shape, {a.inputs, a.hidden}, groups,
+                                        winograd_tile(a.shape, a.inputs + a.hidden, a.winograd), forward_limits<A>,
+                                        GateWeights<T, A>{a.w_ih, a.w_hh, a.inputs, a.hidden});
     const T* h = a.h0;
     const A* c = a.c0;
     for (int64_t t = 0; t < a.steps; ++t) {
@@ -202,7 +203,7 @@ template <class A, int N, class T>
 Convolution<A, N> transposed_convolution(const ConvShape& shape, const ConvWeights<T>& w, int64_t inputs,
                                          int64_t outputs, int64_t winograd) {
     constexpr int64_t width = N * lanes<A>;
-    return Convolution<A, N>(shape, {inputs, 0}, (outputs + width - 1) / width, winograd_tile(shape, winograd),
+    return Convolution<A, N>(shape, {inputs, 0}, (outputs + width - 1) / width, winograd_tile(shape, inputs, winograd),
                              gradient_limits<A>,
                              TransposedWeights<T>{w, outputs, width, shape.kernel_h - 1, shape.kernel_w - 1});
 }
