@@ -89,12 +89,12 @@ def extension(name: str, sources: list[str], headers: list[str], **options) -> E
 
 
 def cpu_extensions() -> list[Extension]:
-    sources, headers = csrc("library.cpp", "cpu/*.cpp"), csrc("math/*.h", "cpu/*.h")
+    sources, headers = csrc("library.cpp", "cpu/*.cpp"), csrc("*.h", "math/*.h", "cpu/*.h")
     return [extension("_C", sources, headers, extra_compile_args=CXX_FLAGS, extra_link_args=SANITIZE_FLAGS)]
 
 
 def cuda_extensions() -> list[Extension]:
-    sources, headers = csrc("cuda/*.cu"), csrc("math/*.h", "cuda/*.cuh", "cpu/*_args.h", "cpu/tensors.h")
+    sources, headers = csrc("cuda/*.cu"), csrc("*.h", "math/*.h", "cuda/*.cuh")
     wish = os.environ.get("HYBRIDOPS_CUDA")
     if not sources or wish == "0" or (torch.version.cuda is None and wish not in ("1", "only")):
         return []

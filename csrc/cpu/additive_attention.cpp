@@ -12,9 +12,9 @@
 #include <type_traits>
 #include <utility>
 
-#include "additive_attention_args.h"
+#include "../additive_attention_args.h"
+#include "../tensors.h"
 #include "scratch.h"
-#include "tensors.h"
 
 #define HYBRIDOPS_KERNELS "additive_attention_kernels.h"
 #include "every_isa.h"

@@ -17,10 +17,10 @@
 #include <utility>
 #include <vector>
 
+#include "../conv_lstm_args.h"
 #include "../math/winograd.h"
-#include "conv_lstm_args.h"
+#include "../tensors.h"
 #include "scratch.h"
-#include "tensors.h"
 
 #define HYBRIDOPS_KERNELS "conv_lstm_kernels.h"
 #include "every_isa.h"
@@ -32,15 +32,6 @@ template <class T>
 ConvWeights<T> weights(const Tensor& w) {
     return {data<const T>(w), w.stride(0), w.stride(1), w.stride(2), w.stride(3)};
 }
-
-template <class A>
-PeepholeTensor<A> peephole_tensor(const std::optional<Tensor>& p) {
-    if (!p) return {nullptr, 0, 0};
-    const int64_t hidden = p->size(-1);
-    return {data<const A>(p), p->stride(0), p->dim() == 2 ? 0 : hidden};
-}
-
-enum Save { nothing = 0, cells = 1, gates = 2 };
 
 template <class T>
 Strided<T> strided(const Tensor& x, int time, int batch, int channel, int y) {  // which dimension is what; x follows y

@@ -3,7 +3,7 @@
 #pragma once
 #include <limits>
 
-#include "../cpu/additive_attention_args.h"
+#include "../additive_attention_args.h"
 #include "device.cuh"
 
 namespace hybridops {

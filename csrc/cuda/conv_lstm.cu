@@ -56,12 +56,6 @@ Tensor convolution(const Tensor& images, const Tensor& weight, bool transposed) 
 // x (B,T,C,Y,X) of any strides -> (T,B,Y,X,C)
 Tensor time_major(const Tensor& x) { return torch::stable::contiguous(permute(x, {1, 0, 3, 4, 2})); }
 
-template <class A>
-PeepholeTensor<A> peephole_tensor(const MaybeTensor& p) {
-    if (!p) return {nullptr, 0, 0};
-    return {data<const A>(p), p->stride(0), p->dim() == 2 ? 0 : p->size(-1)};
-}
-
 StepShape step_shape(const Tensor& states) {  // (..,Y,X,H)
     const int64_t area = states.size(-3) * states.size(-2), hidden = states.size(-1);
     return {states.numel() / hidden, area, hidden};
@@ -90,8 +84,6 @@ void launch_step(const Device& device, const StepBackwardArgs<T, A>& a) {
     launch_step<StepBackward>(device, a, a.grad_h, a.dh, a.dh_last, a.gates, a.c, a.c_prev, a.peephole.data, a.dc,
                               a.da);
 }
-
-enum Save { nothing = 0, cells = 1, gates = 2 };
 
 std::tuple<Tensor, Tensor, Tensor> conv_lstm_forward(const Tensor& x, const MaybeTensor& h0, const MaybeTensor& c0,
                                                      const Tensor& w_ih, const Tensor& w_hh, const MaybeTensor& bias,

@@ -2,7 +2,7 @@
 // library computes. Images stand channels-last; a thread takes n channels of a pixel. T storage type, A accumulator
 // type.
 #pragma once
-#include "../cpu/conv_lstm_args.h"
+#include "../conv_lstm_args.h"
 #include "device.cuh"
 
 namespace hybridops {

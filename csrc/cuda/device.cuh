@@ -10,7 +10,7 @@
 
 #include <cstdint>
 
-#include "../cpu/tensors.h"
+#include "../tensors.h"
 
 #ifdef __CUDACC__
 #include <cuda_runtime.h>

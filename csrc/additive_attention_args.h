@@ -1,4 +1,4 @@
-// What csrc/cpu/additive_attention.cpp hands to its kernels. T storage type, A accumulator type; all tensors contiguous.
+// What the attention's ops hand to their kernels. T storage type, A accumulator type; all tensors contiguous.
 #pragma once
 #include <cstdint>
 

@@ -1,8 +1,13 @@
-// What csrc/cpu/conv_lstm.cpp hands to its kernels: sizes and raw pointers. T storage type, A accumulator type.
+// What the ConvLSTM's ops hand to their kernels: sizes and raw pointers. T storage type, A accumulator type.
 #pragma once
 #include <cstdint>
+#include <optional>
+
+#include "tensors.h"
 
 namespace hybridops {
+
+enum Save { nothing = 0, cells = 1, gates = 2 };  // of a forward pass, for its backward
 
 struct ConvShape {
     int64_t batch, height, width, kernel_h, kernel_w;
@@ -28,6 +33,12 @@ struct PeepholeTensor {  // rows f, i, o; null = none
     const A* data;
     int64_t row, pixel;  // strides; pixel is 0 for one value a channel
 };
+
+template <class A>
+PeepholeTensor<A> peephole_tensor(const std::optional<Tensor>& p) {  // (3,H) or (3,Y,X,H)
+    if (!p) return {nullptr, 0, 0};
+    return {data<const A>(p), p->stride(0), p->dim() == 2 ? 0 : p->size(-1)};
+}
 
 template <class T, class A>
 struct ConvLstmForwardArgs {
