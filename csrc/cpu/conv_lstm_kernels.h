@@ -95,23 +95,33 @@ struct ForwardEpilogue final : Epilogue<A> {
     }
 };
 
-// Where a.given_hs is set, all states are known and only the gates are computed: the same ones as before, bit for bit.
-template <class T, class A>
-void conv_lstm_forward(const ConvLstmForwardArgs<T, A>& a) {
-    const int64_t groups = (a.hidden + lanes<A> - 1) / lanes<A>, state = a.shape.pixels() * a.hidden;
+// f(E{}): with the type of the factors of convolutions in tiles of that size, A or T where the processor multiplies T.
+template <class T, class A, class F>
+void with_factors(int64_t tile, const F& f) {
+#ifdef HYBRIDOPS_WIDE
+    if constexpr (is_bfloat16<T>) {
+        if (tile == 0 && cpu_isa() == Isa::avx512_bf16) return f(T{});
+    }
+#endif
+    (void)tile;
+    f(A{});
+}
+
+template <class E, class T, class A>
+void run_conv_lstm_forward(const ConvLstmForwardArgs<T, A>& a, int64_t tile) {
+    const int64_t groups = ceil_div(a.hidden, lanes<A>), state = a.shape.pixels() * a.hidden;
     Buffer<A> bias(groups * 4 * lanes<A>);
     for (int64_t i = 0; i < groups * 4 * lanes<A>; ++i) {
         const int64_t gate = i / lanes<A> % 4, h = i / (4 * lanes<A>)*lanes<A> + i % lanes<A>;
         bias.data()[i] = a.bias && h < a.hidden ? a.bias[gate * a.hidden + h] : A(0);
     }
-    const Convolution<A, 4> convolution(a.shape, {a.inputs, a.hidden}, groups,
-                                        winograd_tile(a.shape, a.inputs + a.hidden, a.winograd), forward_limits<A>,
-                                        GateWeights<T, A>{a.w_ih, a.w_hh, a.inputs, a.hidden});
+    const Convolution<A, 4, E> convolution(a.shape, {a.inputs, a.hidden}, groups, tile, forward_limits<A>,
+                                           GateWeights<T, A>{a.w_ih, a.w_hh, a.inputs, a.hidden});
     const T* h = a.h0;
     const A* c = a.c0;
     for (int64_t t = 0; t < a.steps; ++t) {
-        const StridedSource<T, A> x(a.x.data + t * a.x.time, a.x.batch, a.x.channel, a.x.y, a.x.x, a.inputs);
-        const auto h_source = channels_last<A>(h, a.shape, a.hidden);
+        const auto x = images_at<E>(a.x, t, a.inputs);
+        const auto h_source = channels_last<E>(h, a.shape, a.hidden);
         ForwardEpilogue<T, A> epilogue;
         epilogue.hidden = a.hidden;
         epilogue.image_pixels = a.shape.height * a.shape.width;
@@ -125,6 +135,13 @@ void conv_lstm_forward(const ConvLstmForwardArgs<T, A>& a) {
         h = a.given_hs ? a.given_hs + t * state : epilogue.h;
         c = a.given_cs ? a.given_cs + t * state : epilogue.c;
     }
+}
+
+// Where a.given_hs is set, all states are known and only the gates are computed: the same ones as before, bit for bit.
+template <class T, class A>
+void conv_lstm_forward(const ConvLstmForwardArgs<T, A>& a) {
+    const int64_t tile = winograd_tile(a.shape, a.inputs + a.hidden, a.winograd);
+    with_factors<T, A>(tile, [&](auto e) { run_conv_lstm_forward<decltype(e)>(a, tile); });
 }
 
 // The pointwise gradient of one step, behind the sums dh = W_hh^T * da of the step after it.
@@ -188,7 +205,7 @@ struct StoreEpilogue final : Epilogue<A> {
     }
 };
 
-// f(std::integral_constant<int, N>): how many vectors of outputs make the best register tile for this many.
+// How many vectors of outputs make the best register tile for this many.
 template <class A, class F>
 void with_group_vectors(int64_t outputs, const F& f) {
     if (outputs <= lanes<A>) return f(std::integral_constant<int, 1>{});
@@ -198,21 +215,26 @@ void with_group_vectors(int64_t outputs, const F& f) {
     f(std::integral_constant<int, 2>{});
 }
 
-// W^T * images, for `outputs` channels and images of `inputs` channels
-template <class A, int N, class T>
-Convolution<A, N> transposed_convolution(const ConvShape& shape, const ConvWeights<T>& w, int64_t inputs,
-                                         int64_t outputs, int64_t winograd) {
-    constexpr int64_t width = N * lanes<A>;
-    return Convolution<A, N>(shape, {inputs, 0}, (outputs + width - 1) / width, winograd_tile(shape, inputs, winograd),
-                             gradient_limits<A>,
-                             TransposedWeights<T>{w, outputs, width, shape.kernel_h - 1, shape.kernel_w - 1});
+// f(convolution, E{}, width of its groups): W^T * images, for `outputs` channels and images of `inputs` channels
+template <class A, class T, class F>
+void with_transposed_convolution(const ConvShape& shape, const ConvWeights<T>& w, int64_t inputs, int64_t outputs,
+                                 int64_t winograd, const F& f) {
+    const int64_t tile = winograd_tile(shape, inputs, winograd);
+    with_group_vectors<A>(outputs, [&](auto n) {
+        with_factors<T, A>(tile, [&](auto e) {
+            constexpr int64_t width = n.value * lanes<A>;
+            const TransposedWeights<T> weights{w, outputs, width, shape.kernel_h - 1, shape.kernel_w - 1};
+            f(Convolution<A, n.value, decltype(e)>(shape, {inputs, 0}, ceil_div(outputs, width), tile,
+                                                   gradient_limits<A>, weights),
+              e, width);
+        });
+    });
 }
 
-template <class A, int N, class T>
-void run_conv_lstm_backward(const ConvLstmBackwardArgs<T, A>& a) {
+template <class E, class T, class A>
+void run_conv_lstm_backward(const ConvLstmBackwardArgs<T, A>& a, const auto& convolution, int64_t group_channels) {
     const int64_t pixels = a.shape.pixels(), state = pixels * a.hidden;
-    const auto convolution = transposed_convolution<A, N>(a.shape, a.w_hh, 4 * a.hidden, a.hidden, a.winograd);
-    const auto da = [&](int64_t t) { return channels_last<A>(a.da + t * 4 * state, a.shape, 4 * a.hidden); };
+    const auto da = [&](int64_t t) { return channels_last<E>(a.da + t * 4 * state, a.shape, 4 * a.hidden); };
     for (int64_t t = a.steps - 1; t >= 0; --t) {
         BackwardEpilogue<T, A> epilogue;
         epilogue.hidden = a.hidden;
@@ -226,7 +248,7 @@ void run_conv_lstm_backward(const ConvLstmBackwardArgs<T, A>& a) {
         epilogue.peephole = a.peephole;
         epilogue.da = a.da + t * 4 * state;
         epilogue.dc = a.dc;
-        epilogue.group_channels = N * lanes<A>;
+        epilogue.group_channels = group_channels;
         if (t + 1 < a.steps) {
             const auto source = da(t + 1);
             convolution({&source, nullptr}, epilogue);
@@ -244,24 +266,26 @@ void run_conv_lstm_backward(const ConvLstmBackwardArgs<T, A>& a) {
     }
     if (a.dh0) {
         const auto source = da(0);
-        convolution({&source, nullptr}, StoreEpilogue<A, A>(a.hidden, a.dh0, N * lanes<A>));
+        convolution({&source, nullptr}, StoreEpilogue<A, A>(a.hidden, a.dh0, group_channels));
     }
 }
 
 template <class T, class A>
 void conv_lstm_backward(const ConvLstmBackwardArgs<T, A>& a) {
-    with_group_vectors<A>(a.hidden, [&](auto n) { run_conv_lstm_backward<A, n.value>(a); });
+    with_transposed_convolution<A>(a.shape, a.w_hh, 4 * a.hidden, a.hidden, a.winograd,
+                                   [&](const auto& convolution, auto e, int64_t width) {
+                                       run_conv_lstm_backward<decltype(e)>(a, convolution, width);
+                                   });
 }
 
 // What da, the gradient of the pre-activations W * x, means for x and W.
 template <class T, class A>
 void conv_input_gradient(const ConvInputGradientArgs<T, A>& a) {
-    with_group_vectors<A>(a.inputs, [&](auto n) {
-        const auto convolution =
-            transposed_convolution<A, n.value>(a.shape, a.weights, a.outputs, a.inputs, a.winograd);
-        const auto source = channels_last<A>(a.da, a.shape, a.outputs);
-        convolution({&source, nullptr}, StoreEpilogue<A, T>(a.inputs, a.dx, n.value * lanes<A>));
-    });
+    with_transposed_convolution<A>(a.shape, a.weights, a.outputs, a.inputs, a.winograd,
+                                   [&](const auto& convolution, auto e, int64_t width) {
+                                       const auto source = channels_last<decltype(e)>(a.da, a.shape, a.outputs);
+                                       convolution({&source, nullptr}, StoreEpilogue<A, T>(a.inputs, a.dx, width));
+                                   });
 }
 
 template <class T, class A>

@@ -11,14 +11,12 @@ namespace hybridops {
 namespace {
 
 Isa widest() {
-#ifdef HYBRIDOPS_X86
-#ifndef HYBRIDOPS_EMULATE_AVX512
+#ifdef HYBRIDOPS_EMULATE_AVX512
+    return Isa::avx512_bf16;
+#elif defined(HYBRIDOPS_X86)
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl"))
-        return Isa::avx512;
-#else
-    return Isa::avx512;
-#endif
+        return __builtin_cpu_supports("avx512bf16") ? Isa::avx512_bf16 : Isa::avx512;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
 #endif
     return Isa::portable;
@@ -27,9 +25,11 @@ Isa widest() {
 Isa choose() {
     const char* name = std::getenv("HYBRIDOPS_CPU_ISA");
     const std::string_view wanted = name ? name : "";
-    if (wanted == "portable") return Isa::portable;
-    if (wanted == "avx2") return std::min(Isa::avx2, widest());
-    return widest();
+    Isa highest = widest();
+    if (wanted == "portable") highest = Isa::portable;
+    if (wanted == "avx2") highest = std::min(Isa::avx2, highest);
+    if (wanted == "avx512") highest = std::min(Isa::avx512, highest);
+    return highest;
 }
 
 }  // namespace

@@ -27,7 +27,7 @@
 
 namespace hybridops {
 
-enum class Isa { portable = 0, avx2 = 1, avx512 = 2 };
+enum class Isa { portable = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3 };
 
 // The widest set that this processor has; the environment variable HYBRIDOPS_CPU_ISA=portable|avx2|avx512 lowers it.
 Isa cpu_isa();
@@ -37,6 +37,7 @@ Isa cpu_isa();
 #ifdef HYBRIDOPS_X86
 #define HYBRIDOPS_ON_ISA(call)                                           \
     switch (::hybridops::cpu_isa()) {                                    \
+        case ::hybridops::Isa::avx512_bf16:                              \
         case ::hybridops::Isa::avx512: ::hybridops::avx512::call; break; \
         case ::hybridops::Isa::avx2: ::hybridops::avx2::call; break;     \
         default: ::hybridops::portable::call;                            \

@@ -96,6 +96,19 @@ HYBRIDOPS_INLINE void store_all(T* p, Simd<A> x) {
     }
 }
 
+#ifdef HYBRIDOPS_WIDE
+// sum += x * y for pairs of bfloat16 in each lane, as AVX512-BF16 does it: in float32, without subnormal numbers. In
+// assembler, because the intrinsic wants callers that are themselves compiled for processors that have the instruction.
+HYBRIDOPS_INLINE void add_bfloat16_products(Simd<float>& sum, SimdOf<float>::bits x, SimdOf<float>::bits y) {
+#ifdef HYBRIDOPS_EMULATE_AVX512
+    sum += (Simd<float>)(x & -0x10000) * (Simd<float>)(y & -0x10000);
+    sum += (Simd<float>)(x << 16) * (Simd<float>)(y << 16);
+#else
+    __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(x), "v"(y));
+#endif
+}
+#endif
+
 // `count` elements of storage type T, `stride` apart, as accumulators; the other lanes are zero.
 template <class A, class T>
 HYBRIDOPS_INLINE Simd<A> load_lanes(const T* p, int64_t count, int64_t stride = 1) {

@@ -16,7 +16,8 @@ inline constexpr int outer_vectors = outer_accumulators / outer_channels<A>;
 // sums (P,N,lanes) += sum over rows x cols pixels of x[p] * grad[n].
 template <class A, int N, int P>
 void outer_tile(A* sums, const A* x, int64_t x_row, const A* grad, int64_t rows, int64_t cols) {
-    Simd<A> acc[P][N] = {};  // from zero: the error of a sum grows with its length
+    Simd<A> acc[P][N];
+    clear(acc);
     for (int64_t row = 0; row < rows; ++row, x += x_row) {
         const A* at = x;
         for (int64_t col = 0; col < cols; ++col, at += P, grad += N * lanes<A>) {
@@ -28,15 +29,12 @@ void outer_tile(A* sums, const A* x, int64_t x_row, const A* grad, int64_t rows,
             }
         }
     }
-    for (int p = 0; p < P; ++p)
-        for (int n = 0; n < N; ++n) {
-            A* to = sums + (p * N + n) * lanes<A>;
-            store(to, load(to) + acc[p][n]);
-        }
+    add_to_memory(sums, acc);
 }
 
 // Where the factors of a piece lie: x as [panel of P channels][row][col][P], with room for whole vectors to be written,
 // grad as [plane][group][pixel][N,lane].
+template <class A>
 struct OuterLayout {
     int64_t groups, channels;      // of outputs; of x, in one plane
     std::vector<int64_t> x_plane;  // where a plane of x begins
@@ -44,10 +42,7 @@ struct OuterLayout {
     int64_t grad_size, grad_plane, grad_group;
 
     int64_t planes() const { return static_cast<int64_t>(x_plane.size()); }
-    template <class A>
-    int64_t panels() const {
-        return (channels + outer_channels<A> - 1) / outer_channels<A>;
-    }
+    int64_t panels() const { return ceil_div(channels, outer_channels<A>); }
 };
 
 struct Extent {
@@ -57,10 +52,10 @@ struct Extent {
 // Sums [plane][group][padded channel][N,lane]. pack(piece, x, grad) lays out a piece and tells its extent. A unit of work
 // owns some sums for all pieces, so these have one order whatever the number of threads.
 template <class A, class Pack>
-Buffer<A> sum_of_products(const OuterLayout& layout, int64_t pieces, const Pack& pack) {
+Buffer<A> sum_of_products(const OuterLayout<A>& layout, int64_t pieces, const Pack& pack) {
     constexpr int N = outer_vectors<A>, P = outer_channels<A>;
     constexpr int64_t width = N * lanes<A>;
-    const int64_t slab = layout.panels<A>() * P * width, units = layout.planes() * layout.groups;
+    const int64_t slab = layout.panels() * P * width, units = layout.planes() * layout.groups;
     Buffer<A> sums(units * slab);
     std::fill(sums.data(), sums.data() + units * slab, A(0));
     const int64_t bytes = sizeof(A) * (layout.x_size + layout.grad_size);
@@ -80,7 +75,7 @@ Buffer<A> sum_of_products(const OuterLayout& layout, int64_t pieces, const Pack&
                     const A* g =
                         grad.data() + i * layout.grad_size + plane * layout.grad_plane + group * layout.grad_group;
                     const A* first = x.data() + i * layout.x_size + layout.x_plane[plane];
-                    for (int64_t panel = 0; panel < layout.panels<A>(); ++panel)
+                    for (int64_t panel = 0; panel < layout.panels(); ++panel)
                         outer_tile<A, N, P>(sums.data() + unit * slab + panel * P * width,
                                             first + panel * layout.x_panel, layout.x_row, g, extents[i].rows,
                                             extents[i].cols);
@@ -95,7 +90,7 @@ template <class T, class A>
 class WeightGradient {
    public:
     explicit WeightGradient(const ConvWeightGradientArgs<T, A>& args)
-        : a(args), shape(args.shape), groups((args.outputs + width - 1) / width) {}
+        : a(args), shape(args.shape), groups(ceil_div(args.outputs, width)) {}
 
     void run() const {
         bool done = false;
@@ -109,32 +104,15 @@ class WeightGradient {
    private:
     static constexpr int64_t P = outer_channels<A>, width = outer_vectors<A> * lanes<A>;
 
-    struct Piece {
-        int64_t t, b, y0, x0;
-        Extent extent;  // in cells
-    };
-
-    Piece piece(const Blocks& blocks, int64_t cell, int64_t index) const {
-        const int64_t image = index / (blocks.down * blocks.across),
-                      row = index / blocks.across % blocks.down * blocks.rows,
-                      col = index % blocks.across * blocks.cols;
-        return {image / shape.batch,
-                image % shape.batch,
-                row * cell,
-                col * cell,
-                {std::min(blocks.rows, (shape.height + cell - 1) / cell - row),
-                 std::min(blocks.cols, (shape.width + cell - 1) / cell - col)}};
-    }
-
-    StridedSource<T, A> images(int64_t t) const {
-        return {a.x.data + t * a.x.time, a.x.batch, a.x.channel, a.x.y, a.x.x, a.inputs};
+    // x at the step of a block's image; images count through the steps.
+    StridedSource<T, A> images(const Blocks::Block& at) const {
+        return images_at<A>(a.x, at.image / shape.batch, a.inputs);
     }
 
     // outputs [o, o + lanes) of the gradient at a pixel, zeros outside the image
-    Simd<A> gradient(const Piece& at, int64_t y, int64_t x, int64_t o) const {
-        if (at.y0 + y >= shape.height || at.x0 + x >= shape.width || o >= a.outputs) return Simd<A>{};
-        const int64_t image = at.t * shape.batch + at.b;
-        return load_lanes<A>(a.da + ((image * shape.height + at.y0 + y) * shape.width + at.x0 + x) * a.outputs + o,
+    Simd<A> gradient(const Blocks::Block& at, int64_t y, int64_t x, int64_t o) const {
+        if (at.y + y >= shape.height || at.x + x >= shape.width || o >= a.outputs) return Simd<A>{};
+        return load_lanes<A>(a.da + ((at.image * shape.height + at.y + y) * shape.width + at.x + x) * a.outputs + o,
                              std::min<int64_t>(lanes<A>, a.outputs - o));
     }
 
@@ -162,9 +140,9 @@ class WeightGradient {
         const int64_t kernel_h = shape.kernel_h, kernel_w = shape.kernel_w;
         // about 128 pixels: their gradients stay in the L1 cache while all channels pass over them
         const Blocks blocks(shape, 1, 128, 0);
-        const int64_t pitch = blocks.cols + kernel_w - 1, patch_rows = blocks.rows + kernel_h - 1;
-        const int64_t cols = rows_of_taps ? blocks.cols : pitch;
-        OuterLayout layout;
+        const int64_t pitch = blocks.most_cols() + kernel_w - 1, patch_rows = blocks.most_rows() + kernel_h - 1;
+        const int64_t cols = rows_of_taps ? blocks.most_cols() : pitch;
+        OuterLayout<A> layout;
         layout.groups = groups;
         layout.channels = a.inputs * (rows_of_taps ? kernel_w : 1);
         for (int64_t ky = 0; ky < kernel_h; ++ky)
@@ -172,34 +150,34 @@ class WeightGradient {
                 layout.x_plane.push_back((ky * cols + kx) * P);
         layout.x_row = cols * P;
         layout.x_panel = patch_rows * layout.x_row + lanes<A>;
-        layout.x_size = layout.panels<A>() * layout.x_panel;
+        layout.x_size = layout.panels() * layout.x_panel;
         layout.grad_plane = 0;
-        layout.grad_group = blocks.rows * blocks.cols * width;
+        layout.grad_group = blocks.most_rows() * blocks.most_cols() * width;
         layout.grad_size = groups * layout.grad_group;
         const auto pack = [&](int64_t index, A* x, A* grad) {
-            const Piece at = piece(blocks, 1, index);
+            const auto at = blocks[index];
             const int64_t patch_size = patch_rows * pitch * a.inputs + layout.channels + lanes<A>;
             A* patch = static_cast<A*>(thread_scratch(sizeof(A) * patch_size));
-            copy_patch(patch, images(at.t), a.inputs, shape, at.b, at.y0 - kernel_h / 2, at.x0 - kernel_w / 2,
-                       at.extent.rows + kernel_h - 1, pitch);
-            for (int64_t panel = 0; panel < layout.panels<A>(); ++panel)
-                for (int64_t y = 0; y < at.extent.rows + kernel_h - 1; ++y)
+            copy_patch(patch, images(at), a.inputs, shape, at.image % shape.batch, at.y - kernel_h / 2,
+                       at.x - kernel_w / 2, at.rows + kernel_h - 1, pitch);
+            for (int64_t panel = 0; panel < layout.panels(); ++panel)
+                for (int64_t y = 0; y < at.rows + kernel_h - 1; ++y)
                     for (int64_t col = 0; col < cols; ++col)
                         store(x + panel * layout.x_panel + y * layout.x_row + col * P,
                               load(patch + (y * pitch + col) * a.inputs + panel * P));
-            for (int64_t y = 0; y < at.extent.rows; ++y)
-                for (int64_t col = 0; col < at.extent.cols; ++col, grad += width)
+            for (int64_t y = 0; y < at.rows; ++y)
+                for (int64_t col = 0; col < at.cols; ++col, grad += width)
                     for (int64_t o = 0; o < groups * width; o += lanes<A>)
                         store(grad + o / width * layout.grad_group + o % width, gradient(at, y, col, o));
-            return at.extent;
+            return Extent{at.rows, at.cols};
         };
-        const Buffer<A> sums = sum_of_products<A>(layout, a.steps * blocks.units(), pack);
+        const Buffer<A> sums = sum_of_products<A>(layout, a.steps * shape.batch * blocks.of_image(), pack);
         store_kernels([&](int64_t c, int64_t group, int64_t o, A* taps) {
             for (int64_t tap = 0; tap < kernel_h * kernel_w; ++tap) {
                 const int64_t plane = rows_of_taps ? tap / kernel_w : tap;
                 const int64_t channel = rows_of_taps ? tap % kernel_w * a.inputs + c : c;
                 store(taps + tap * lanes<A>,
-                      load(sums.data() + ((plane * groups + group) * layout.panels<A>() * P + channel) * width + o));
+                      load(sums.data() + ((plane * groups + group) * layout.panels() * P + channel) * width + o));
             }
         });
     }
@@ -211,31 +189,30 @@ class WeightGradient {
         constexpr int M = W::outputs, R = W::taps, size = W::size, points = size * size;
         using V = Simd<A>;
         const Blocks blocks(shape, M, 128, 0);
-        const int64_t most = blocks.rows * blocks.cols, pitch = blocks.cols * M + R - 1;
-        OuterLayout layout;
+        const int64_t most = blocks.most_rows() * blocks.most_cols(), pitch = blocks.most_cols() * M + R - 1;
+        OuterLayout<A> layout;
         layout.groups = groups;
         layout.channels = a.inputs;
         layout.x_row = 0;
         layout.x_panel = most * P + lanes<A>;
         for (int64_t point = 0; point < points; ++point)
-            layout.x_plane.push_back(point * layout.panels<A>() * layout.x_panel);
-        layout.x_size = points * layout.panels<A>() * layout.x_panel;
+            layout.x_plane.push_back(point * layout.panels() * layout.x_panel);
+        layout.x_size = points * layout.panels() * layout.x_panel;
         layout.grad_group = most * width;
         layout.grad_plane = groups * layout.grad_group;
         layout.grad_size = points * layout.grad_plane;
-        const int64_t channels =
-            layout.panels<A>() * P + lanes<A>;  // of a pixel in the patch: whole vectors, then zeros
+        const int64_t channels = layout.panels() * P + lanes<A>;  // of a pixel in the patch: whole vectors, then zeros
         std::atomic<bool> finite = true;
         const auto pack = [&](int64_t index, A* x, A* grad) {
-            const Piece at = piece(blocks, M, index);
+            const auto at = blocks[index];
             V checked = {};
-            A* patch = static_cast<A*>(thread_scratch(sizeof(A) * (blocks.rows * M + R - 1) * pitch * channels));
-            copy_patch(patch, images(at.t), channels, shape, at.b, at.y0 - R / 2, at.x0 - R / 2,
-                       at.extent.rows * M + R - 1, pitch);
+            A* patch = static_cast<A*>(thread_scratch(sizeof(A) * (blocks.most_rows() * M + R - 1) * pitch * channels));
+            copy_patch(patch, images(at), channels, shape, at.image % shape.batch, at.y - R / 2, at.x - R / 2,
+                       at.rows * M + R - 1, pitch);
             int64_t tile = 0;
-            for (int64_t row = 0; row < at.extent.rows; ++row)
-                for (int64_t col = 0; col < at.extent.cols; ++col, ++tile) {
-                    for (int64_t panel = 0; panel < layout.panels<A>(); ++panel) {
+            for (int64_t row = 0; row < at.rows; ++row)
+                for (int64_t col = 0; col < at.cols; ++col, ++tile) {
+                    for (int64_t panel = 0; panel < layout.panels(); ++panel) {
                         V d[size][size], v[size][size];
                         for (int i = 0; i < points; ++i)
                             d[i / size][i % size] = load(
@@ -261,13 +238,13 @@ class WeightGradient {
             if (sum_lanes<A>(checked) != 0) finite = false;
             return Extent{1, tile};
         };
-        const Buffer<A> sums = sum_of_products<A>(layout, a.steps * blocks.units(), pack);
+        const Buffer<A> sums = sum_of_products<A>(layout, a.steps * shape.batch * blocks.of_image(), pack);
         if (!finite) return false;
         store_kernels([&](int64_t c, int64_t group, int64_t o, A* taps) {
             V u[size][size], dw[R][R];
             for (int i = 0; i < points; ++i)
                 u[i / size][i % size] =
-                    load(sums.data() + ((i * groups + group) * layout.panels<A>() * P + c) * width + o);
+                    load(sums.data() + ((i * groups + group) * layout.panels() * P + c) * width + o);
             transform<W::kernel_gradient>(u, dw);
             for (int tap = 0; tap < R * R; ++tap) store(taps + tap * lanes<A>, dw[tap / R][tap % R]);
         });

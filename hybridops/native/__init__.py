@@ -74,7 +74,7 @@ def refuse_forward_mode(*tensors: Tensor | None) -> None:
 
 def cpu_isa() -> str:
     """The instruction set the CPU kernels run on; the environment variable HYBRIDOPS_CPU_ISA can lower it."""
-    return ("portable", "avx2", "avx512")[torch.ops.hybridops.cpu_isa()]
+    return ("portable", "avx2", "avx512", "avx512_bf16")[torch.ops.hybridops.cpu_isa()]
 
 
 if missing() is None:
@@ -120,7 +120,7 @@ if missing() is None:
     @torch.library.register_fake("hybridops::additive_prepare_keys")
     def _(k):
         acc = accumulation_dtype(k.dtype)
-        group = 4 * (16, 32, 64)[torch.ops.hybridops.cpu_isa()] // acc.itemsize  # lanes of four vectors
+        group = 4 * (16, 32, 64, 64)[torch.ops.hybridops.cpu_isa()] // acc.itemsize  # lanes of four vectors
         padded = -(-k.shape[2] // group) * group
         return k.new_empty(*k.shape[:2], padded, dtype=acc), k.new_empty(k.shape[:2], dtype=acc)
 
