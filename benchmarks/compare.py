@@ -2,7 +2,8 @@
 
     python benchmarks/compare.py [conv_lstm] [additive_attention] [--workloads kth long] [--rounds 7] [--no-compile]
 
-A speed-up is the median over rounds of eager's time in a round by the variant's in the same one. --save writes the
+A speed-up is the median over rounds of eager's time in a round by the variant's in the same one; a share of the peak is
+the median of shares of what a loop of multiply-adds reached just before and after. --save writes the
 tables to benchmarks/results/<machine>/<family>.md and .json.
 """
 
@@ -17,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this file is run by its path, and nothing need be installed
 
-from benchmarks.measure import ROOT, finished, machine, machine_name, row, sample_peak, seconds, table, warm_up
+from benchmarks.measure import ROOT, machine, machine_name, row, sample_peak, seconds, share_of_peak, table, warm_up
 from benchmarks.workloads import SCALES, WORKLOADS, Workload, checked_job, fused_backends, score_error, variants
 
 Table = list[dict[str, Any]]
@@ -26,7 +27,7 @@ Table = list[dict[str, Any]]
 def main() -> None:
     arguments = parse()
     for family in arguments.families or WORKLOADS:
-        tables = {"": finished(compare_family(family, arguments))}
+        tables = {"": compare_family(family, arguments)}
         if not tables[""]:
             continue
         if family == "additive_attention":
@@ -53,14 +54,27 @@ def compare(workload: Workload, task: str, rounds: int, compiled: bool) -> Table
     print(f"{workload.family}, {workload.name}, {task}: {', '.join(names)}", file=sys.stderr)
     jobs = {name: checked_job(workload, task, name) for name in names}
     memory = {name: warm_up(work) for name, work in jobs.items()}
-    sample_peak()
+    multiply_adds = workload.multiply_adds(task)
     times: dict[str, list[float]] = {name: [] for name in names}
+    shares: dict[str, list[float | None]] = {name: [] for name in names}
     for turn in range(rounds):
         shift = turn % len(names)  # nobody always comes after the same one
+        before = sample_peak()
         for name in names[shift:] + names[:shift]:
             times[name].append(seconds(jobs[name]))
+            after = sample_peak()
+            shares[name].append(share_of_peak(multiply_adds, times[name][-1], before, after))
+            before = after
     return [
-        row(workload, task, name, statistics.median(mine), speed_up(times["eager"], mine), memory[name])
+        row(
+            workload,
+            task,
+            name,
+            statistics.median(mine),
+            speed_up(times["eager"], mine),
+            None if multiply_adds is None else statistics.median(shares[name]),
+            memory[name],
+        )
         for name, mine in times.items()
     ]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.measure import finished, machine, row, sample_peak, seconds, table, warm_up
+from benchmarks.measure import machine, row, sample_peak, seconds, share_of_peak, table, warm_up
 from benchmarks.workloads import SMOKE, WORKLOADS, Job, Workload, checked_job, variants
 
 # Rounds fill this much time, at least one and at most so many: the whole run is to end within minutes.
@@ -46,7 +46,7 @@ def measure(benchmark: Any, request: pytest.FixtureRequest) -> Callable[[Workloa
     def run(workload: Workload, task: str, variant: str) -> None:
         work = checked_job(workload, task, variant)
         memory = warm_up(work)
-        sample_peak()
+        peak_before = sample_peak()
         before = eager.get((workload.name, task))  # None: this is eager, or it was not selected
         benchmark.group = f"{workload.name}, {task}"
         benchmark.pedantic(work, rounds=1 if SMOKE else rounds(work, before))
@@ -56,7 +56,8 @@ def measure(benchmark: Any, request: pytest.FixtureRequest) -> Callable[[Workloa
         median = benchmark.stats.stats.median
         if variant == "eager":
             before = eager[workload.name, task] = median
-        result = row(workload, task, variant, median, before and before / median, memory)
+        of_peak = share_of_peak(workload.multiply_adds(task), median, peak_before, sample_peak())
+        result = row(workload, task, variant, median, before and before / median, of_peak, memory)
         rows[workload.family].append(result)
         benchmark.extra_info.update(result)
 
@@ -79,7 +80,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     for family, results in rows.items():
         if results:
             terminalreporter.section(family)
-            terminalreporter.write_line(table(finished(results)))
+            terminalreporter.write_line(table(results))
     if any(rows.values()):
         terminalreporter.section("machine")
         for name, value in machine().items():

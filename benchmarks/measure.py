@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import shutil
+import statistics
 import subprocess
 import tempfile
 import time
@@ -70,16 +71,20 @@ def _commit() -> str | None:
 _peaks: list[float] = []
 
 
-def sample_peak() -> None:
-    """Taken before every job, since a moment in which other work holds the machine back must not pass for its best."""
+def sample_peak() -> float:
+    """Float32 multiply-adds a second that the whole device has to give at this moment."""
     _peaks.append(_peak_probe()[0]())
+    return _peaks[-1]
 
 
 def peak() -> float:
-    """Float32 multiply-adds a second of the whole device: the most that was ever seen."""
-    if not _peaks:
-        sample_peak()
-    return max(_peaks)
+    """The most that was ever seen."""
+    return max(_peaks) if _peaks else sample_peak()
+
+
+def share_of_peak(multiply_adds: float | None, duration: float, *peaks: float) -> float | None:
+    """Of what the device had to give before and after: other work holds both back alike."""
+    return None if multiply_adds is None else multiply_adds / duration / statistics.fmean(peaks)
 
 
 @cache
@@ -89,19 +94,14 @@ def _peak_probe() -> tuple[Callable[[], float], str]:
     if loop is None:
         size = 4096 if ON_CUDA else 1024
         a = torch.randn(size, size, device=DEVICE)
-        return lambda: _best_rate(lambda: _to_the_end(torch.mm, a, a), size**3), f"torch.mm, {size}×{size}: a proxy"
-    rounds, threads = 100_000, torch.get_num_threads()
+        return lambda: size**3 / seconds(lambda: _to_the_end(torch.mm, a, a)), f"torch.mm, {size}×{size}: a proxy"
+    rounds, threads = 10_000_000, torch.get_num_threads()  # some 20 ms, and so the average of what others leave
     pool = ThreadPoolExecutor(threads)  # ctypes lets go of the interpreter's lock
 
     def of_one_thread(_: int) -> float:
-        return _best_rate(lambda: loop.run(rounds, 0.5, 1.0), rounds * loop.multiply_adds_a_round())
+        return rounds * loop.multiply_adds_a_round() / seconds(lambda: loop.run(rounds, 0.5, 1.0))
 
     return lambda: sum(pool.map(of_one_thread, range(threads))), "loops in registers on all threads at once"
-
-
-def _best_rate(work: Callable[[], object], amount: float) -> float:
-    """The best of many short ones: being interrupted only makes it slower."""
-    return max(amount / seconds(work) for _ in range(50))
 
 
 def _register_loop() -> ctypes.CDLL | None:
@@ -179,14 +179,16 @@ def peak_bytes(job: Job) -> int:
 # -------------------------------------------------------------------------------------------------------------- table
 
 
-MULTIPLY_ADDS = "multiply-adds/s"
-
-
 def row(
-    workload: Workload, task: str, variant: str, duration: float, speed_up: float | None, memory: int | None
+    workload: Workload,
+    task: str,
+    variant: str,
+    duration: float,
+    speed_up: float | None,
+    of_peak: float | None,
+    memory: int | None,
 ) -> dict[str, Any]:
-    """One line of results: seconds, how many times as fast as eager that is, bytes. `finished` completes it."""
-    multiply_adds = workload.multiply_adds(task)
+    """One line of results: seconds, how many times as fast as eager that is, share of the multiply-add peak, bytes."""
     return {
         "workload": workload.name,
         "task": task,
@@ -194,18 +196,9 @@ def row(
         "ms": duration * 1e3,
         "speed-up": speed_up,
         workload.unit: workload.operations(task) * 1e-9 / duration,
-        MULTIPLY_ADDS: None if multiply_adds is None else multiply_adds / duration,
+        "of peak": of_peak,
         "MB": None if memory is None else memory * 1e-6,
     }
-
-
-def finished(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Multiply-adds a second as a share of the machine's peak, which is known at the end."""
-    share = {MULTIPLY_ADDS: "of peak"}
-    return [
-        {share.get(name, name): value / peak() if name in share and value else value for name, value in line.items()}
-        for line in rows
-    ]
 
 
 _FORMATS = {"speed-up": "{:.2f}×", "of peak": "{:.0%}"}
