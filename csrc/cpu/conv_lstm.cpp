@@ -21,6 +21,7 @@
 #include "../conv_lstm_args.h"
 #include "../math/winograd.h"
 #include "../tensors.h"
+#include "parallel.h"
 #include "scratch.h"
 
 #define HYBRIDOPS_KERNELS "conv_lstm_kernels.h"

@@ -153,7 +153,7 @@ class Convolution {
         const std::vector<Chunk> chunks = this->chunks(count);
         // about 256 pixels amortise the streaming of the weights; the padded patch should stay in the L2 cache
         const Blocks blocks(shape_, 1, 256, units_wanted(), 192 * 1024 / ((channels[0] + channels[1]) * sizeof(E)));
-        torch::stable::parallel_for(0, shape_.batch * blocks.of_image(), 1, [&](int64_t begin, int64_t end) {
+        share_out(shape_.batch * blocks.of_image(), [&](Units& units) {
             const int64_t most = blocks.most_rows() * blocks.most_cols();
             const int64_t patch_pixels =
                 (blocks.most_rows() + shape_.kernel_h - 1) * (blocks.most_cols() + shape_.kernel_w - 1);
@@ -164,7 +164,7 @@ class Convolution {
             A *partial = reinterpret_cast<A*>(image_pixel + most), *start = partial + most * width;
             E* first_patch = reinterpret_cast<E*>(start + width);
             E* patches[2] = {first_patch, first_patch + patch_pixels * channels[0]};
-            for (int64_t unit = begin; unit < end; ++unit) {
+            for (int64_t unit; units.take(unit);) {
                 const auto block = blocks[unit];
                 const int64_t pixels = block.rows * block.cols, pitch = block.cols + shape_.kernel_w - 1;
                 for (int i = 0; i < count; ++i)
@@ -226,7 +226,7 @@ class Convolution {
         const Blocks blocks(shape_, M, std::clamp<int64_t>(256 * 1024 / bytes, 32, 64), units_wanted());
         const int64_t most = blocks.most_rows() * blocks.most_cols();
         const int64_t patch_pixels = (blocks.most_rows() * M + R - 1) * (blocks.most_cols() * M + R - 1);
-        torch::stable::parallel_for(0, shape_.batch * blocks.of_image(), 1, [&](int64_t begin, int64_t end) {
+        share_out(shape_.batch * blocks.of_image(), [&](Units& units) {
             TileBlock block = sizes;
             block.transformed =
                 static_cast<A*>(thread_scratch(sizeof(A) * (points * most * (block.row + width) + (M * M + 1) * width +
@@ -238,7 +238,7 @@ class Convolution {
             block.patches[0] = block.start + width;
             block.patches[1] = block.patches[0] + patch_pixels * block.padded[0];
             block.good = reinterpret_cast<bool*>(block.patches[1] + patch_pixels * block.padded[1]);
-            for (int64_t unit = begin; unit < end; ++unit) {
+            for (int64_t unit; units.take(unit);) {
                 block.at = blocks[unit];
                 block.tiles = block.at.rows * block.at.cols;
                 block.pitch = block.at.cols * M + R - 1;

@@ -64,12 +64,12 @@ Buffer<A> sum_of_products(const OuterLayout<A>& layout, int64_t pieces, const Pa
     std::vector<Extent> extents(together);
     for (int64_t first = 0; first < pieces; first += together) {
         const int64_t count = std::min(together, pieces - first);
-        torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-            for (int64_t i = begin; i < end; ++i)
+        share_out(count, [&](Units& packs) {
+            for (int64_t i; packs.take(i);)
                 extents[i] = pack(first + i, x.data() + i * layout.x_size, grad.data() + i * layout.grad_size);
         });
-        torch::stable::parallel_for(0, units, 1, [&](int64_t begin, int64_t end) {
-            for (int64_t unit = begin; unit < end; ++unit) {
+        share_out(units, [&](Units& products) {
+            for (int64_t unit; products.take(unit);) {
                 const int64_t plane = unit / layout.groups, group = unit % layout.groups;
                 for (int64_t i = 0; i < count; ++i) {
                     const A* g =

@@ -41,20 +41,27 @@ def test_channels(target, dtype, hidden):
     check(target, dtype, channels=66 - hidden, hidden=hidden, steps=2, space=(3, 3))
 
 
+# Kernels larger than the image too, where every patch is mostly padding.
+KERNELS = [
+    ((9,), (1,)), ((9,), (3,)), ((2,), (5,)),
+    ((4, 5), (1, 1)), ((4, 5), (3, 3)), ((4, 5), (5, 5)), ((4, 5), (3, 5)), ((4, 5), (5, 1)), ((2, 2), (7, 7)),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("peephole", [None, "channel", "spatial"])
-@pytest.mark.parametrize(
-    ("space", "kernel"),
-    [
-        ((9,), (1,)), ((9,), (3,)), ((2,), (5,)),
-        ((4, 5), (1, 1)), ((4, 5), (3, 3)), ((4, 5), (5, 5)), ((4, 5), (3, 5)), ((4, 5), (5, 1)), ((2, 2), (7, 7)),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("space", "kernel"), KERNELS)
 def test_kernels(target, space, kernel, peephole):
-    """Kernels larger than the image too, where every patch is mostly padding."""
     check(target, space=space, kernel=kernel, peephole=peephole)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("channels", [1, 2, 5])
+@pytest.mark.parametrize(("space", "kernel"), KERNELS)
+def test_kernels_in_bfloat16(target, space, kernel, channels):
+    """Where no tiles of Winograd's fit a kernel, some processors multiply pairs of bfloat16."""
+    check(target, torch.bfloat16, space=space, kernel=kernel, channels=channels, hidden=19)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     "sizes",
     [

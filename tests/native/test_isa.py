@@ -16,11 +16,14 @@ sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "tests/functional", "-k", 
 """
 
 
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+ISAS = ["portable", "avx2", "avx512", "avx512_bf16"]  # each has all that those before it have
+
+
+@pytest.mark.parametrize("isa", ISAS)
 def test_parity(isa):
     """MALLOC_PERTURB_ makes glibc fill what it allocates and what it frees: the kernels' working memory too."""
     if isa == native.cpu_isa():
         pytest.skip("it is what all other tests run on")
-    if isa == "avx512" or native.cpu_isa() == "portable":
+    if ISAS.index(isa) > ISAS.index(native.cpu_isa()):
         pytest.skip("this processor does not have it")
     run_python(PARITY.format(isa=isa), HYBRIDOPS_CPU_ISA=isa, MALLOC_PERTURB_="1")
