@@ -12,6 +12,8 @@ template <class A>
 inline constexpr int outer_channels = largest_divisor(outer_accumulators, lanes<A>);
 template <class A>
 inline constexpr int outer_vectors = outer_accumulators / outer_channels<A>;
+template <class A>
+inline constexpr int64_t outer_width = outer_vectors<A> * lanes<A>;
 
 // sums (P,N,lanes) += sum over rows x cols pixels of x[p] * grad[n].
 template <class A, int N, int P>
@@ -33,56 +35,77 @@ void outer_tile(A* sums, const A* x, int64_t x_row, const A* grad, int64_t rows,
 }
 
 // Where the factors of a piece lie: x as [panel of P channels][row][col][P], with room for whole vectors to be written,
-// grad as [plane][group][pixel][N,lane].
+// grad as [plane][group][pixel][N,lane], of the groups of one share.
 template <class A>
 struct OuterLayout {
-    int64_t groups, channels;      // of outputs; of x, in one plane
+    int64_t channels;              // of x, in one plane
     std::vector<int64_t> x_plane;  // where a plane of x begins
     int64_t x_size, x_panel, x_row;
-    int64_t grad_size, grad_plane, grad_group;
+    int64_t grad_plane, grad_group;  // a plane's may be 0: all the same
+    int64_t patch_size;              // what packing needs beside
 
     int64_t planes() const { return static_cast<int64_t>(x_plane.size()); }
     int64_t panels() const { return ceil_div(channels, outer_channels<A>); }
+    int64_t padded_channels() const { return panels() * outer_channels<A>; }
+    int64_t sum_at(int64_t group, int64_t plane, int64_t channel) const {
+        return ((group * planes() + plane) * padded_channels() + channel) * outer_width<A>;
+    }
 };
 
 struct Extent {
     int64_t rows, cols;
 };
 
-// Sums [plane][group][padded channel][N,lane]. pack(piece, x, grad) lays out a piece and tells its extent. A unit of work
-// owns some sums for all pieces, so these have one order whatever the number of threads.
+// Groups of outputs, [first, first + count).
+struct Share {
+    int64_t first, count;
+};
+
+// Into how many shares the groups go: the sums of one should stay in the L2 cache, but x is laid out anew for each, and 64
+// outputs outweigh that.
+template <class A>
+int64_t shares_of(int64_t groups, int64_t planes, int64_t channels) {
+    const int64_t width = outer_width<A>, bytes = sizeof(A) * planes * channels * groups * width;
+    return std::clamp<int64_t>(bytes / (256 << 10), 1, ceil_div(groups * width, 64));
+}
+
+// Sums [group][plane][padded channel][N,lane]. A unit of work is a share of the outputs for a part of the pieces; its
+// factors are laid out by pack(piece, share, patch, x, grad), which tells their extent, and multiplied while they are in
+// the cache. Parts have sums of their own, and depend on sizes alone: so the order of the additions is one for any number of
+// threads.
 template <class A, class Pack>
-Buffer<A> sum_of_products(const OuterLayout<A>& layout, int64_t pieces, const Pack& pack) {
+Buffer<A> sum_of_products(const OuterLayout<A>& layout, int64_t groups, int64_t shares, int64_t pieces,
+                          const Pack& pack) {
     constexpr int N = outer_vectors<A>, P = outer_channels<A>;
-    constexpr int64_t width = N * lanes<A>;
-    const int64_t slab = layout.panels() * P * width, units = layout.planes() * layout.groups;
-    Buffer<A> sums(units * slab);
-    std::fill(sums.data(), sums.data() + units * slab, A(0));
-    const int64_t bytes = sizeof(A) * (layout.x_size + layout.grad_size);
-    const int64_t together = std::min(std::clamp<int64_t>((16 << 20) / bytes, 1, 16), pieces);
-    Buffer<A> x(together * layout.x_size), grad(together * layout.grad_size);
-    std::vector<Extent> extents(together);
-    for (int64_t first = 0; first < pieces; first += together) {
-        const int64_t count = std::min(together, pieces - first);
-        share_out(count, [&](Units& packs) {
-            for (int64_t i; packs.take(i);)
-                extents[i] = pack(first + i, x.data() + i * layout.x_size, grad.data() + i * layout.grad_size);
-        });
-        share_out(units, [&](Units& products) {
-            for (int64_t unit; products.take(unit);) {
-                const int64_t plane = unit / layout.groups, group = unit % layout.groups;
-                for (int64_t i = 0; i < count; ++i) {
-                    const A* g =
-                        grad.data() + i * layout.grad_size + plane * layout.grad_plane + group * layout.grad_group;
-                    const A* first = x.data() + i * layout.x_size + layout.x_plane[plane];
-                    for (int64_t panel = 0; panel < layout.panels(); ++panel)
-                        outer_tile<A, N, P>(sums.data() + unit * slab + panel * P * width,
-                                            first + panel * layout.x_panel, layout.x_row, g, extents[i].rows,
-                                            extents[i].cols);
-                }
+    const int64_t planes = layout.planes(), group_size = layout.sum_at(1, 0, 0), size = groups * group_size;
+    // at least two pieces a part, for its sums have to be cleared and added up; no more parts than busy many threads
+    const int64_t parts = std::clamp<int64_t>(ceil_div(16, shares), 1, std::max<int64_t>(pieces / 2, 1));
+    Buffer<A> sums(parts * size);
+    share_out(parts * shares, [&](Units& units) {
+        const int64_t grad_size = std::max(planes * layout.grad_plane, ceil_div(groups, shares) * layout.grad_group);
+        A* patch = static_cast<A*>(thread_scratch(sizeof(A) * (layout.patch_size + layout.x_size + grad_size)));
+        A *x = patch + layout.patch_size, *grad = x + layout.x_size;
+        for (int64_t unit; units.take(unit);) {
+            const int64_t part = unit / shares, share = unit % shares, first = share * groups / shares;
+            const Share mine{first, (share + 1) * groups / shares - first};
+            A* const my_sums = sums.data() + part * size + first * group_size;
+            std::fill(my_sums, my_sums + mine.count * group_size, A(0));
+            for (int64_t piece = part * pieces / parts; piece < (part + 1) * pieces / parts; ++piece) {
+                const Extent extent = pack(piece, mine, patch, x, grad);
+                for (int64_t group = 0; group < mine.count; ++group)
+                    for (int64_t plane = 0; plane < planes; ++plane)
+                        for (int64_t panel = 0; panel < layout.panels(); ++panel)
+                            outer_tile<A, N, P>(my_sums + layout.sum_at(group, plane, panel * P),
+                                                x + layout.x_plane[plane] + panel * layout.x_panel, layout.x_row,
+                                                grad + plane * layout.grad_plane + group * layout.grad_group,
+                                                extent.rows, extent.cols);
             }
-        });
-    }
+        }
+    });
+    torch::stable::parallel_for(0, size, 4096, [&](int64_t begin, int64_t end) {
+        for (int64_t part = 1; part < parts; ++part)
+            for (int64_t i = begin; i < end; ++i) sums.data()[i] += sums.data()[part * size + i];
+    });
     return sums;
 }
 
@@ -102,7 +125,7 @@ class WeightGradient {
     }
 
    private:
-    static constexpr int64_t P = outer_channels<A>, width = outer_vectors<A> * lanes<A>;
+    static constexpr int64_t P = outer_channels<A>, width = outer_width<A>;
 
     // x at the step of a block's image; images count through the steps.
     StridedSource<T, A> images(const Blocks::Block& at) const {
@@ -143,7 +166,6 @@ class WeightGradient {
         const int64_t pitch = blocks.most_cols() + kernel_w - 1, patch_rows = blocks.most_rows() + kernel_h - 1;
         const int64_t cols = rows_of_taps ? blocks.most_cols() : pitch;
         OuterLayout<A> layout;
-        layout.groups = groups;
         layout.channels = a.inputs * (rows_of_taps ? kernel_w : 1);
         for (int64_t ky = 0; ky < kernel_h; ++ky)
             for (int64_t kx = 0; kx < (rows_of_taps ? 1 : kernel_w); ++kx)
@@ -153,11 +175,10 @@ class WeightGradient {
         layout.x_size = layout.panels() * layout.x_panel;
         layout.grad_plane = 0;
         layout.grad_group = blocks.most_rows() * blocks.most_cols() * width;
-        layout.grad_size = groups * layout.grad_group;
-        const auto pack = [&](int64_t index, A* x, A* grad) {
+        layout.patch_size = patch_rows * pitch * a.inputs + layout.channels + lanes<A>;
+        const int64_t shares = shares_of<A>(groups, layout.planes(), layout.padded_channels());
+        const auto pack = [&](int64_t index, Share share, A* patch, A* x, A* grad) {
             const auto at = blocks[index];
-            const int64_t patch_size = patch_rows * pitch * a.inputs + layout.channels + lanes<A>;
-            A* patch = static_cast<A*>(thread_scratch(sizeof(A) * patch_size));
             copy_patch(patch, images(at), a.inputs, shape, at.image % shape.batch, at.y - kernel_h / 2,
                        at.x - kernel_w / 2, at.rows + kernel_h - 1, pitch);
             for (int64_t panel = 0; panel < layout.panels(); ++panel)
@@ -167,17 +188,18 @@ class WeightGradient {
                               load(patch + (y * pitch + col) * a.inputs + panel * P));
             for (int64_t y = 0; y < at.rows; ++y)
                 for (int64_t col = 0; col < at.cols; ++col, grad += width)
-                    for (int64_t o = 0; o < groups * width; o += lanes<A>)
-                        store(grad + o / width * layout.grad_group + o % width, gradient(at, y, col, o));
+                    for (int64_t o = 0; o < share.count * width; o += lanes<A>)
+                        store(grad + o / width * layout.grad_group + o % width,
+                              gradient(at, y, col, share.first * width + o));
             return Extent{at.rows, at.cols};
         };
-        const Buffer<A> sums = sum_of_products<A>(layout, a.steps * shape.batch * blocks.of_image(), pack);
+        const Buffer<A> sums =
+            sum_of_products<A>(layout, groups, shares, a.steps * shape.batch * blocks.of_image(), pack);
         store_kernels([&](int64_t c, int64_t group, int64_t o, A* taps) {
             for (int64_t tap = 0; tap < kernel_h * kernel_w; ++tap) {
                 const int64_t plane = rows_of_taps ? tap / kernel_w : tap;
                 const int64_t channel = rows_of_taps ? tap % kernel_w * a.inputs + c : c;
-                store(taps + tap * lanes<A>,
-                      load(sums.data() + ((plane * groups + group) * layout.panels() * P + channel) * width + o));
+                store(taps + tap * lanes<A>, load(sums.data() + layout.sum_at(group, plane, channel) + o));
             }
         });
     }
@@ -188,10 +210,10 @@ class WeightGradient {
     bool winograd() const {
         constexpr int M = W::outputs, R = W::taps, size = W::size, points = size * size;
         using V = Simd<A>;
+        const int64_t padded = ceil_div(a.inputs, P) * P, shares = shares_of<A>(groups, points, padded);
         const Blocks blocks(shape, M, 128, 0);
         const int64_t most = blocks.most_rows() * blocks.most_cols(), pitch = blocks.most_cols() * M + R - 1;
         OuterLayout<A> layout;
-        layout.groups = groups;
         layout.channels = a.inputs;
         layout.x_row = 0;
         layout.x_panel = most * P + lanes<A>;
@@ -199,14 +221,13 @@ class WeightGradient {
             layout.x_plane.push_back(point * layout.panels() * layout.x_panel);
         layout.x_size = points * layout.panels() * layout.x_panel;
         layout.grad_group = most * width;
-        layout.grad_plane = groups * layout.grad_group;
-        layout.grad_size = points * layout.grad_plane;
-        const int64_t channels = layout.panels() * P + lanes<A>;  // of a pixel in the patch: whole vectors, then zeros
+        layout.grad_plane = ceil_div(groups, shares) * layout.grad_group;
+        const int64_t channels = layout.padded_channels() + lanes<A>;  // of a pixel in the patch: whole vectors, zeros
+        layout.patch_size = (blocks.most_rows() * M + R - 1) * pitch * channels;
         std::atomic<bool> finite = true;
-        const auto pack = [&](int64_t index, A* x, A* grad) {
+        const auto pack = [&](int64_t index, Share share, A* patch, A* x, A* grad) {
             const auto at = blocks[index];
             V checked = {};
-            A* patch = static_cast<A*>(thread_scratch(sizeof(A) * (blocks.most_rows() * M + R - 1) * pitch * channels));
             copy_patch(patch, images(at), channels, shape, at.image % shape.batch, at.y - R / 2, at.x - R / 2,
                        at.rows * M + R - 1, pitch);
             int64_t tile = 0;
@@ -223,10 +244,10 @@ class WeightGradient {
                             store(x + layout.x_plane[i] + panel * layout.x_panel + tile * P, v[i / size][i % size]);
                         }
                     }
-                    for (int64_t o = 0; o < groups * width; o += lanes<A>) {
+                    for (int64_t o = 0; o < share.count * width; o += lanes<A>) {
                         V g[M][M], v[size][size];
                         for (int i = 0; i < M * M; ++i)
-                            g[i / M][i % M] = gradient(at, row * M + i / M, col * M + i % M, o);
+                            g[i / M][i % M] = gradient(at, row * M + i / M, col * M + i % M, share.first * width + o);
                         transform<W::output_gradient>(g, v);
                         A* to = grad + o / width * layout.grad_group + tile * width + o % width;
                         for (int i = 0; i < points; ++i) {
@@ -238,13 +259,12 @@ class WeightGradient {
             if (sum_lanes<A>(checked) != 0) finite = false;
             return Extent{1, tile};
         };
-        const Buffer<A> sums = sum_of_products<A>(layout, a.steps * shape.batch * blocks.of_image(), pack);
+        const Buffer<A> sums =
+            sum_of_products<A>(layout, groups, shares, a.steps * shape.batch * blocks.of_image(), pack);
         if (!finite) return false;
         store_kernels([&](int64_t c, int64_t group, int64_t o, A* taps) {
             V u[size][size], dw[R][R];
-            for (int i = 0; i < points; ++i)
-                u[i / size][i % size] =
-                    load(sums.data() + ((i * groups + group) * layout.panels() * P + c) * width + o);
+            for (int i = 0; i < points; ++i) u[i / size][i % size] = load(sums.data() + layout.sum_at(group, i, c) + o);
             transform<W::kernel_gradient>(u, dw);
             for (int tap = 0; tap < R * R; ++tap) store(taps + tap * lanes<A>, dw[tap / R][tap % R]);
         });
