@@ -22,6 +22,7 @@ void outer_tile(A* sums, const A* x, int64_t x_row, const A* grad, int64_t rows,
     clear(acc);
     for (int64_t row = 0; row < rows; ++row, x += x_row) {
         const A* at = x;
+#pragma GCC unroll 4
         for (int64_t col = 0; col < cols; ++col, at += P, grad += N * lanes<A>) {
             Simd<A> g[N];
             for (int n = 0; n < N; ++n) hold(g[n] = load(grad + n * lanes<A>));
