@@ -20,8 +20,8 @@ from hybridops.reference import conv_lstm as reference
 
 # The backward goes through the sequence in chunks of about so many pixels, images and steps together, so that da (and,
 # where they are recomputed, the gates) exist for one chunk at a time. A chunk prepares the weights anew, and so many
-# pixels outweigh that; a GPU must also be filled by one.
-PIXELS_PER_CHUNK = {"cpu": 4096, "cuda": 262144}
+# pixels outweigh that; any other device must also be filled by one.
+PIXELS_PER_CHUNK_ON_CPU, PIXELS_PER_CHUNK = 4096, 262144
 
 
 def run(
@@ -90,10 +90,11 @@ def _gradients(
     x, h0, c0, w_ih, w_hh, bias, peephole = inputs
     need_x, need_h0, need_c0, need_w_ih, need_w_hh, need_bias, need_peephole = needed
     steps, batch = hs.shape[:2]
-    length = max(1, PIXELS_PER_CHUNK.get(x.device.type, 4096) // max(1, batch * hs.shape[3:].numel()))
+    pixels = PIXELS_PER_CHUNK_ON_CPU if x.device.type == "cpu" else PIXELS_PER_CHUNK
+    length = max(1, pixels // max(1, batch * hs.shape[3:].numel()))
     dx = _time_major_channels_last(x) if need_x else None
     dw_ih = db = dp = None
-    dw_hh = torch.zeros_like(w_hh, dtype=cs.dtype)  # one step from zeros adds nothing
+    dw_hh = torch.zeros_like(w_hh, dtype=cs.dtype) if need_w_hh else None  # one step from zeros adds nothing
     for end in range(steps, 0, -length):
         start = max(0, end - length)
         chunk = slice(start, end)

@@ -25,7 +25,8 @@ from tests.problems import (
 @pytest.fixture(autouse=True)
 def _short_chunks(monkeypatch):
     """Chunks of four images of 3×2 pixels, which the sizes of `test_chunks` are chosen around."""
-    monkeypatch.setattr(autograd, "PIXELS_PER_CHUNK", {"cpu": 24, "cuda": 24})
+    monkeypatch.setattr(autograd, "PIXELS_PER_CHUNK", 24)
+    monkeypatch.setattr(autograd, "PIXELS_PER_CHUNK_ON_CPU", 24)
 
 
 SAVES = ["gates", "recompute"]

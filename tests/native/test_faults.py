@@ -51,9 +51,9 @@ def limit(bytes):
     resource.setrlimit(resource.RLIMIT_AS, (bytes, resource.RLIM_INFINITY))
 
 pool = ThreadPoolExecutor(1)
-for family, sizes in (("attention", {"queries": 900, "keys": 1000}), ("conv_lstm", {"space": (70, 80)})):
+for family, sizes in (("attention", {"queries": 900, "keys": 1000}), ("conv_lstm", {"hidden": 128, "space": (30, 40)})):
     before, errors = pool.submit(train, family).result(), set()
-    for megabytes in range(0, 100, 3):
+    for megabytes in range(0, 150, 3):
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         limit(used + megabytes * 2**20)
         attempt = pool.submit(train, family, **sizes)
