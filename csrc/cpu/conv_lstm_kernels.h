@@ -140,7 +140,7 @@ void run_conv_lstm_forward(const ConvLstmForwardArgs<T, A>& a, int64_t tile) {
 // Where a.given_hs is set, all states are known and only the gates are computed: the same ones as before, bit for bit.
 template <class T, class A>
 void conv_lstm_forward(const ConvLstmForwardArgs<T, A>& a) {
-    const int64_t tile = winograd_tile(a.shape, a.inputs + a.hidden, a.winograd);
+    const int64_t tile = convolution_tile(a.shape, a.inputs + a.hidden, a.winograd);
     with_factors<T, A>(tile, [&](auto e) { run_conv_lstm_forward<decltype(e)>(a, tile); });
 }
 
@@ -219,7 +219,7 @@ void with_group_vectors(int64_t outputs, const F& f) {
 template <class A, class T, class F>
 void with_transposed_convolution(const ConvShape& shape, const ConvWeights<T>& w, int64_t inputs, int64_t outputs,
                                  int64_t winograd, const F& f) {
-    const int64_t tile = winograd_tile(shape, inputs, winograd);
+    const int64_t tile = convolution_tile(shape, inputs, winograd);
     with_group_vectors<A>(outputs, [&](auto n) {
         with_factors<T, A>(tile, [&](auto e) {
             constexpr int64_t width = n.value * lanes<A>;

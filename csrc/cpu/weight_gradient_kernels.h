@@ -120,7 +120,7 @@ class WeightGradient {
         bool done = false;
         if constexpr (sizeof(A) == 4)
             if (a.inputs >= lanes<A>)  // else most of a vector of transformed inputs would be empty
-                with_winograd(shape.kernel_h, winograd_tile(shape, 0, a.winograd),
+                with_winograd(shape.kernel_h, winograd_tile(shape, false, a.winograd),
                               [&](auto w) { done = winograd<decltype(w)>(); });
         if (!done) direct();
     }

@@ -31,11 +31,17 @@ HYBRIDOPS_INLINE void transform(const V (&in)[Cols][Cols], V (&out)[Rows][Rows])
 }
 
 // Outputs along a side of Winograd's tiles, at most `allowed`; 0 = direct. 4, and what is less exact than twice a plain sum's
-// error, wait for that. So do tiles of 5 x 5 kernels that sum over few channels: there the plain sum is more exact.
-inline int64_t winograd_tile(const ConvShape& shape, int64_t channels, int64_t allowed) {
+// error, wait for that. So do tiles of 5 x 5 kernels, but for long sums: there the plain sum is less exact too.
+inline int64_t winograd_tile(const ConvShape& shape, bool long_sums, int64_t allowed) {
     if (shape.kernel_h != shape.kernel_w) return 0;
     if (shape.kernel_h == 3) return allowed;
-    return shape.kernel_h == 5 && (channels >= 48 || allowed >= 4) ? std::min<int64_t>(allowed, 2) : 0;
+    return shape.kernel_h == 5 && (long_sums || allowed >= 4) ? std::min<int64_t>(allowed, 2) : 0;
+}
+
+// The same for a convolution that sums over so many channels: over few, the transforms take longer than the multiplications
+// that they save.
+inline int64_t convolution_tile(const ConvShape& shape, int64_t channels, int64_t allowed) {
+    return channels < (allowed >= 4 ? 12 : 20) ? 0 : winograd_tile(shape, channels >= 48, allowed);
 }
 
 // f(Winograd<M,R>{}) for square kernels of 3 or 5 taps and tiles of M x M outputs; nothing if there is none for them.
