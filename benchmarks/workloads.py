@@ -111,11 +111,21 @@ class AdditiveAttentionWorkload:
         """Pairs: sums q[b,s,a] + k[b,t,a] to take the tanh of."""
         return self.batch * self.queries * self.keys * self.width
 
-    def multiply_adds(self, task: str) -> float | None:
-        """What the forward needs at the least where four pairs share a reciprocal: 14 multiply-adds, or additions or
-        multiplications, which are no cheaper, for the four. (Not counted: the reciprocal.)
+    def multiply_adds(self, task: str) -> float:
+        """The fewest that do it: multiply-adds, or additions or multiplications, which are no cheaper.
+
+        A score: 14 for four pairs that share a division; its gradients: 15 for two. Context and projections: one a
+        term, in training three. (Not counted: divisions, and what is done once a row or a score. Where additions have
+        units of their own, as on AMD's Zen, not all of these are of a kind, and the floor is lower.)
         """
-        return self.operations(task) * 14 / 4 if task == "scores inference" else None
+        op, mode = task.split()
+        per_pair, per_term = (14 / 4, 1) if mode == "inference" else (14 / 4 + 15 / 2, 3)
+        scores = self.operations(task)
+        context = scores / self.width * self.value_dim
+        query, key = self.batch * self.queries * self.width**2, self.batch * self.keys * self.value_dim * self.width
+        projections = query if self.decodes(task) else query + key
+        terms = {"scores": 0, "attention": context, "module": context + projections}[op]
+        return per_pair * scores + per_term * terms
 
     def to_check(self) -> AdditiveAttentionWorkload:
         return self

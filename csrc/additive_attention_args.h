@@ -12,20 +12,19 @@ struct AdditiveShape {
     double negative_slope;
 };
 
-// e^2x of `count` rows, each padded with zeros of x to `padded` columns, and the largest |x| of each row.
+// e^-2k of `count` keys, each padded with zeros of k to `padded` columns, and the largest |k| of each.
 template <class A>
-struct ExponentialRows {
+struct KeyExponentials {
     int64_t count, padded;
     A *values, *bound;
-    const A* row(int64_t i) const { return values + i * padded; }
 };
 
 template <class T, class A>
 struct AdditiveScoresArgs {
     AdditiveShape shape;
     const T *q, *k, *v;                // (B,S,A), (B,T,A), (A)
-    ExponentialRows<A> prepared_keys;  // values null = none
-    A* scores;                         // (B,S,T)
+    KeyExponentials<A> prepared_keys;  // values null = none
+    A* scores;                         // (B,S,T); null where the attention is asked for
 };
 
 // A (B,S,T) tensor by its strides; data null = none.
@@ -40,7 +39,16 @@ struct SoftmaxArgs {
     Broadcast<bool> mask;
     Broadcast<A> bias;
     A scale;
-    T* weights;  // (B,S,T); may be the scores themselves
+    T* weights;  // (B,S,T); may be the scores themselves; null = not asked for
+};
+
+// What attention takes and gives besides the scores' arguments, on the CPU.
+template <class T, class A>
+struct ContextArgs {
+    SoftmaxArgs<T, A> softmax;
+    const T* value;  // (B,T,D)
+    T* context;      // (B,S,D)
+    int64_t channels;
 };
 
 template <class T, class A>

@@ -5,7 +5,9 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <optional>
 #include <tuple>
@@ -38,8 +40,8 @@ std::tuple<Tensor, Tensor> additive_prepare_keys(const Tensor& k) {
     Tensor bound = torch::stable::empty({k.size(0), k.size(1)}, accumulator_type(k));
     HYBRIDOPS_DISPATCH_DTYPE(k.scalar_type(), "additive_prepare_keys", {
         using A = Accumulator<scalar_t>;
-        const ExponentialRows<A> rows{bound.numel(), padded, data<A>(values), data<A>(bound)};
-        HYBRIDOPS_ON_ISA(exponentials(rows, data<const scalar_t>(kc), k.size(2)));
+        const KeyExponentials<A> rows{bound.numel(), padded, data<A>(values), data<A>(bound)};
+        HYBRIDOPS_ON_ISA(key_exponentials(rows, data<const scalar_t>(kc), k.size(2)));
     });
     return {values, bound};
 }
@@ -49,48 +51,71 @@ Broadcast<T> broadcast_of(const std::optional<Tensor>& t) {
     return t ? Broadcast<T>{data<const T>(*t), t->stride(0), t->stride(1), t->stride(2)} : Broadcast<T>{};
 }
 
-// Scores, or with `weights` their softmax.
-void forward(const Tensor& q, const Tensor& k, const Tensor& v, const AdditiveShape& shape,
-             const std::optional<Tensor>& key_exponentials, const std::optional<Tensor>& key_bounds,
-             const Tensor& scores, const std::optional<Tensor>& mask, const std::optional<Tensor>& score_bias,
-             double scale, const std::optional<Tensor>& weights) {
-    const Tensor qc = torch::stable::contiguous(q), kc = torch::stable::contiguous(k);
-    const Tensor vc = torch::stable::contiguous(v);
-    HYBRIDOPS_DISPATCH_DTYPE(q.scalar_type(), "additive_scores_forward", {
-        using A = Accumulator<scalar_t>;
-        const ExponentialRows<A> prepared{shape.batch * shape.keys, key_exponentials ? key_exponentials->size(2) : 0,
+// What the two forward ops have in common: `arguments` completes them for a storage and an accumulator type.
+struct Inputs {
+    const AdditiveShape shape;
+    const Tensor q, k, v;
+    const std::optional<Tensor>&key_exponentials, &key_bounds;
+
+    template <class T, class A>
+    AdditiveScoresArgs<T, A> arguments(A* scores) const {
+        const KeyExponentials<A> prepared{shape.batch * shape.keys, key_exponentials ? key_exponentials->size(2) : 0,
                                           data<A>(key_exponentials), data<A>(key_bounds)};
-        const AdditiveScoresArgs<scalar_t, A> args{
-            shape,    data<const scalar_t>(qc), data<const scalar_t>(kc), data<const scalar_t>(vc),
-            prepared, data<A>(scores)};
-        const SoftmaxArgs<scalar_t, A> softmax{broadcast_of<bool>(mask), broadcast_of<A>(score_bias),
-                                               static_cast<A>(scale), data<scalar_t>(weights)};
-        HYBRIDOPS_ON_ISA(additive_scores_forward(args, weights ? &softmax : nullptr));
-    });
-}
+        return {shape, data<const T>(q), data<const T>(k), data<const T>(v), prepared, scores};
+    }
+};
 
 Tensor additive_scores_forward(const Tensor& q, const Tensor& k, const Tensor& v, int64_t activation,
                                double negative_slope, const std::optional<Tensor>& key_exponentials,
                                const std::optional<Tensor>& key_bounds) {
-    const AdditiveShape shape = shape_of(q, k, activation, negative_slope);
-    Tensor scores = torch::stable::empty({shape.batch, shape.queries, shape.keys}, accumulator_type(q));
-    if (scores.numel() > 0)
-        forward(q, k, v, shape, key_exponentials, key_bounds, scores, std::nullopt, std::nullopt, 1, std::nullopt);
+    using torch::stable::contiguous;
+    const Inputs inputs{shape_of(q, k, activation, negative_slope),
+                        contiguous(q),
+                        contiguous(k),
+                        contiguous(v),
+                        key_exponentials,
+                        key_bounds};
+    Tensor scores = torch::stable::empty({q.size(0), q.size(1), k.size(1)}, accumulator_type(q));
+    if (scores.numel() == 0) return scores;
+    HYBRIDOPS_DISPATCH_DTYPE(q.scalar_type(), "additive_scores_forward", {
+        using A = Accumulator<scalar_t>;
+        const auto args = inputs.arguments<scalar_t>(data<A>(scores));
+        const ContextArgs<scalar_t, A>* attention = nullptr;
+        HYBRIDOPS_ON_ISA(additive_forward(args, attention));
+    });
     return scores;
 }
 
-Tensor additive_weights_forward(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask,
-                                const std::optional<Tensor>& score_bias, double scale, int64_t activation,
-                                double negative_slope, const std::optional<Tensor>& key_exponentials,
-                                const std::optional<Tensor>& key_bounds) {
-    const AdditiveShape shape = shape_of(q, k, activation, negative_slope);
-    Tensor scores = torch::stable::empty({shape.batch, shape.queries, shape.keys}, accumulator_type(q));
-    Tensor weights = q.scalar_type() == scores.scalar_type()
-                         ? scores
-                         : torch::stable::empty({shape.batch, shape.queries, shape.keys}, q.scalar_type());
-    if (scores.numel() > 0)
-        forward(q, k, v, shape, key_exponentials, key_bounds, scores, mask, score_bias, scale, weights);
-    return weights;
+std::tuple<Tensor, Tensor> additive_attention_forward(const Tensor& q, const Tensor& k, const Tensor& v,
+                                                      const Tensor& value, const std::optional<Tensor>& mask,
+                                                      const std::optional<Tensor>& score_bias, double scale,
+                                                      int64_t activation, double negative_slope,
+                                                      const std::optional<Tensor>& key_exponentials,
+                                                      const std::optional<Tensor>& key_bounds, bool need_weights) {
+    using torch::stable::contiguous;
+    const Inputs inputs{shape_of(q, k, activation, negative_slope),
+                        contiguous(q),
+                        contiguous(k),
+                        contiguous(v),
+                        key_exponentials,
+                        key_bounds};
+    const Tensor values = contiguous(value);
+    Tensor context = torch::stable::empty({q.size(0), q.size(1), value.size(2)}, q.scalar_type());
+    Tensor weights = torch::stable::empty({q.size(0), q.size(1), need_weights ? k.size(1) : 0}, q.scalar_type());
+    if (q.size(0) * q.size(1) * k.size(1) == 0) {
+        torch::stable::zero_(context);
+        return {context, weights};
+    }
+    HYBRIDOPS_DISPATCH_DTYPE(q.scalar_type(), "additive_attention_forward", {
+        using A = Accumulator<scalar_t>;
+        const auto args = inputs.arguments<scalar_t>(static_cast<A*>(nullptr));
+        const SoftmaxArgs<scalar_t, A> softmax{broadcast_of<bool>(mask), broadcast_of<A>(score_bias),
+                                               static_cast<A>(scale), data<scalar_t>(weights)};
+        const ContextArgs<scalar_t, A> attention{softmax, data<const scalar_t>(values), data<scalar_t>(context),
+                                                 value.size(2)};
+        HYBRIDOPS_ON_ISA(additive_forward(args, &attention));
+    });
+    return {context, weights};
 }
 
 std::tuple<Tensor, Tensor, Tensor> additive_scores_backward(const Tensor& grad, const Tensor& q, const Tensor& k,
@@ -128,7 +153,7 @@ std::tuple<Tensor, Tensor, Tensor> additive_scores_backward(const Tensor& grad, 
 
 STABLE_TORCH_LIBRARY_IMPL(hybridops, CPU, m) {
     m.impl("additive_prepare_keys", TORCH_BOX(&hybridops::additive_prepare_keys));
-    m.impl("additive_weights_forward", TORCH_BOX(&hybridops::additive_weights_forward));
+    m.impl("additive_attention_forward", TORCH_BOX(&hybridops::additive_attention_forward));
     m.impl("additive_scores_forward", TORCH_BOX(&hybridops::additive_scores_forward));
     m.impl("additive_scores_backward", TORCH_BOX(&hybridops::additive_scores_backward));
 }

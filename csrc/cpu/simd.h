@@ -205,3 +205,29 @@ HYBRIDOPS_INLINE V reciprocal(V x) {
 #endif
     return 1 / x;
 }
+
+// The two halves of every group of `part` lanes added up, those of a and then those of b.
+template <int part, class V, size_t... l>
+HYBRIDOPS_INLINE V fold(V a, V b, std::index_sequence<l...>) {
+    constexpr size_t half = part / 2, count = sizeof...(l);
+    constexpr auto from = [](size_t i) { return i / half * part + i % half; };  // counted through a and b
+    const auto pick = [&](size_t i) { return i < count ? a[i] : b[i - count]; };
+    return V{pick(from(l))...} + V{pick(from(l) + half)...};
+}
+
+// sum_lanes of each of four, to the same bits.
+template <class A>
+HYBRIDOPS_INLINE void sum_lanes_of_four(A* sums, const Simd<A> (&x)[4]) {
+    constexpr int n = lanes<A>;
+    if constexpr (n < 4) {
+        for (int i = 0; i < 4; ++i) sums[i] = sum_lanes<A>(x[i]);
+    } else {
+        constexpr std::make_index_sequence<n> all;
+        A part[n];
+        store(part, fold<n / 2>(fold<n>(x[0], x[1], all), fold<n>(x[2], x[3], all), all));
+        for (int width = n / 8; width > 0; width /= 2)
+            for (int i = 0; i < n; i += n / 4)
+                for (int l = 0; l < width; ++l) part[i + l] += part[i + l + width];
+        for (int i = 0; i < 4; ++i) sums[i] = part[i * n / 4];
+    }
+}

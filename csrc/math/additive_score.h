@@ -33,6 +33,25 @@ struct FactoredRange<double> {
     static constexpr double single = 350.0;  // 1 + e^700 = 1e304
 };
 
+// The quotient by additions alone: r = K/(K + P) with K = e^-2k. So a pair costs no multiplication of its own, and a factor
+// v_a of r is multiplied into K once a key. |q| and |k|, each for itself, may be as large as `merged` for a product of four
+// K + P, between e^-2m and 2 e^2m, to stay finite and normal, with a factor of up to e^2m in front; `paired` and `single` as
+// above.
+template <class A>
+struct QuotientRange;
+template <>
+struct QuotientRange<float> {
+    static constexpr float merged = 10.0f;  // (2 e^20)^4 = 9e35
+    static constexpr float paired = 20.0f;  // (2 e^40)^2 = 2e35
+    static constexpr float single = 43.0f;  // 2 e^86 = 4e37
+};
+template <>
+struct QuotientRange<double> {
+    static constexpr double merged = 80.0;   // (2 e^160)^4 = 1e279
+    static constexpr double paired = 170.0;  // (2 e^340)^2 = 9e295
+    static constexpr double single = 350.0;  // 2 e^700 = 2e304
+};
+
 struct Tanh {
     template <class V>
     HYBRIDOPS_INLINE V value(V z) const {

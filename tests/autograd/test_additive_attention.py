@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from torch.autograd import forward_ad
 
 import hybridops.functional as HF
+from hybridops import native
 from tests import tolerances
 from tests.problems import ACTIVATIONS, SLOPE, attention_inputs, cast, fused_attention, plain_attention, with_gradients
+from tests.processes import run_python
 
 activations = pytest.mark.parametrize("activation", ACTIVATIONS)
 
@@ -123,3 +126,34 @@ def test_forward_mode(target):
         else:
             context = fused_attention(**dual, mask=mask, backend=target.backend)["context"]
             torch.testing.assert_close(forward_ad.unpack_dual(context).tangent, want, **tolerances.FLOAT64)
+
+
+STEP_MEMORY = """
+import re, torch
+from pathlib import Path
+import hybridops.functional as HF
+
+def resident(what):
+    return 1024 * int(re.search(what + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
+def step(queries, keys, width):
+    shapes = {"query": (queries, width), "key": (keys, width), "value": (keys, width)}
+    inputs = {name: torch.randn(1, *shape, requires_grad=True) for name, shape in shapes.items()}
+    inputs["v"] = torch.randn(width, requires_grad=True)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = resident("VmRSS")
+    HF.additive_attention(**inputs, backend="native").sum().backward()
+    return resident("VmHWM") - before  # with what kernels and libraries take for themselves
+
+step(64, 64, 64)
+print(step(256, 2048, 256))
+"""
+
+
+@pytest.mark.skipif(native.missing() is not None, reason="the compiled ops are not here")
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux says what a process had at its peak")
+def test_memory_of_a_training_step():
+    """At most six times (query, key, value and (B,S,T)), all in all; one (B,S,T,A) would be 82 times as much."""
+    queries, keys, width = 256, 2048, 256
+    inputs_and_scores = 4 * (queries * width + 2 * keys * width + queries * keys)
+    assert inputs_and_scores < int(run_python(STEP_MEMORY)) <= 6 * inputs_and_scores

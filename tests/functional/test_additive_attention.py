@@ -224,6 +224,17 @@ def test_scores_of_any_magnitude(target, scale, offset):
     assert tolerances.largest(scores - exact) <= tolerances.SCORE * v.abs().sum()
 
 
+@pytest.mark.parametrize("scale", [1.0, 15.0])
+@pytest.mark.parametrize("magnitude", [1e-36, 1e-20, 1e10])
+def test_v_of_any_magnitude(target, scale, magnitude):
+    """It stands in the numerator of quotients whose denominators are large or small themselves."""
+    inputs = cast(attention_inputs(batch=2, queries=5, keys=9, width=50), torch.float32, target.device)
+    query, key, v = scale * inputs["query"], scale * inputs["key"], magnitude * inputs["v"]
+    scores = HF.additive_scores(query, key, v, backend=target.backend)
+    exact = plain_scores(query.double(), key.double(), v.double())
+    assert tolerances.largest(scores - exact) <= tolerances.SCORE * v.abs().sum()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("limit", [6.0, 15.0, 25.0, 50.0, 100.0, 200.0, 400.0])
 def test_sums_near_the_limits_of_the_factored_form(target, dtype, limit):

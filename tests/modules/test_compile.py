@@ -70,7 +70,7 @@ def counting_backend(ops: dict[str, Counter]):
         ("ConvLSTMCell", "conv_lstm_forward", "conv_lstm_gradients", 1),
         ("ConvLSTM", "conv_lstm_forward", "conv_lstm_gradients", 2),
         ("ConcatAttention", "additive_scores_forward", "additive_scores_backward", 1),
-        ("AdditiveAttention", "additive_weights_forward", "additive_scores_backward", 1),
+        ("AdditiveAttention", "additive_attention_forward", "additive_scores_backward", 1),
     ],
 )
 def test_the_compiled_backward_is_the_compiled_op(kind, forward, backward, layers):

@@ -1,0 +1,237 @@
+// Scores of a block of queries and keys; part of additive_attention_kernels.h.
+
+struct Pairs {  // the queries [s0, s1) and the keys [t0, t1) of batch entry b
+    int64_t b, s0, s1, t0, t1;
+};
+
+// Running maximum of |x|, NaN above all, by the bits of |x|, which are ordered as the numbers are and compared in one cycle.
+template <class A>
+class LargestMagnitude {
+    using Bits = typename SimdOf<A>::bits;
+    Bits most_ = {};
+
+   public:
+    HYBRIDOPS_INLINE void see(Simd<A> x) {
+        const Bits magnitude = (Bits)x & std::numeric_limits<Element<Bits>>::max();
+        most_ = magnitude > most_ ? magnitude : most_;
+    }
+    A value() const {
+        Element<Bits> most = most_[0];
+        for (int l = 1; l < lanes<A>; ++l) most = std::max<Element<Bits>>(most, most_[l]);
+        A x;
+        std::memcpy(&x, &most, sizeof(x));
+        return x;
+    }
+};
+
+// ---- exponentials ----------------------------------------------------------------------------------------------------
+
+inline constexpr int merge = 4;     // positions along A that share a reciprocal
+inline constexpr int key_tile = 4;  // keys in a register tile
+
+// Columns of a row of exponentials: whole groups of merged vectors.
+template <class A>
+int64_t padded_width(int64_t width) {
+    return (width + merge * lanes<A> - 1) / (merge * lanes<A>)*(merge * lanes<A>);
+}
+
+template <class A>
+void set_padded_width(int64_t& padded, int64_t width) {
+    padded = padded_width<A>(width);
+}
+
+// out = e^(factor x), zeros of x behind it up to `padded`; gives max|x|. The exponential need not be right, and is not,
+// beyond QuotientRange::single, where nobody looks at it.
+template <class A, class T>
+A exponential_row(A* out, const T* x, A factor, int64_t width, int64_t padded) {
+    LargestMagnitude<A> most;
+    const auto take = [&](int64_t a, Simd<A> value) {
+        most.see(value);
+        const auto e = exp_parts(value * factor);
+        store(out + a, e.scale * e.expm1 + e.scale);
+    };
+    int64_t a = 0;
+    for (; a + lanes<A> <= width; a += lanes<A>) take(a, load_all<A>(x + a));
+    for (; a < padded; a += lanes<A>) take(a, load_lanes<A>(x + a, std::max<int64_t>(width - a, 0)));
+    return most.value();
+}
+
+template <class A, class T>
+void key_exponentials(const KeyExponentials<A>& out, const T* k, int64_t width) {
+    torch::stable::parallel_for(0, out.count, 4096 / (out.padded + 1) + 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i)
+            out.bound[i] = exponential_row<A>(out.values + i * out.padded, k + i * width, A(-2), width, out.padded);
+    });
+}
+
+// The same in memory of its own.
+template <class A>
+struct OwnedExponentials {
+    Buffer<A> values, bound;
+    KeyExponentials<A> rows;
+
+    template <class T>
+    OwnedExponentials(const T* k, int64_t count, int64_t width)
+        : values(count * padded_width<A>(width)),
+          bound(count),
+          rows{count, padded_width<A>(width), values.data(), bound.data()} {
+        key_exponentials(rows, k, width);
+    }
+};
+
+// v, padded and scaled by a power of two so that its largest element is near one, as QuotientRange takes for granted.
+template <class A>
+struct ScoreVector {
+    int64_t padded;
+    Buffer<A> scaled;
+    A unit, sum = 0, magnitude = 0;  // v = unit * scaled; sum(v); sum|v|
+
+    template <class T>
+    ScoreVector(const T* v, int64_t width) : padded(padded_width<A>(width)), scaled(padded) {
+        A most = 0;
+        for (int64_t i = 0; i < width; ++i) {
+            const A value = static_cast<A>(v[i]);
+            sum += value;
+            magnitude += std::abs(value);
+            most = std::max(most, std::abs(value));
+        }
+        int exponent = 0;
+        std::frexp(most, &exponent);
+        unit = std::ldexp(A(1), exponent);
+        for (int64_t i = 0; i < padded; ++i)
+            scaled.data()[i] = i < width ? std::ldexp(static_cast<A>(v[i]), -exponent) : A(0);
+    }
+};
+
+// ---- tiles -----------------------------------------------------------------------------------------------------------
+
+// Keys as a tile takes them, each padded: K = e^-2k and v K.
+template <class A>
+struct KeyTile {
+    const A *k, *vk;
+};
+
+// sums[j] = sum_a v_a K_ja / (K_ja + P_a), for |q| and |k| within QuotientRange::merged.
+template <class A>
+HYBRIDOPS_INLINE void merged_sums(A* sums, const A* p, const KeyTile<A>& keys, int64_t padded) {
+    Simd<A> acc[key_tile] = {};
+    for (int64_t a = 0; a < padded; a += merge * lanes<A>) {
+        Simd<A> pa[merge];
+        for (int m = 0; m < merge; ++m) pa[m] = load(p + a + m * lanes<A>);
+        for (int j = 0; j < key_tile; ++j) {
+            Simd<A> x[merge], vk[merge];
+            for (int m = 0; m < merge; ++m) {
+                const int64_t at = j * padded + a + m * lanes<A>;
+                x[m] = load(keys.k + at) + pa[m];
+                vk[m] = load(keys.vk + at);
+            }
+            const auto f = sum_of_quotients(vk[0], x[0], vk[1], x[1], vk[2], x[2], vk[3], x[3]);
+            acc[j] += f.numerator / f.denominator;
+        }
+    }
+    sum_lanes_of_four<A>(sums, acc);
+}
+
+// The same without merging: for |q| and |k| within QuotientRange::single.
+template <class A>
+HYBRIDOPS_INLINE void single_sums(A* sums, const A* p, const KeyTile<A>& keys, int64_t padded) {
+    Simd<A> acc[key_tile] = {};
+    for (int64_t a = 0; a < padded; a += lanes<A>)
+        for (int j = 0; j < key_tile; ++j)
+            acc[j] += load(keys.vk + j * padded + a) / (load(keys.k + j * padded + a) + load(p + a));
+    sum_lanes_of_four<A>(sums, acc);
+}
+
+// sum_a v_a act(q_a + k_a) straight from the inputs.
+template <class A, class T, class Act>
+A direct_score(const T* q, const T* k, const T* v, int64_t width, const Act& act) {
+    Simd<A> acc = {};
+    for (int64_t a = 0; a < width; a += lanes<A>) {
+        const int64_t count = std::min<int64_t>(lanes<A>, width - a);
+        acc += load_lanes<A>(v + a, count) * act.value(load_lanes<A>(q + a, count) + load_lanes<A>(k + a, count));
+    }
+    return sum_lanes<A>(acc);
+}
+
+// ---- blocks: out[i * stride + j] is the score of query s0 + i and key t0 + j ---------------------------------------------
+
+template <class A, class T>
+struct TanhScores {
+    const AdditiveScoresArgs<T, A>& a;
+    KeyExponentials<A> keys;  // values null = of this block's keys they are computed here
+    const ScoreVector<A>& v;
+
+    int64_t scratch(int64_t queries) const { return (queries + 2 * key_tile) * v.padded + queries; }
+
+    void operator()(const Pairs& pairs, A* out, int64_t stride, A* scratch) const {
+        const AdditiveShape& n = a.shape;
+        const int64_t queries = pairs.s1 - pairs.s0;
+        A *tile_k = scratch, *tile_vk = tile_k + key_tile * v.padded, *p = tile_vk + key_tile * v.padded;
+        A* bound = p + queries * v.padded;
+        const T* q = a.q + (pairs.b * n.queries + pairs.s0) * n.width;
+        for (int64_t i = 0; i < queries; ++i)
+            bound[i] = exponential_row<A>(p + i * v.padded, q + i * n.width, A(2), n.width, v.padded);
+
+        const bool factored = v.magnitude - v.magnitude == 0;  // an infinite v times a difference would be NaN
+        for (int64_t t = pairs.t0; t < pairs.t1; t += key_tile) {
+            const int64_t count = std::min<int64_t>(key_tile, pairs.t1 - t), key = pairs.b * n.keys + t;
+            const A key_bound = fill(tile_k, tile_vk, key, count);
+            const KeyTile<A> tile{tile_k, tile_vk};
+            for (int64_t i = 0; i < queries; ++i) {
+                A sums[key_tile], *to = out + i * stride + (t - pairs.t0);
+                const auto within = [&](A range) { return factored && bound[i] <= range && key_bound <= range; };
+                if (within(QuotientRange<A>::merged)) {
+                    merged_sums(sums, p + i * v.padded, tile, v.padded);
+                } else if (within(QuotientRange<A>::single)) {
+                    single_sums(sums, p + i * v.padded, tile, v.padded);
+                } else {
+                    for (int64_t j = 0; j < count; ++j)
+                        to[j] = direct_score<A>(q + i * n.width, a.k + (key + j) * n.width, a.v, n.width, Tanh{});
+                    continue;
+                }
+                for (int64_t j = 0; j < count; ++j) to[j] = v.sum - 2 * v.unit * sums[j];
+            }
+        }
+    }
+
+   private:
+    // The tile of `count` keys from `key` on; keys that are not there count for nothing. Gives the largest |k|.
+    A fill(A* tile_k, A* tile_vk, int64_t key, int64_t count) const {
+        A most = 0;
+        for (int64_t j = 0; j < key_tile; ++j) {
+            A *k = tile_k + j * v.padded, *vk = tile_vk + j * v.padded, bound = 0;
+            const A* ready = j < count && keys.values ? keys.values + (key + j) * v.padded : k;
+            if (j >= count) {
+                std::fill(k, k + v.padded, A(1));
+            } else if (keys.values) {
+                bound = keys.bound[key + j];
+            } else {
+                bound = exponential_row<A>(k, a.k + (key + j) * a.shape.width, A(-2), a.shape.width, v.padded);
+            }
+            most = bound > most || bound != bound ? bound : most;
+            for (int64_t i = 0; i < v.padded; i += lanes<A>) {
+                const Simd<A> x = load(ready + i);
+                store(k + i, x);
+                store(vk + i, x * load(v.scaled.data() + i));
+            }
+        }
+        return most;
+    }
+};
+
+template <class A, class T, class Act>
+struct DirectScores {
+    const AdditiveScoresArgs<T, A>& a;
+    Act act;
+
+    int64_t scratch(int64_t) const { return 0; }
+
+    void operator()(const Pairs& pairs, A* out, int64_t stride, A*) const {
+        const AdditiveShape& n = a.shape;
+        const T *q = a.q + pairs.b * n.queries * n.width, *k = a.k + pairs.b * n.keys * n.width;
+        for (int64_t s = pairs.s0; s < pairs.s1; ++s)
+            for (int64_t t = pairs.t0; t < pairs.t1; ++t)
+                out[(s - pairs.s0) * stride + (t - pairs.t0)] =
+                    direct_score<A>(q + s * n.width, k + t * n.width, a.v, n.width, act);
+    }
+};
