@@ -24,7 +24,14 @@ def test_parity(shim, order):
     run_python(PARITY.format(which=TILES), HYBRIDOPS_SHIM=str(shim), HYBRIDOPS_SHIM_ORDER=order)
 
 
-@pytest.mark.parametrize("which", ["channels or layouts or states", "magnitude or limits or large_batch", "nonfinite"])
+@pytest.mark.parametrize(
+    "which",
+    [
+        "channels or layouts or states",
+        "magnitude or limits or large_batch or long_rows and not single",
+        "nonfinite or widths_of_values",
+    ],
+)
 def test_layouts_and_values(shim, which):
     run_python(PARITY.format(which=which), HYBRIDOPS_SHIM=str(shim))
 
