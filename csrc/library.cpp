@@ -38,8 +38,8 @@ STABLE_TORCH_LIBRARY(hybridops, m) {
     m.def(
         "additive_scores_forward(Tensor q, Tensor k, Tensor v, int activation, float negative_slope, "
         "Tensor? key_exponentials, Tensor? key_bounds) -> Tensor");
-    // mask bool and score_bias acc expanded to (B,S,T) -> weights (B,S,T), the softmax of scale * scores + score_bias; on
-    // the CPU alone
+    // mask bool and score_bias acc expanded to (B,S,T) -> weights (B,S,T), the softmax of scale * scores + score_bias;
+    // on the CPU alone
     m.def(
         "additive_weights_forward(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? score_bias, float scale, "
         "int activation, float negative_slope, Tensor? key_exponentials, Tensor? key_bounds) -> Tensor");

@@ -48,7 +48,7 @@ Tensor additive_scores_forward(const Tensor& q, const Tensor& k, const Tensor& v
                 using Kernel = ScoresForward<scalar_t, A, decltype(act), decltype(tile)>;
                 device.launch(Kernel{{pairs, act}, data<A>(scores)}, Kernel::blocks(pairs));
             };
-            // Up to half a tile of 16 by 16 threads idle, or else every other is read anew for each row.
+            // Up to half a tile of 16 rows idle, or else every other is read anew for each row.
             if (pairs.rows.count < 8) {
                 launch(NarrowTile{});
             } else {
@@ -120,7 +120,7 @@ std::tuple<Tensor, Tensor> additive_attention_forward(const Tensor& q, const Ten
                 const ScoreTile<scalar_t, A, Act, NarrowTile> tile{pairs, act};
                 attend(device, tile, values, mask, score_bias, scale, context, weights);
             } else {
-                const ScoreTile<scalar_t, A, Act, MediumTile> tile{pairs, act};
+                const ScoreTile<scalar_t, A, Act, WideTile> tile{pairs, act};
                 attend(device, tile, values, mask, score_bias, scale, context, weights);
             }
         });

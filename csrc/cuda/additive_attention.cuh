@@ -101,12 +101,10 @@ struct ThreadTile {
     static constexpr int rows_each = rows_each_, others_each = others_each_;
     static constexpr int rows = row_threads * rows_each, others = other_threads * others_each;
     static constexpr int threads = row_threads * other_threads * lanes;
-    static constexpr int chunk = lanes * 4 > 32 ? lanes * 4 : 32;  // channels at a time
 };
-// 16 pairs a thread: nine reads of 16 bytes from shared memory for 224 multiply-adds.
-using WideTile = ThreadTile<16, 16, 1, 4, 4>;
-// The same for fewer rows, with four threads a pair.
-using MediumTile = ThreadTile<4, 16, 4, 4, 4>;
+// 16 pairs a thread: nine reads of 16 bytes from shared memory for 224 multiply-adds. No more than 16 rows by 64
+// others, or there would be fewer tiles than multiprocessors: four threads share the channels of a pair.
+using WideTile = ThreadTile<4, 16, 4, 4, 4>;
 // For one row, or few: a warp a pair. What is read once is the limit here, not the arithmetic.
 using NarrowTile = ThreadTile<1, 8, 32, 1, 4>;
 
@@ -117,21 +115,24 @@ struct ScoreTile {
     static constexpr int resident = sizeof(A) == 4 && Tile::others_each * Tile::rows_each < 16 ? 2 : 1;
     static constexpr int staged = Tile::rows + Tile::others + 1;  // rows, others, v
     static constexpr int v_row = staged - 1;
-    static constexpr int vectors = Tile::chunk / 4;
+    static constexpr int least_chunk = 256 / sizeof(A);  // channels at a time
+    static constexpr int chunk = Tile::lanes * 4 > least_chunk ? Tile::lanes * 4 : least_chunk;
+    static constexpr int vectors = chunk / 4;
     static constexpr int loads = (staged * vectors + threads - 1) / threads;  // of four channels, a thread
     static constexpr bool factored = std::is_same_v<Act, Tanh>;
     enum class Form { merged, single, direct };
 
     struct Shared {
-        // more than a chunk: eight threads that read 16 bytes each of eight rows, or lanes of them, read 32 different banks
-        alignas(16) A channels[staged][Tile::chunk + 4 * Tile::lanes % 32];
+        // more than a chunk: eight threads that read 16 bytes each, of as many rows or as few as they have lanes, read
+        // 32 different banks
+        alignas(16) A channels[staged][chunk + 4 * Tile::lanes % 32];
         Bounds<A> of_warps[threads / 32];
     };
 
     Pairs<T> pairs;
     Act act;
 
-    // Calls take(row, other, score) for each pair of the tile from (row0, other0) on, counted from there, in some thread.
+    // Calls take(row, other, score) for each pair of the tile from (row0, other0) on, counted from there, in a thread.
     template <class Take>
     HYBRIDOPS_INLINE void operator()(Shared& shared, int64_t b, int64_t row0, int64_t other0, const Take& take) const {
         const Pairs<T>& p = pairs;
@@ -139,9 +140,9 @@ struct ScoreTile {
         const int row = threadIdx.x / (Tile::lanes * Tile::other_threads);
 
         A scores[Tile::rows_each][Tile::others_each] = {};
-        for (int64_t a0 = 0; a0 < p.width; a0 += Tile::chunk) {
+        for (int64_t a0 = 0; a0 < p.width; a0 += chunk) {
             const Form form = stage(shared, b, row0, other0, a0);
-            const int count = p.width - a0 < Tile::chunk ? static_cast<int>(p.width - a0) : Tile::chunk;
+            const int count = p.width - a0 < chunk ? static_cast<int>(p.width - a0) : chunk;
             if (form == Form::merged) {
                 add<true>(scores, shared, row, other, lane, count, Merged{});
             } else if (form == Form::single) {
@@ -267,8 +268,8 @@ struct ScoresForward {
 };
 
 // ---- attention -------------------------------------------------------------------------------------------------------
-// context = sum_t softmax(scale * scores + bias)_t value_t over the keys t that the mask lets through; the others' weights
-// are exactly zero, and so is a query that has none. NaN and inf do what they do in torch.softmax.
+// context = sum_t softmax(scale * scores + bias)_t value_t over the keys t that the mask lets through; the others'
+// weights are exactly zero, and all is of a query that has none. NaN and inf do what they do in torch.softmax.
 //
 // A block has some queries, and all keys or a share of them. It takes a stretch of keys at a time: scores into shared
 // memory, there the exponentials of their distance to the largest so far, then their products with the values. A larger
@@ -484,8 +485,8 @@ struct AttentionForward {
     }
 };
 
-// A row of the context, where the keys are shared out, and of the weights, where they are wanted: a thread an element of
-// the one, then of the other.
+// A row of the context, where the keys are shared out, and of the weights, where they are wanted: a thread an element
+// of the one, then of the other.
 template <class T, class A>
 struct FinishAttention {
     static constexpr int threads = 256, resident = 4;

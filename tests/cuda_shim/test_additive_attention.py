@@ -14,6 +14,7 @@ from tests.problems import DTYPES, attention_inputs
 
 # All keys in a block; shared out among blocks; in stretches of a block.
 SIZES = [{"queries": 20, "keys": 50}, {"queries": 3, "keys": 90}, {"batch": 128, "queries": 8, "keys": 130, "width": 1}]
+PRECISIONS = (torch.float32, torch.float64)
 
 
 @pytest.fixture
@@ -44,11 +45,13 @@ def test_the_same_bits_in_any_order(op, monkeypatch, sizes):
     context, none = op(*given, 0.7, 0, 0.0, False)
     assert none.numel() == 0
     torch.testing.assert_close(context, results[0][0], **tolerances.EXACT)
-    exact = reference.additive_attention_forward(
-        *(t if t.dtype == torch.bool else t.double() for t in given), 0.7, "tanh", 0.0
-    )
-    for got, want in zip(results[0], exact, strict=True):
-        assert tolerances.largest(got - want) <= tolerances.allowed_error(want.float(), want, torch.float32)
+    plain, exact = (reference.additive_attention_forward(*cast(given, dtype), 0.7, "tanh", 0.0) for dtype in PRECISIONS)
+    for got, near, want in zip(results[0], plain, exact, strict=True):
+        assert tolerances.largest(got - want) <= tolerances.allowed_error(near, want, torch.float32)
+
+
+def cast(tensors: tuple[Tensor, ...], dtype: torch.dtype) -> list[Tensor]:
+    return [t if t.dtype == torch.bool else t.to(dtype) for t in tensors]
 
 
 @pytest.mark.parametrize("need_weights", [False, True])
