@@ -39,14 +39,15 @@ STABLE_TORCH_LIBRARY(hybridops, m) {
         "additive_scores_forward(Tensor q, Tensor k, Tensor v, int activation, float negative_slope, "
         "Tensor? key_exponentials, Tensor? key_bounds) -> Tensor");
     // mask bool and score_bias acc expanded to (B,S,T) -> weights (B,S,T), the softmax of scale * scores + score_bias;
-    // on the CPU alone
+    // CPU alone
     m.def(
         "additive_weights_forward(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? score_bias, float scale, "
         "int activation, float negative_slope, Tensor? key_exponentials, Tensor? key_bounds) -> Tensor");
-    // the same, and with value (B,T,D) -> context (B,S,D), weights (B or 0,S,T); on a GPU alone
+    // the same with value (B,T,D) -> context (B,S,D), weights (B,S,T), or (B,S,0) where they are not needed; CUDA alone
     m.def(
-        "additive_attention_forward(Tensor q, Tensor k, Tensor v, Tensor value, Tensor? mask, Tensor? score_bias, float "
-        "scale, int activation, float negative_slope, bool need_weights) -> (Tensor, Tensor)");
+        "additive_attention_forward(Tensor q, Tensor k, Tensor v, Tensor value, Tensor? mask, Tensor? score_bias, "
+        "float scale, int activation, float negative_slope, Tensor? key_exponentials, Tensor? key_bounds, "
+        "bool need_weights) -> (Tensor, Tensor)");
     // grad (B,S,T) acc -> dq (B,S,A), dk (B,T,A), dv (A)
     m.def(
         "additive_scores_backward(Tensor grad, Tensor q, Tensor k, Tensor v, int activation, float negative_slope) -> "

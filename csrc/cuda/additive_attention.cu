@@ -103,11 +103,13 @@ void attend(const Device& device, const ScoreTile<T, A, Act, Tile>& tile, const 
 std::tuple<Tensor, Tensor> additive_attention_forward(const Tensor& q, const Tensor& k, const Tensor& v,
                                                       const Tensor& value, const std::optional<Tensor>& mask,
                                                       const std::optional<Tensor>& score_bias, double scale,
-                                                      int64_t activation, double negative_slope, bool need_weights) {
+                                                      int64_t activation, double negative_slope,
+                                                      const std::optional<Tensor>&, const std::optional<Tensor>&,
+                                                      bool need_weights) {
     using torch::stable::contiguous, torch::stable::new_empty;
     const Device device(q);
     Tensor context = new_empty(q, {q.size(0), q.size(1), value.size(2)});
-    Tensor weights = new_empty(q, {need_weights ? q.size(0) : 0, q.size(1), k.size(1)});
+    Tensor weights = new_empty(q, {q.size(0), q.size(1), need_weights ? k.size(1) : 0});
     if (k.size(1) == 0) torch::stable::zero_(context);
     if (k.size(1) == 0 || (context.numel() == 0 && weights.numel() == 0)) return {context, weights};
     const Tensor qc = contiguous(q), kc = contiguous(k), vc = contiguous(v), values = contiguous(value);

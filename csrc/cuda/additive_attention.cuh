@@ -111,7 +111,7 @@ using NarrowTile = ThreadTile<1, 8, 32, 1, 4>;
 template <class T, class A, class Act, class Tile>
 struct ScoreTile {
     static constexpr int threads = Tile::threads;
-    // The tiles of 16 pairs a thread take some 170 registers: within 128, for two blocks, the compiler spills.
+    // With 16 pairs a thread it takes up to 212 registers: within 128, for two blocks, the compiler spills.
     static constexpr int resident = sizeof(A) == 4 && Tile::others_each * Tile::rows_each < 16 ? 2 : 1;
     static constexpr int staged = Tile::rows + Tile::others + 1;  // rows, others, v
     static constexpr int v_row = staged - 1;

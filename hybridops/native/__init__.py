@@ -14,8 +14,8 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 OPS = (
     "conv_lstm_forward", "conv_lstm_backward", "conv_lstm_backward_from_states",
     "conv_input_gradient", "conv_weight_gradient",
-    "additive_prepare_keys", "additive_scores_forward", "additive_weights_forward",
-    "additive_attention_forward", "additive_scores_backward", "cpu_isa",
+    "additive_prepare_keys", "additive_scores_forward", "additive_weights_forward", "additive_attention_forward",
+    "additive_scores_backward", "cpu_isa",
 )  # fmt: skip
 BUILD = "build it with `pip install --no-build-isolation -e .` or `python setup.py build_ext --inplace`"
 
@@ -118,10 +118,9 @@ if missing() is None:
         return q.new_empty(q.shape[0], q.shape[1], k.shape[1])
 
     @torch.library.register_fake("hybridops::additive_attention_forward")
-    def _(q, k, v, value, mask, score_bias, scale, activation, negative_slope, need_weights):
-        (batch, queries, _), keys = q.shape, k.shape[1]
-        weights = q.new_empty(batch if need_weights else 0, queries, keys)
-        return q.new_empty(batch, queries, value.shape[2]), weights
+    def _(q, k, v, value, mask, score_bias, scale, activation, negative_slope, exponentials, bounds, need_weights):
+        context = q.new_empty(q.shape[0], q.shape[1], value.shape[2])
+        return context, q.new_empty(q.shape[0], q.shape[1], k.shape[1] if need_weights else 0)
 
     @torch.library.register_fake("hybridops::additive_prepare_keys")
     def _(k):

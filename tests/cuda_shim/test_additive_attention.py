@@ -39,10 +39,10 @@ def test_the_same_bits_in_any_order(op, monkeypatch, sizes):
     results = []
     for order in ORDERS:
         monkeypatch.setenv("HYBRIDOPS_SHIM_ORDER", order)
-        results.append(op(*given, 0.7, 0, 0.0, True))
+        results.append(op(*given, 0.7, 0, 0.0, None, None, True))
     for result in results[1:]:
         torch.testing.assert_close(result, results[0], **tolerances.EXACT)
-    context, none = op(*given, 0.7, 0, 0.0, False)
+    context, none = op(*given, 0.7, 0, 0.0, None, None, False)
     assert none.numel() == 0
     torch.testing.assert_close(context, results[0][0], **tolerances.EXACT)
     plain, exact = (reference.additive_attention_forward(*cast(given, dtype), 0.7, "tanh", 0.0) for dtype in PRECISIONS)
@@ -57,7 +57,7 @@ def cast(tensors: tuple[Tensor, ...], dtype: torch.dtype) -> list[Tensor]:
 @pytest.mark.parametrize("need_weights", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_what_torch_compile_is_told(op, dtype, need_weights):
-    given = (*arguments(dtype), 1.0, 0, 0.0, need_weights)
+    given = (*arguments(dtype), 1.0, 0, 0.0, None, None, need_weights)
     with FakeTensorMode() as mode:
         fakes = [mode.from_tensor(t) if isinstance(t, Tensor) else t for t in given]
         told = torch.ops.hybridops.additive_attention_forward(*fakes)

@@ -32,7 +32,7 @@ def test_opcheck(dtype, sizes, need_weights):
     tensors = (*(inputs[name] for name in ("query", "key", "v", "value")), bias > 0, bias)
     op = torch.ops.hybridops.additive_attention_forward.default
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(op, (*tensors, 0.7, 0, 0.0, need_weights), test_utils=tests)
+    torch.library.opcheck(op, (*tensors, 0.7, 0, 0.0, None, None, need_weights), test_utils=tests)
 
 
 @pytest.mark.parametrize("sizes", SIZES[:3], ids=str)
