@@ -28,7 +28,7 @@ def test_parity(shim, order):
     "which",
     [
         "channels or layouts or states",
-        "magnitude or limits or large_batch or long_rows and not single",
+        "magnitude or limits or large_batch or long_rows and shares",
         "nonfinite or widths_of_values",
     ],
 )
