@@ -38,7 +38,11 @@ def test_layouts_and_values(shim, which):
 
 def test_parity_under_address_sanitizer(sanitized_shim):
     """No kernel reads or writes outside its tensors or its shared memory."""
-    run_python(PARITY.format(which=f"{TILES} or channels"), HYBRIDOPS_SHIM=str(sanitized_shim), **environment())
+    run_python(
+        PARITY.format(which=f"{TILES} or channels or widths_of_values"),
+        HYBRIDOPS_SHIM=str(sanitized_shim),
+        **environment(),
+    )
 
 
 def test_the_same_bits_in_any_order(shim, monkeypatch):
