@@ -10,10 +10,10 @@ NEED      = @$(PY) .ci/need.py
 FORMAT    = $(PY) -c 'from clang_format import clang_format; clang_format()'
 CXX_FILES = $(filter %.h %.cpp %.cu %.cuh,$(wildcard csrc/* csrc/*/* tests/cuda_shim/*))
 
-.PHONY: help demo test triton-test triton-check cuda-check sanitize bench check lint format build env clean
+.PHONY: help demo test triton-test triton-check cuda-check cuda-sanitize sanitize bench check lint format build env clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
 
 # On a machine that does other work too, threads that spin while they wait take its time from those that have work.
 export OMP_WAIT_POLICY ?= passive
@@ -59,6 +59,10 @@ check: build ## what is built here, and that it gives the right numbers
 cuda-check: env ## the CUDA kernels compile and link, and none of them spills; needs nvcc, no GPU
 	$(NEED) setuptools ninja
 	$(PY) .ci/cuda_check.py $(ARGS)
+
+cuda-sanitize: build ## tests of the CUDA kernels under compute-sanitizer, memcheck and racecheck; needs a GPU
+	$(NEED) pytest hypothesis
+	PYTHONPATH=. $(PY) .ci/cuda_sanitize.py $(ARGS)
 
 lint: env ## style of Python and C++, changing nothing
 	$(NEED) ruff clang-format

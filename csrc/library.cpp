@@ -38,12 +38,8 @@ STABLE_TORCH_LIBRARY(hybridops, m) {
     m.def(
         "additive_scores_forward(Tensor q, Tensor k, Tensor v, int activation, float negative_slope, "
         "Tensor? key_exponentials, Tensor? key_bounds) -> Tensor");
-    // mask bool and score_bias acc expanded to (B,S,T) -> weights (B,S,T), the softmax of scale * scores + score_bias;
-    // CUDA alone
-    m.def(
-        "additive_weights_forward(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? score_bias, float scale, "
-        "int activation, float negative_slope, Tensor? key_exponentials, Tensor? key_bounds) -> Tensor");
-    // the same with value (B,T,D) -> context (B,S,D), weights (B,S,T), or (B,S,0) where they are not needed; CPU alone
+    // value (B,T,D), mask bool and score_bias acc expanded to (B,S,T) -> context (B,S,D), the values weighted by the softmax
+    // of scale * scores + score_bias, and these weights (B,S,T), or (B,S,0) where they are not needed
     m.def(
         "additive_attention_forward(Tensor q, Tensor k, Tensor v, Tensor value, Tensor? mask, Tensor? score_bias, "
         "float scale, int activation, float negative_slope, Tensor? key_exponentials, Tensor? key_bounds, "
@@ -53,6 +49,6 @@ STABLE_TORCH_LIBRARY(hybridops, m) {
         "additive_scores_backward(Tensor grad, Tensor q, Tensor k, Tensor v, int activation, float negative_slope) -> "
         "(Tensor, Tensor, Tensor)");
 
-    // the instruction set the CPU kernels run on: 0 portable, 1 avx2, 2 avx512
+    // the instruction set the CPU kernels run on: 0 portable, 1 avx2, 2 avx512, 3 avx512_bf16
     m.def("cpu_isa() -> int");
 }

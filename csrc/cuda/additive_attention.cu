@@ -32,22 +32,24 @@ Pairs<T> pairs_of(const Tensor& q, const Tensor& k, const Tensor& v, bool keys_a
         keys_as_rows ? keys : queries, keys_as_rows ? queries : keys, data<const T>(v), q.size(0), q.size(2), vectors};
 }
 
-Tensor compute_scores(const Device& device, const Tensor& q, const Tensor& k, const Tensor& v, int64_t activation,
-                      double negative_slope) {
+// The exponentials of prepared keys are not looked at: to read one takes a GPU longer than to compute it.
+Tensor additive_scores_forward(const Tensor& q, const Tensor& k, const Tensor& v, int64_t activation,
+                               double negative_slope, const std::optional<Tensor>&, const std::optional<Tensor>&) {
     using torch::stable::contiguous;
+    const Device device(q);
     Tensor scores = torch::stable::new_empty(q, {q.size(0), q.size(1), k.size(1)}, accumulator_type(q));
     if (scores.numel() == 0) return scores;
     const Tensor qc = contiguous(q), kc = contiguous(k), vc = contiguous(v);
     HYBRIDOPS_DISPATCH_DTYPE(q.scalar_type(), "additive_scores_forward", {
         using A = Accumulator<scalar_t>;
         with_activation<A>(activation, negative_slope, [&](auto act) {
-            const ScoresArgs<scalar_t, A> args{pairs_of<scalar_t>(qc, kc, vc, k.size(1) < q.size(1)), data<A>(scores)};
+            const auto pairs = pairs_of<scalar_t>(qc, kc, vc, k.size(1) < q.size(1));
             const auto launch = [&](auto tile) {
                 using Kernel = ScoresForward<scalar_t, A, decltype(act), decltype(tile)>;
-                device.launch(Kernel{args, act}, Kernel::blocks(args.pairs));
+                device.launch(Kernel{{pairs, act}, data<A>(scores)}, Kernel::blocks(pairs));
             };
-            // Up to half a tile of 16 by 16 threads idle, or else every other is read anew for each row.
-            if (args.pairs.rows.count < 8) {
+            // Up to half a tile of 16 rows idle, or else every other is read anew for each row.
+            if (pairs.rows.count < 8) {
                 launch(NarrowTile{});
             } else {
                 launch(WideTile{});
@@ -57,35 +59,75 @@ Tensor compute_scores(const Device& device, const Tensor& q, const Tensor& k, co
     return scores;
 }
 
-// The exponentials of prepared keys are not looked at: to read one takes a GPU longer than to compute it.
-Tensor additive_scores_forward(const Tensor& q, const Tensor& k, const Tensor& v, int64_t activation,
-                               double negative_slope, const std::optional<Tensor>&, const std::optional<Tensor>&) {
-    return compute_scores(Device(q), q, k, v, activation, negative_slope);
-}
-
 template <class T>
 Broadcast<T> broadcast_of(const std::optional<Tensor>& t) {
     return t ? Broadcast<T>{data<const T>(*t), t->stride(0), t->stride(1), t->stride(2)} : Broadcast<T>{};
 }
 
-Tensor additive_weights_forward(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask,
-                                const std::optional<Tensor>& score_bias, double scale, int64_t activation,
-                                double negative_slope, const std::optional<Tensor>&, const std::optional<Tensor>&) {
+// context and, unless it is empty, weights
+template <class Tile, class T, class A, class Act>
+void attend(const Device& device, const ScoreTile<T, A, Act, Tile>& tile, const Tensor& value,
+            const std::optional<Tensor>& mask, const std::optional<Tensor>& score_bias, double scale,
+            const Tensor& context, const Tensor& weights) {
+    using torch::stable::new_empty;
+    using Kernel = AttentionForward<T, A, Act, Tile>;
+    const int64_t batch = context.size(0), queries = context.size(1), width = context.size(2), keys = value.size(1);
+    const int64_t share = Kernel::share(tile.pairs), splits = ceil_div(keys, share);
+    const bool in_parts = share > Kernel::stretch || splits > 1, to_finish = splits > 1 || weights.numel() > 0;
+    const ScalarType acc = accumulator_type(value);
+    const Tensor sums = new_empty(value, {in_parts ? splits : 0, batch, queries, width}, acc);
+    const Tensor states = new_empty(value, {to_finish ? splits : 0, batch, queries, Kernel::State::size}, acc);
+    const Tensor scores = new_empty(value, weights.sizes(), acc);
+    const Broadcast<bool> may = broadcast_of<bool>(mask);
+    constexpr int columns = Kernel::columns_each;
+    const bool vectors = width % columns == 0 && aligned<columns>(data<const T>(value));
+    device.launch(Kernel{tile,
+                         {data<const T>(value), width, vectors, may, broadcast_of<A>(score_bias), static_cast<A>(scale),
+                          splits, share, data<A>(scores), data<T>(context), data<A>(sums), data<A>(states)}},
+                  Kernel::blocks(tile.pairs, splits));
+    if (!to_finish) return;
+    const FinishAttention<T, A> finish{batch,
+                                       queries,
+                                       keys,
+                                       width,
+                                       splits,
+                                       data<const A>(sums),
+                                       data<const A>(states),
+                                       data<const A>(scores),
+                                       may,
+                                       splits > 1 ? data<T>(context) : nullptr,
+                                       data<T>(weights)};
+    device.launch(finish, batch * queries * ceil_div(finish.columns(), finish.threads));
+}
+
+std::tuple<Tensor, Tensor> additive_attention_forward(const Tensor& q, const Tensor& k, const Tensor& v,
+                                                      const Tensor& value, const std::optional<Tensor>& mask,
+                                                      const std::optional<Tensor>& score_bias, double scale,
+                                                      int64_t activation, double negative_slope,
+                                                      const std::optional<Tensor>&, const std::optional<Tensor>&,
+                                                      bool need_weights) {
+    using torch::stable::contiguous, torch::stable::new_empty;
     const Device device(q);
-    const Tensor scores = compute_scores(device, q, k, v, activation, negative_slope);
-    const Tensor weights = q.scalar_type() == scores.scalar_type()
-                               ? scores
-                               : torch::stable::new_empty(q, {q.size(0), q.size(1), k.size(1)});
-    if (scores.numel() == 0) return weights;
-    HYBRIDOPS_DISPATCH_DTYPE(q.scalar_type(), "additive_weights_forward", {
+    Tensor context = new_empty(q, {q.size(0), q.size(1), value.size(2)});
+    Tensor weights = new_empty(q, {q.size(0), q.size(1), need_weights ? k.size(1) : 0});
+    if (k.size(1) == 0) torch::stable::zero_(context);
+    if (k.size(1) == 0 || (context.numel() == 0 && weights.numel() == 0)) return {context, weights};
+    const Tensor qc = contiguous(q), kc = contiguous(k), vc = contiguous(v), values = contiguous(value);
+    HYBRIDOPS_DISPATCH_DTYPE(q.scalar_type(), "additive_attention_forward", {
         using A = Accumulator<scalar_t>;
-        using Kernel = MaskedSoftmax<scalar_t, A>;
-        const SoftmaxArgs<scalar_t, A> args{broadcast_of<bool>(mask), broadcast_of<A>(score_bias),
-                                            static_cast<A>(scale), data<scalar_t>(weights)};
-        const int64_t rows = q.size(0) * q.size(1);
-        device.launch(Kernel{args, data<A>(scores), rows, q.size(1), k.size(1)}, ceil_div(rows, Kernel::rows_of_block));
+        const auto pairs = pairs_of<scalar_t>(qc, kc, vc, false);
+        with_activation<A>(activation, negative_slope, [&](auto act) {
+            using Act = decltype(act);
+            if (q.size(1) < 8) {
+                const ScoreTile<scalar_t, A, Act, NarrowTile> tile{pairs, act};
+                attend(device, tile, values, mask, score_bias, scale, context, weights);
+            } else {
+                const ScoreTile<scalar_t, A, Act, WideTile> tile{pairs, act};
+                attend(device, tile, values, mask, score_bias, scale, context, weights);
+            }
+        });
     });
-    return weights;
+    return {context, weights};
 }
 
 std::tuple<Tensor, Tensor, Tensor> additive_scores_backward(const Tensor& grad, const Tensor& q, const Tensor& k,
@@ -132,6 +174,6 @@ std::tuple<Tensor, Tensor, Tensor> additive_scores_backward(const Tensor& grad, 
 
 STABLE_TORCH_LIBRARY_IMPL(hybridops, HYBRIDOPS_DISPATCH_KEY, m) {
     m.impl("additive_scores_forward", TORCH_BOX(&hybridops::additive_scores_forward));
-    m.impl("additive_weights_forward", TORCH_BOX(&hybridops::additive_weights_forward));
+    m.impl("additive_attention_forward", TORCH_BOX(&hybridops::additive_attention_forward));
     m.impl("additive_scores_backward", TORCH_BOX(&hybridops::additive_scores_backward));
 }

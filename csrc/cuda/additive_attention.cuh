@@ -61,12 +61,6 @@ HYBRIDOPS_INLINE Bounds<A> of_block(Bounds<A> mine, Bounds<A> (&of_warps)[warps]
 // A block computes a tile of pairs, a thread some of them in registers. Channels come through shared memory in chunks,
 // as exponentials where the factored form is exact for the whole chunk, else as they are.
 
-template <class T, class A>
-struct ScoresArgs {
-    Pairs<T> pairs;
-    A* scores;  // (B,S,T)
-};
-
 // How sum_a v_a act(x_a + y_a) is computed. Of four channels, without the sum of v in the factored forms, whose v is
 // -2v.
 struct Merged {  // x, y: exponentials
@@ -107,50 +101,48 @@ struct ThreadTile {
     static constexpr int rows_each = rows_each_, others_each = others_each_;
     static constexpr int rows = row_threads * rows_each, others = other_threads * others_each;
     static constexpr int threads = row_threads * other_threads * lanes;
-    static constexpr int chunk = lanes * 4 > 32 ? lanes * 4 : 32;  // channels at a time
 };
-// 16 pairs a thread: nine reads of 16 bytes from shared memory for 224 multiply-adds.
-using WideTile = ThreadTile<16, 16, 1, 4, 4>;
+// 16 pairs a thread: nine reads of 16 bytes from shared memory for 224 multiply-adds. No more than 16 rows by 64
+// others, or there would be fewer tiles than multiprocessors: four threads share the channels of a pair.
+using WideTile = ThreadTile<4, 16, 4, 4, 4>;
 // For one row, or few: a warp a pair. What is read once is the limit here, not the arithmetic.
 using NarrowTile = ThreadTile<1, 8, 32, 1, 4>;
 
 template <class T, class A, class Act, class Tile>
-struct ScoresForward {
+struct ScoreTile {
     static constexpr int threads = Tile::threads;
-    // The wide tile takes 167 registers: within 128, for two blocks, the compiler spills.
-    static constexpr int resident = sizeof(A) == 4 && Tile::lanes > 1 ? 2 : 1;
+    // With 16 pairs a thread it takes up to 212 registers: within 128, for two blocks, the compiler spills.
+    static constexpr int resident = sizeof(A) == 4 && Tile::others_each * Tile::rows_each < 16 ? 2 : 1;
     static constexpr int staged = Tile::rows + Tile::others + 1;  // rows, others, v
     static constexpr int v_row = staged - 1;
-    static constexpr int vectors = Tile::chunk / 4;
+    static constexpr int least_chunk = 256 / sizeof(A);  // channels at a time
+    static constexpr int chunk = Tile::lanes * 4 > least_chunk ? Tile::lanes * 4 : least_chunk;
+    static constexpr int vectors = chunk / 4;
     static constexpr int loads = (staged * vectors + threads - 1) / threads;  // of four channels, a thread
     static constexpr bool factored = std::is_same_v<Act, Tanh>;
     enum class Form { merged, single, direct };
 
     struct Shared {
-        // four more than a chunk: eight threads that read eight rows read 32 different banks
-        alignas(16) A channels[staged][Tile::chunk + 4];
+        // more than a chunk: eight threads that read 16 bytes each, of as many rows or as few as they have lanes, read
+        // 32 different banks
+        alignas(16) A channels[staged][chunk + 4 * Tile::lanes % 32];
         Bounds<A> of_warps[threads / 32];
     };
 
-    ScoresArgs<T, A> args;
+    Pairs<T> pairs;
     Act act;
 
-    static int64_t blocks(const Pairs<T>& p) {
-        return p.batch * ceil_div(p.rows.count, Tile::rows) * ceil_div(p.others.count, Tile::others);
-    }
-
-    HYBRIDOPS_INLINE void operator()(Shared& shared) const {
-        const Pairs<T>& p = args.pairs;
-        const int64_t down = ceil_div(p.rows.count, Tile::rows), across = ceil_div(p.others.count, Tile::others);
-        const int64_t block = blockIdx.x, b = block / (down * across);
-        const int64_t row0 = block / across % down * Tile::rows, other0 = block % across * Tile::others;
+    // Calls take(row, other, score) for each pair of the tile from (row0, other0) on, counted from there, in a thread.
+    template <class Take>
+    HYBRIDOPS_INLINE void operator()(Shared& shared, int64_t b, int64_t row0, int64_t other0, const Take& take) const {
+        const Pairs<T>& p = pairs;
         const int lane = threadIdx.x % Tile::lanes, other = threadIdx.x / Tile::lanes % Tile::other_threads;
         const int row = threadIdx.x / (Tile::lanes * Tile::other_threads);
 
         A scores[Tile::rows_each][Tile::others_each] = {};
-        for (int64_t a0 = 0; a0 < p.width; a0 += Tile::chunk) {
+        for (int64_t a0 = 0; a0 < p.width; a0 += chunk) {
             const Form form = stage(shared, b, row0, other0, a0);
-            const int count = p.width - a0 < Tile::chunk ? static_cast<int>(p.width - a0) : Tile::chunk;
+            const int count = p.width - a0 < chunk ? static_cast<int>(p.width - a0) : chunk;
             if (form == Form::merged) {
                 add<true>(scores, shared, row, other, lane, count, Merged{});
             } else if (form == Form::single) {
@@ -167,16 +159,15 @@ struct ScoresForward {
 #pragma unroll
                 for (int distance = Tile::lanes / 2; distance > 0; distance /= 2)
                     score += __shfl_xor_sync(~0u, score, distance);
-                const int64_t r = row0 + row + i * Tile::row_threads, o = other0 + other + j * Tile::other_threads;
-                if (lane == 0 && r < p.rows.count && o < p.others.count)
-                    args.scores[b * p.rows.count * p.others.count + r * p.rows.step + o * p.others.step] = score;
+                if (lane == (i * Tile::others_each + j) % Tile::lanes)
+                    take(row + i * Tile::row_threads, other + j * Tile::other_threads, score);
             }
         }
     }
 
     // Brings a chunk to shared memory, between barriers, and says in which form.
     HYBRIDOPS_INLINE Form stage(Shared& shared, int64_t b, int64_t row0, int64_t other0, int64_t a0) const {
-        const Pairs<T>& p = args.pairs;
+        const Pairs<T>& p = pairs;
         Lanes<A, 4> x[loads];
         Bounds<A> bounds = {0, 0};
 #pragma unroll
@@ -250,60 +241,293 @@ struct ScoresForward {
     }
 };
 
-// ---- softmax ---------------------------------------------------------------------------------------------------------
-// weights = softmax(scale * scores + bias) of a row, over the keys that the mask lets through; the others are exactly
-// zero, and so is a row without any. NaN and inf do what they do in torch.softmax. A warp a row; each thread comes back
-// to the elements that it wrote itself.
+template <class T, class A, class Act, class Tile>
+struct ScoresForward {
+    using Scores = ScoreTile<T, A, Act, Tile>;
+    using Shared = typename Scores::Shared;
+    static constexpr int threads = Tile::threads, resident = Scores::resident;
+
+    Scores tile;
+    A* scores;  // (B,S,T)
+
+    static int64_t blocks(const Pairs<T>& p) {
+        return p.batch * ceil_div(p.rows.count, Tile::rows) * ceil_div(p.others.count, Tile::others);
+    }
+
+    HYBRIDOPS_INLINE void operator()(Shared& shared) const {
+        const Pairs<T>& p = tile.pairs;
+        const int64_t down = ceil_div(p.rows.count, Tile::rows), across = ceil_div(p.others.count, Tile::others);
+        const int64_t block = blockIdx.x, b = block / (down * across);
+        const int64_t row0 = block / across % down * Tile::rows, other0 = block % across * Tile::others;
+        A* to = scores + b * p.rows.count * p.others.count;
+        tile(shared, b, row0, other0, [&](int row, int other, A score) {
+            const int64_t r = row0 + row, o = other0 + other;
+            if (r < p.rows.count && o < p.others.count) to[r * p.rows.step + o * p.others.step] = score;
+        });
+    }
+};
+
+// ---- attention -------------------------------------------------------------------------------------------------------
+// context = sum_t softmax(scale * scores + bias)_t value_t over the keys t that the mask lets through; the others'
+// weights are exactly zero, and all is of a query that has none. NaN and inf do what they do in torch.softmax.
+//
+// A block has some queries, and all keys or a share of them. It takes a stretch of keys at a time: scores into shared
+// memory, there the exponentials of their distance to the largest so far, then their products with the values. A larger
+// maximum shrinks the sums so far (Milakov & Gimelshein 2018, arXiv:1805.02867). What shares of the keys give is put
+// together by FinishAttention, which also turns scores into weights where these are wanted.
+
+// Of a query, over the keys so far. Where `highest` is -inf it is not subtracted.
+template <class A>
+struct SoftmaxState {
+    A highest = -std::numeric_limits<A>::infinity(), total = 0;
+    A attended = 0;  // 1 if the mask has let a key through
+
+    static constexpr int size = 3;  // in memory
+    static HYBRIDOPS_INLINE SoftmaxState load(const A* from) { return {from[0], from[1], from[2]}; }
+    HYBRIDOPS_INLINE void store(A* to) const { to[0] = highest, to[1] = total, to[2] = attended; }
+
+    HYBRIDOPS_INLINE A shift() const { return highest == -std::numeric_limits<A>::infinity() ? A(0) : highest; }
+    // What a sum over exponentials is to be multiplied with. Scores of -inf alone: infinity, and 0 * infinity = NaN.
+    HYBRIDOPS_INLINE A inverse() const { return attended == 0 ? A(0) : 1 / total; }
+};
+
+// Its elements for a query, from a key on; null if there are none.
+template <class T>
+HYBRIDOPS_INLINE const T* row_of(const Broadcast<T>& x, int64_t b, int64_t s, int64_t t) {
+    return x.data ? x.data + b * x.batch + s * x.query + t * x.key : nullptr;
+}
 
 template <class T, class A>
-struct MaskedSoftmax {
-    static constexpr int threads = 256, resident = 4, rows_of_block = threads / 32;
-    struct Shared {};
+struct AttentionArgs {
+    const T* value;  // (B,T,D)
+    int64_t width;   // D
+    bool vectors;    // whether 16 bytes of a value may be read at a time
+    Broadcast<bool> mask;
+    Broadcast<A> bias;
+    A scale;
+    int64_t splits, share;  // among how many blocks the keys of a query are shared out, and how many each has
+    A* scores;              // (B,S,T), scaled and with their bias; null: not wanted
+    T* context;             // (B,S,D), written where there is one split
+    A* sums;                // (splits,B,S,D), null where a stretch has all keys
+    A* states;              // (splits,B,S,3), null where no FinishAttention follows
+};
 
-    SoftmaxArgs<T, A> args;
-    A* scores;  // (B,S,T), overwritten; may be the weights
-    int64_t rows, queries, keys;
+template <class T, class A, class Act, class Tile>
+struct AttentionForward {
+    using Scores = ScoreTile<T, A, Act, Tile>;
+    using State = SoftmaxState<A>;
+    static constexpr int threads = Tile::threads, resident = Scores::resident, warps = threads / 32;
+    // 16 bytes of a value in a thread, for some queries: the sums of products are 32 registers, in float64 too. With
+    // few queries, warps have different keys.
+    static constexpr int columns_each = 16 / sizeof(T), most_rows_each = sizeof(T) == 2 ? 4 : 8;
+    static constexpr int rows_each = Tile::rows < most_rows_each ? Tile::rows : most_rows_each;
+    static constexpr int row_groups = Tile::rows / rows_each, key_groups = warps / row_groups;
+    static constexpr int columns = 32 * columns_each;
+    static constexpr int row_stride = Tile::rows == 1 ? 1 : Tile::rows + 4;  // for threads with a key each: other banks
+    static constexpr int stretch = Tile::rows == 1 ? 512 : 512 / sizeof(A);
+    static_assert(stretch % Tile::others == 0 && Tile::rows % rows_each == 0 && warps % row_groups == 0);
 
-    HYBRIDOPS_INLINE void operator()(Shared&) const {
-        const int64_t row = int64_t{blockIdx.x} * rows_of_block + threadIdx.x / 32;
-        if (row >= rows) return;
-        const int64_t b = row / queries, s = row % queries;
-        const bool* mask = args.mask.data ? args.mask.data + b * args.mask.batch + s * args.mask.query : nullptr;
-        const A* bias = args.bias.data ? args.bias.data + b * args.bias.batch + s * args.bias.query : nullptr;
-        const int lane = threadIdx.x % 32;
-        A* x = scores + row * keys;
-        T* weights = args.weights + row * keys;
+    struct Shared {
+        union {
+            typename Scores::Shared tile;
+            alignas(16) A sums[key_groups][Tile::rows][columns];
+        };
+        alignas(16) A weights[stretch][row_stride];  // first scores
+        A shrink[Tile::rows], inverse[Tile::rows];
+    };
 
-        const A infinity = std::numeric_limits<A>::infinity();
-        A most = -infinity, attended = 0;
-        for (int64_t t = lane; t < keys; t += 32) {
-            const bool may = !mask || mask[t * args.mask.key];
-            const A value = may ? x[t] * args.scale + (bias ? bias[t * args.bias.key] : A(0)) : -infinity;
-            most = value > most ? value : most;
-            attended = may ? A(1) : attended;
-            x[t] = value;
+    Scores tile;  // rows are queries
+    AttentionArgs<T, A> args;
+
+    static int64_t blocks(const Pairs<T>& p, int64_t splits) {
+        return p.batch * ceil_div(p.rows.count, Tile::rows) * splits;
+    }
+
+    // How many keys a block is to have: so many that there is a block for every multiprocessor, by a number that is not
+    // the machine's: the same sums on all.
+    static int64_t share(const Pairs<T>& p) {
+        const int64_t tiles = ceil_div(p.others.count, Tile::others), splits = 128 / blocks(p, 1);
+        return ceil_div(tiles, splits > 1 ? splits : 1) * Tile::others;
+    }
+
+    HYBRIDOPS_INLINE void operator()(Shared& shared) const {
+        const Pairs<T>& p = tile.pairs;
+        const int64_t down = ceil_div(p.rows.count, Tile::rows), block = blockIdx.x, split = block % args.splits;
+        const int64_t b = block / args.splits / down, row0 = block / args.splits % down * Tile::rows;
+        const int64_t first = split * args.share, left = p.others.count - first;
+        const int64_t end = first + (left < args.share ? left : args.share);
+        State states[ceil_div(Tile::rows, warps)];
+        for (int64_t key0 = first; key0 < end; key0 += stretch) {
+            const int count = end - key0 < stretch ? static_cast<int>(end - key0) : stretch;
+            for (int other0 = 0; other0 < count; other0 += Tile::others)
+                tile(shared.tile, b, row0, key0 + other0,
+                     [&](int row, int other, A score) { shared.weights[other0 + other][row] = score; });
+            __syncthreads();
+            softmax(shared, states, b, row0, key0, count);
+            __syncthreads();
+            add_values(shared, b, split, row0, key0, count, key0 == first, key0 + count == end);
         }
 #pragma unroll
-        for (int distance = 16; distance > 0; distance /= 2) {
-            const A other = __shfl_xor_sync(~0u, most, distance);
-            most = other > most ? other : most;
-            attended += __shfl_xor_sync(~0u, attended, distance);
-        }
-        if (attended == 0) most = 0;  // every exponential is zero then, not NaN
-        A sum = 0;
-        for (int64_t t = lane; t < keys; t += 32) {
-            const A e = exp(x[t] - most);
-            sum += e;
-            x[t] = e;
-        }
-#pragma unroll
-        for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
-        const A inverse = attended == 0 ? A(0) : 1 / sum;
-        for (int64_t t = lane; t < keys; t += 32) {
-            const bool may = !mask || mask[t * args.mask.key];  // a NaN in the row does not reach where none may look
-            weights[t] = static_cast<T>(may ? x[t] * inverse : A(0));
+        for (int i = 0; i < ceil_div(Tile::rows, warps); ++i) {
+            const int row = threadIdx.x / 32 + i * warps;
+            if (args.states && threadIdx.x % 32 == 0 && row < Tile::rows && row0 + row < p.rows.count)
+                states[i].store(args.states + ((split * p.batch + b) * p.rows.count + row0 + row) * State::size);
         }
     }
+
+    // From scores to exponentials: a warp a row, and a thread comes back to what it wrote itself.
+    template <int n>
+    HYBRIDOPS_INLINE void softmax(Shared& shared, State (&states)[n], int64_t b, int64_t row0, int64_t key0,
+                                  int count) const {
+        const int64_t queries = tile.pairs.rows.count, keys = tile.pairs.others.count;
+        const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll
+        for (int i = 0; i < n; ++i) {
+            const int row = warp + i * warps;
+            const int64_t s = row0 + row;
+            if (row >= Tile::rows || s >= queries) continue;  // the whole warp
+            const bool* mask = row_of(args.mask, b, s, key0);
+            const A* bias = row_of(args.bias, b, s, key0);
+            A* scores = args.scores ? args.scores + (b * queries + s) * keys + key0 : nullptr;
+            State& state = states[i];
+            const State before = state;
+            for (int t = lane; t < count; t += 32) {
+                const bool may = !mask || mask[t * args.mask.key];
+                const A score = shared.weights[t][row] * args.scale + (bias ? bias[t * args.bias.key] : A(0));
+                if (scores) scores[t] = score;
+                const A x = may ? score : -std::numeric_limits<A>::infinity();
+                state.highest = x > state.highest ? x : state.highest;
+                state.attended = may ? A(1) : state.attended;
+                shared.weights[t][row] = x;
+            }
+#pragma unroll
+            for (int distance = 16; distance > 0; distance /= 2) {
+                const A highest = __shfl_xor_sync(~0u, state.highest, distance);
+                const A attended = __shfl_xor_sync(~0u, state.attended, distance);
+                state.highest = highest > state.highest ? highest : state.highest;
+                state.attended = attended > state.attended ? attended : state.attended;
+            }
+            A sum = 0;
+            for (int t = lane; t < count; t += 32) {
+                const A e = exp(shared.weights[t][row] - state.shift());
+                sum += e;
+                shared.weights[t][row] = e;
+            }
+#pragma unroll
+            for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
+            const A shrink = exp(before.highest - state.shift());
+            state.total = before.total * shrink + sum;
+            if (lane == 0) {
+                shared.shrink[row] = shrink;
+                shared.inverse[row] = state.inverse();
+            }
+        }
+    }
+
+    // Adds the products of a stretch's weights with its values to the sums, which become the context where no other
+    // keys follow, here or elsewhere. Ends with a barrier.
+    HYBRIDOPS_INLINE void add_values(Shared& shared, int64_t b, int64_t split, int64_t row0, int64_t key0, int count,
+                                     bool is_first, bool is_last) const {
+        const int64_t queries = tile.pairs.rows.count;
+        const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        const int group = warp % key_groups, first_row = warp / key_groups * rows_each;
+        const T* values = args.value + (b * tile.pairs.others.count + key0) * args.width;
+        for (int64_t column0 = 0; column0 < args.width; column0 += columns) {
+            const int64_t column = column0 + lane * columns_each, left = args.width - column;
+            Lanes<A, columns_each> sums[rows_each] = {};
+            if (args.vectors && left > 0) {
+                add_products(sums, shared, group, first_row, count,
+                             [&](int t) { return load<A, columns_each>(values + t * args.width + column); });
+            } else if (left > 0) {
+                add_products(sums, shared, group, first_row, count, [&](int t) {
+                    Lanes<A, columns_each> value;
+#pragma unroll
+                    for (int d = 0; d < columns_each; ++d)
+                        value[d] = d < left ? static_cast<A>(values[t * args.width + column + d]) : A(0);
+                    return value;
+                });
+            }
+#pragma unroll
+            for (int i = 0; i < rows_each; ++i) store(&shared.sums[group][first_row + i][lane * columns_each], sums[i]);
+            __syncthreads();
+            for (int i = threadIdx.x; i < Tile::rows * columns; i += threads) {
+                const int row = i / columns;
+                const int64_t s = row0 + row, d = column0 + i % columns;
+                if (s >= queries || d >= args.width) continue;
+                const int64_t at = (b * queries + s) * args.width + d;
+                const int64_t of_split = split * tile.pairs.batch * queries * args.width + at;
+                A sum = is_first ? A(0) : args.sums[of_split] * shared.shrink[row];
+#pragma unroll
+                for (int g = 0; g < key_groups; ++g) sum += shared.sums[g][row][i % columns];
+                if (is_last && args.splits == 1) {
+                    args.context[at] = static_cast<T>(sum * shared.inverse[row]);
+                } else {
+                    args.sums[of_split] = sum;
+                }
+            }
+            __syncthreads();
+        }
+    }
+
+    template <class Value>
+    static HYBRIDOPS_INLINE void add_products(Lanes<A, columns_each> (&sums)[rows_each], const Shared& shared,
+                                              int group, int first_row, int count, const Value& value_of) {
+#pragma unroll 4
+        for (int t = group; t < count; t += key_groups) {
+            const Lanes<A, columns_each> value = value_of(t);
+            const auto weights = load<A, rows_each>(&shared.weights[t][first_row]);
+#pragma unroll
+            for (int i = 0; i < rows_each; ++i) {
+#pragma unroll
+                for (int d = 0; d < columns_each; ++d) sums[i][d] += weights[i] * value[d];
+            }
+        }
+    }
+};
+
+// A row of the context, where the keys are shared out, and of the weights, where they are wanted: a thread an element
+// of the one, then of the other.
+template <class T, class A>
+struct FinishAttention {
+    static constexpr int threads = 256, resident = 4;
+    struct Shared {};
+
+    int64_t batch, queries, keys, width;  // B, S, T, D
+    int64_t splits;
+    const A *sums, *states;  // (splits,B,S,D), (splits,B,S,3)
+    const A* scores;         // (B,S,T)
+    Broadcast<bool> mask;
+    T *context, *weights;  // (B,S,D), (B,S,T); null: nothing to do
+
+    HYBRIDOPS_INLINE void operator()(Shared&) const {
+        const int64_t rows = batch * queries, across = ceil_div(columns(), threads), row = blockIdx.x / across;
+        const int64_t column = blockIdx.x % across * threads + threadIdx.x, t = column - (context ? width : 0);
+        if (column >= columns()) return;
+        using State = SoftmaxState<A>;
+        State all;
+        for (int64_t i = 0; i < splits; ++i) {
+            const State one = State::load(states + (i * rows + row) * State::size);
+            all.highest = one.highest > all.highest ? one.highest : all.highest;
+            all.attended = one.attended > all.attended ? one.attended : all.attended;
+        }
+        A sum = 0;
+        for (int64_t i = 0; i < splits; ++i) {
+            const State one = State::load(states + (i * rows + row) * State::size);
+            const A shrink = exp(one.highest - all.shift());
+            all.total += one.total * shrink;
+            if (t < 0) sum += sums[(i * rows + row) * width + column] * shrink;
+        }
+        if (t < 0) {
+            context[row * width + column] = static_cast<T>(sum * all.inverse());
+        } else {
+            const bool* may = row_of(mask, row / queries, row % queries, t);
+            // a NaN in the row does not reach where none may look
+            const A weight = !may || *may ? exp(scores[row * keys + t] - all.shift()) * all.inverse() : A(0);
+            weights[row * keys + t] = static_cast<T>(weight);
+        }
+    }
+
+    constexpr int64_t columns() const { return (context ? width : 0) + (weights ? keys : 0); }
 };
 
 // ---- backward --------------------------------------------------------------------------------------------------------

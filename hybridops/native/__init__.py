@@ -14,7 +14,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 OPS = (
     "conv_lstm_forward", "conv_lstm_backward", "conv_lstm_backward_from_states",
     "conv_input_gradient", "conv_weight_gradient",
-    "additive_prepare_keys", "additive_scores_forward", "additive_weights_forward", "additive_attention_forward",
+    "additive_prepare_keys", "additive_scores_forward", "additive_attention_forward",
     "additive_scores_backward", "cpu_isa",
 )  # fmt: skip
 BUILD = "build it with `pip install --no-build-isolation -e .` or `python setup.py build_ext --inplace`"
@@ -112,10 +112,6 @@ if missing() is None:
     @torch.library.register_fake("hybridops::additive_scores_forward")
     def _(q, k, v, activation, negative_slope, key_exponentials, key_bounds):
         return q.new_empty(q.shape[0], q.shape[1], k.shape[1], dtype=accumulation_dtype(q.dtype))
-
-    @torch.library.register_fake("hybridops::additive_weights_forward")
-    def _(q, k, v, mask, score_bias, scale, activation, negative_slope, key_exponentials, key_bounds):
-        return q.new_empty(q.shape[0], q.shape[1], k.shape[1])
 
     @torch.library.register_fake("hybridops::additive_attention_forward")
     def _(q, k, v, value, mask, score_bias, scale, activation, negative_slope, exponentials, bounds, need_weights):

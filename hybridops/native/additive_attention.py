@@ -39,7 +39,7 @@ def additive_attention_forward(
     key_exponentials: tuple[Tensor, Tensor] | None = None,
     need_weights: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """On a CPU one op; on a GPU the context is one library product. Weights (B,S,T), or anything if not needed."""
+    """Weights (B,S,T), or anything where they are not needed."""
     refuse_forward_mode(q, k, v, value, score_bias)
     pairs = (q.shape[0], q.shape[1], k.shape[1])
     if mask is not None:
@@ -47,20 +47,12 @@ def additive_attention_forward(
     if score_bias is not None:
         score_bias = score_bias.to(accumulation_dtype(q.dtype)).expand(pairs)
     options = (mask, score_bias, scale, _ACTIVATION[activation], negative_slope, *(key_exponentials or (None, None)))
-    if reaches_context(q):
-        return torch.ops.hybridops.additive_attention_forward.default(q, k, v, value, *options, need_weights)
-    weights = torch.ops.hybridops.additive_weights_forward.default(q, k, v, *options)
-    return torch.matmul(weights, value), weights
+    return torch.ops.hybridops.additive_attention_forward.default(q, k, v, value, *options, need_weights)
 
 
 def additive_context_forward(*arguments: Any) -> Tensor:
     """additive_attention_forward without the weights."""
     return additive_attention_forward(*arguments, need_weights=False)[0]
-
-
-def reaches_context(q: Tensor) -> bool:
-    """Whether the op of q's device goes on from the weights to the context."""
-    return not q.is_cuda
 
 
 def prepare_keys(k: Tensor, activation: str) -> tuple[Tensor, Tensor] | None:

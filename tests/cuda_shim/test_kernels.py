@@ -24,14 +24,25 @@ def test_parity(shim, order):
     run_python(PARITY.format(which=TILES), HYBRIDOPS_SHIM=str(shim), HYBRIDOPS_SHIM_ORDER=order)
 
 
-@pytest.mark.parametrize("which", ["channels or layouts or states", "magnitude or limits or large_batch", "nonfinite"])
+@pytest.mark.parametrize(
+    "which",
+    [
+        "channels or layouts or states",
+        "magnitude or limits or large_batch or long_rows and shares",
+        "nonfinite or widths_of_values",
+    ],
+)
 def test_layouts_and_values(shim, which):
     run_python(PARITY.format(which=which), HYBRIDOPS_SHIM=str(shim))
 
 
 def test_parity_under_address_sanitizer(sanitized_shim):
     """No kernel reads or writes outside its tensors or its shared memory."""
-    run_python(PARITY.format(which=f"{TILES} or channels"), HYBRIDOPS_SHIM=str(sanitized_shim), **environment())
+    run_python(
+        PARITY.format(which=f"{TILES} or channels or widths_of_values"),
+        HYBRIDOPS_SHIM=str(sanitized_shim),
+        **environment(),
+    )
 
 
 def test_the_same_bits_in_any_order(shim, monkeypatch):

@@ -77,6 +77,32 @@ def test_many_tiles_of_a_large_batch(target):
     check(target, torch.float32, "relu", batch=520, queries=70, keys=8, width=1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"batch": 128, "queries": 1, "keys": 530, "width": 2}, {"batch": 128, "queries": 9, "keys": 150, "width": 3},
+        {"batch": 2, "queries": 3, "keys": 300, "width": 5}, {"batch": 2, "queries": 20, "keys": 300, "width": 5},
+    ],
+    ids=["single", "stretches", "shares of few", "shares"],
+)  # fmt: skip
+def test_long_rows(target, sizes, dtype):
+    """So long that on a GPU a block of threads takes the keys in stretches, or that they are shared out among blocks.
+    Some queries find nothing to attend to in their first half, some nowhere.
+    """
+    shape = sizes["batch"], sizes["queries"], sizes["keys"]
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(0)) > 0.5
+    mask[0, :, : shape[2] // 2], mask[1] = False, False
+    check(target, dtype, mask=mask, score_bias=True, **sizes)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("queries", [2, 9])
+@pytest.mark.parametrize("values", [1, 8, 70, 264])
+def test_widths_of_values(target, values, queries, dtype):
+    check(target, dtype, queries=queries, keys=11, values=values)
+
+
 @activations
 @pytest.mark.parametrize(
     "sizes",
@@ -210,6 +236,22 @@ def test_layouts(target, layout, activation):
     plain = partial(plain_attention, activation=activation)
     options = {"activation": activation, "backend": target.backend}
     assert_parity(plain, fused_attention, inputs, device=target.device, **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("queries", [3, 9])
+def test_layouts_that_are_not_aligned(target, queries, dtype):
+    """Contiguous, but none of 16 bytes that are read at a time begins at a multiple of 16."""
+
+    def shifted(x):
+        return torch.cat([x.new_empty(1), x.flatten()])[1:].view(x.shape)
+
+    def fused(**inputs):
+        return fused_attention(**{name: t if t is None else shifted(t) for name, t in inputs.items()}, **options)
+
+    options = {"backend": target.backend}
+    inputs = attention_inputs(queries=queries, width=8, values=16, score_bias=True)
+    assert_parity(plain_attention, fused, inputs, dtype, target.device)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1.0], ids=["alone", "opposite"])

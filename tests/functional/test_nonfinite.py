@@ -96,6 +96,28 @@ def test_attention_of_opposite_infinities(target, activation, dtype):
 
 
 @dtypes
+@pytest.mark.parametrize(("queries", "keys"), [(5, 9), (5, 100), (20, 150)])
+def test_attention_of_infinite_scores(target, queries, keys, dtype):
+    """Of -inf alone, where the softmax is NaN; of -inf in one half; of inf; NaN, which leaves masked weights zero."""
+    inputs = cast(attention_inputs(queries=queries, keys=keys, width=3, score_bias=True), dtype, target.device)
+    bias, half = inputs["score_bias"][0], keys // 2
+    bias[0], bias[1, :half], bias[2, half:], bias[3, half], bias[4, -1] = (
+        -math.inf,
+        -math.inf,
+        -math.inf,
+        math.inf,
+        math.nan,
+    )
+    mask = torch.rand(2, queries, keys, generator=torch.Generator().manual_seed(0)).to(target.device) > 0.5
+    mask[:, :, ::half], mask[1, 0] = True, False
+    for options in ({}, {"mask": mask}):
+        got, want = (fused_attention(**inputs, **options, backend=name) for name in (target.backend, "reference"))
+        torch.testing.assert_close(kinds(got), kinds(want), equal_nan=True, **tolerances.EXACT)
+        if dtype == torch.float64:
+            torch.testing.assert_close(got, want, equal_nan=True, **tolerances.FLOAT64)
+
+
+@dtypes
 @values
 @pytest.mark.parametrize(
     ("activation", "slope"),

@@ -12,8 +12,7 @@ import hybridops
 from hybridops import FusedAdditiveAttention
 from tests.problems import attention_inputs, cast, conv_lstm_inputs, fused_attention, fused_conv_lstm, with_gradients
 
-# One takes no tensor, one is for GPUs alone
-NO_KERNEL = {"hybridops::cpu_isa", "hybridops::additive_weights_forward"}
+NO_KERNEL = {"hybridops::cpu_isa"}  # takes no tensor
 
 Call = tuple[Any, tuple[Any, ...]]  # the op and its arguments, none of them by keyword
 
