@@ -51,7 +51,8 @@ triton-check: env $(OTHER_TRITON) ## that the Triton kernels compile for GPUs, a
 # csrc/cpu/isa.h), which take their turns. The sanitizers' runtimes have to be there before Python is; what Python itself
 # never frees is not looked for. ARGS picks others than the tests of parity.
 SANITIZED := build/sanitize/lib
-PARITY    := tests/functional tests/autograd tests/native/test_ops.py tests/native/test_winograd.py -k 'native and not compile'
+PARITY    := tests/functional tests/autograd tests/native/test_ops.py tests/native/test_winograd.py \
+             -k 'native and not compile and not accuracy'
 sanitize: env ## the tests of parity under AddressSanitizer and UndefinedBehaviorSanitizer, some ten minutes
 	$(NEED) pytest hypothesis setuptools
 	HYBRIDOPS_SANITIZE=address,undefined HYBRIDOPS_EMULATE_AVX512=1 HYBRIDOPS_REQUIRE_NATIVE=1 HYBRIDOPS_CUDA=0 \

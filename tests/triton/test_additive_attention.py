@@ -127,7 +127,7 @@ def test_infinite_scores(monkeypatch, splits):
     + [("v", 0, 1), ("v", 0, 100)],
 )
 def test_far_apart(name, dim, size):
-    """Offsets beyond 32 bits. The factored tanh reads copies of query and key, the direct one of large sums themselves."""
+    """Offsets beyond 32 bits. The factored tanh reads copies of query and key; that of large sums does not."""
     inputs = cast(attention_inputs(batch=3, queries=3, keys=3, width=3, values=3, score_bias=True), torch.float32)
     inputs |= {"query": size * inputs["query"]}
     masks = {"mask": torch.rand(3, 3, 3, generator=torch.Generator().manual_seed(0)) > 0.3}
