@@ -33,7 +33,7 @@ OTHER_TRITON      := build/triton-$(TRITON)
 export PYTHONPATH := $(CURDIR)/$(OTHER_TRITON)
 endif
 
-build/triton-%: env
+build/triton-%: | env
 	$(PY) -m pip install -q --no-deps --target $@ triton==$* 'numpy<2.4'
 
 # What the interpreter does in some minutes: all that is about Triton, and of the rest what it is quick at.
