@@ -34,14 +34,15 @@ SCORES = {
 }
 ATTENTION = {
     "one query": Config({"BLOCK_S": 1, "BLOCK_T": 32}, num_warps=8, num_stages=1, max_registers=255),
-    "few pairs": Config({"BLOCK_S": 16, "BLOCK_T": 16}, num_warps=4, num_stages=1),
-    "many pairs": Config({"BLOCK_S": 32, "BLOCK_T": 32}, num_warps=4, num_stages=1),
+    "few pairs": Config({"BLOCK_S": 16, "BLOCK_T": 16}, num_warps=4, num_stages=1, max_registers=255),
+    "many pairs": Config({"BLOCK_S": 32, "BLOCK_T": 32}, num_warps=8, num_stages=1, max_registers=255),
 }
 COMBINE = Config({}, num_warps=4)
 SOFTMAX = Config({"BLOCK_T": 512}, num_warps=4)
 GRADIENTS = {
     "few rows": Config({"BLOCK_X": 16, "BLOCK_Y": 16, "BLOCK_A": 32}, num_warps=4, max_registers=255),
-    "many rows": Config({"BLOCK_X": 32, "BLOCK_Y": 16, "BLOCK_A": 64}, num_warps=8),  # in float64 it would spill
+    # in float64 it would spill
+    "many rows": Config({"BLOCK_X": 32, "BLOCK_Y": 16, "BLOCK_A": 64}, num_warps=8, max_registers=255),
 }
 # Programs that fill a GPU of about 130 multiprocessors some times over: with fewer, smaller blocks are taken.
 MANY_PROGRAMS = 1024
