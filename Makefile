@@ -26,28 +26,42 @@ test: build ## the tests
 	$(NEED) pytest hypothesis
 	$(PY) -m pytest -q tests $(ARGS)
 
+# TRITON=3.4.0 takes that version, from build/triton-3.4.0, in place of the installed one. Before 3.7 its interpreter does
+# not go with NumPy 2.4 or newer, so it has a NumPy of its own.
+ifdef TRITON
+OTHER_TRITON      := build/triton-$(TRITON)
+export PYTHONPATH := $(CURDIR)/$(OTHER_TRITON)
+endif
+
+build/triton-%: | env
+	$(PY) -m pip install -q --no-deps --target $@ triton==$* 'numpy<2.4'
+
 # What the interpreter does in some minutes: all that is about Triton, and of the rest what it is quick at.
 INTERPRETED = interpreted or (triton and (test_masks or test_layouts or test_empty_and_single or nonfinite and dtype1) and not conv)
 
-triton-test: build ## the Triton kernels in Triton's interpreter, on the CPU
+triton-test: build $(OTHER_TRITON) ## the Triton kernels in Triton's interpreter, on the CPU
 	$(NEED) pytest hypothesis triton
 	TRITON_INTERPRET=1 $(PY) -m pytest -q tests/triton tests/functional -k "$(INTERPRETED)" $(ARGS)
 
-triton-check: env ## that the Triton kernels compile for GPUs, and spill no registers; needs none
+triton-check: env $(OTHER_TRITON) ## that the Triton kernels compile for GPUs, and spill no registers; needs none
 	$(NEED) triton
 	$(PY) -m hybridops.triton.check $(ARGS)
 
-# The kernels anew, in a copy of the package of their own. The sanitizers' runtimes have to be there before Python is;
-# what Python itself never frees is not looked for. ARGS picks others than the tests of parity.
+# The kernels anew, in a copy of the package of their own, for all instruction sets (AVX-512 in AVX2 instructions, as in
+# csrc/cpu/isa.h), which take their turns. The sanitizers' runtimes have to be there before Python is; what Python itself
+# never frees is not looked for. ARGS picks others than the tests of parity.
 SANITIZED := build/sanitize/lib
-PARITY    := tests/functional tests/autograd tests/native/test_ops.py tests/native/test_determinism.py -k 'native and not compile'
+PARITY    := tests/functional tests/autograd tests/native/test_ops.py tests/native/test_winograd.py \
+             -k 'native and not compile and not accuracy'
 sanitize: env ## the tests of parity under AddressSanitizer and UndefinedBehaviorSanitizer, some ten minutes
 	$(NEED) pytest hypothesis setuptools
-	HYBRIDOPS_SANITIZE=address,undefined HYBRIDOPS_REQUIRE_NATIVE=1 HYBRIDOPS_CUDA=0 \
+	HYBRIDOPS_SANITIZE=address,undefined HYBRIDOPS_EMULATE_AVX512=1 HYBRIDOPS_REQUIRE_NATIVE=1 HYBRIDOPS_CUDA=0 \
 		$(PY) setup.py -q build --build-base build/sanitize --build-lib $(SANITIZED)
-	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
-		$(PY) -m pytest -q -p no:cacheprovider -o pythonpath=$(SANITIZED) $(or $(ARGS),$(PARITY))
+	for isa in portable avx2 avx512; do \
+		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 HYBRIDOPS_CPU_ISA=$$isa \
+		$(PY) -m pytest -q -p no:cacheprovider -o pythonpath=$(SANITIZED) $(or $(ARGS),$(PARITY)) || exit 1; \
+	done
 
 bench: build ## the benchmarks: eager, compiled and fused
 	$(NEED) pytest pytest-benchmark

@@ -115,6 +115,18 @@ def cast(tensors: Tensors, dtype: torch.dtype, device: str = "cpu") -> Tensors:
     return {name: None if t is None else t.to(device, dtype) for name, t in tensors.items()}
 
 
+def far_apart(values: Tensor, dim: int) -> Tensor:
+    """The same values, from one to the next along `dim` 2^30 elements and some: the third is beyond 32 bits.
+
+    Memory that is not written to takes no room.
+    """
+    strides = list(values.contiguous().stride())
+    strides[dim] = 2**30 + 64
+    last = sum((size - 1) * stride for size, stride in zip(values.shape, strides, strict=True))
+    memory = torch.UntypedStorage((last + 1) * values.element_size())
+    return values.new_empty(0).set_(memory, 0, values.shape, strides).copy_(values)
+
+
 def with_gradients(function: Callable[..., Tensors], inputs: Tensors, **options) -> Tensors:
     """The function's outputs, and the inputs' gradients under random gradients of all outputs."""
     leaves = {name: None if t is None else t.detach().requires_grad_() for name, t in inputs.items()}

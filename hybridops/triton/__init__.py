@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from math import prod
 
 import torch
 from torch import Tensor
 
+MOST_PIXELS = 2**31 - 2**10  # of a step, and a block more: they are counted through in 32 bits
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 OLDEST, OLDEST_FLOAT64_PRODUCTS = (3, 4), (3, 6)
 INSTALL = "install it with `pip install triton` (Linux only)"
@@ -56,6 +58,8 @@ def why_not(family: str, x: Tensor, spatial_dims: int) -> str | None:
         return "the Triton kernels need compute capability 8.0 or newer"
     if family == "conv_lstm" and spatial_dims > 2:
         return f"the Triton ConvLSTM takes 1 or 2 spatial dimensions, not {spatial_dims}"
+    if family == "conv_lstm" and prod((x.shape[0], *x.shape[-spatial_dims:])) > MOST_PIXELS:
+        return f"the Triton ConvLSTM takes up to {MOST_PIXELS} pixels a step, not {tuple(x.shape)}"
     if family == "conv_lstm" and x.dtype == torch.float64 and not _FLOAT64_PRODUCTS:
         return "the Triton ConvLSTM takes float64 from Triton 3.6 on: older ones have no product of it"
     return None

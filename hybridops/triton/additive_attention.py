@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hybridops.checks import accumulation_dtype
 from hybridops.triton.launch import Config, launch, op
-from hybridops.triton.math import cast, exponential, precision, product, reciprocal, tanh
+from hybridops.triton.math import cast, exponential, offset, precision, product, reciprocal, tanh
 
 # Sums of |q| + |k| up to which the product of four factors 1 + PQ is finite, of two, and one; and Σ|v| up to which the
 # numerators over such products are. (1 + e^21)^4 = 3e36 = (1 + e^42)^2, 1 + e^86 = 2e37; the last keeps 1/x normal.
@@ -34,14 +34,15 @@ SCORES = {
 }
 ATTENTION = {
     "one query": Config({"BLOCK_S": 1, "BLOCK_T": 32}, num_warps=8, num_stages=1, max_registers=255),
-    "few pairs": Config({"BLOCK_S": 16, "BLOCK_T": 16}, num_warps=4, num_stages=1),
-    "many pairs": Config({"BLOCK_S": 32, "BLOCK_T": 32}, num_warps=4, num_stages=1),
+    "few pairs": Config({"BLOCK_S": 16, "BLOCK_T": 16}, num_warps=4, num_stages=1, max_registers=255),
+    "many pairs": Config({"BLOCK_S": 32, "BLOCK_T": 32}, num_warps=8, num_stages=1, max_registers=255),
 }
 COMBINE = Config({}, num_warps=4)
 SOFTMAX = Config({"BLOCK_T": 512}, num_warps=4)
 GRADIENTS = {
     "few rows": Config({"BLOCK_X": 16, "BLOCK_Y": 16, "BLOCK_A": 32}, num_warps=4, max_registers=255),
-    "many rows": Config({"BLOCK_X": 32, "BLOCK_Y": 16, "BLOCK_A": 64}, num_warps=8),  # in float64 it would spill
+    # in float64 it would spill
+    "many rows": Config({"BLOCK_X": 32, "BLOCK_Y": 16, "BLOCK_A": 64}, num_warps=8, max_registers=255),
 }
 # Programs that fill a GPU of about 130 multiprocessors some times over: with fewer, smaller blocks are taken.
 MANY_PROGRAMS = 1024
@@ -385,9 +386,9 @@ def exponentials_kernel(
     for start in range(0, A, BLOCK_A):
         a = start + tl.arange(0, BLOCK_A)
         inside = (n < N)[:, None] & (a < A)[None]
-        x = tl.load(x_ptr + b * x_b + n[:, None] * x_n + a[None] * x_a, inside, 0.0).to(bounds.dtype)
+        x = tl.load(x_ptr + b * x_b + offset(n, x_n)[:, None] + offset(a, x_a)[None], inside, 0.0).to(bounds.dtype)
         inside = (n < padded(N))[:, None] & (a < padded(A))[None]
-        tl.store(e_ptr + a[None] * padded(N) + n[:, None], exponential(2 * x), inside)
+        tl.store(e_ptr + offset(a, padded(N))[None] + n[:, None], exponential(2 * x), inside)
         bounds = tl.maximum(bounds, tl.max(magnitude(x), 1))
     tl.store(bounds_ptr + b * N + n, bounds, n < N)
 
@@ -433,6 +434,7 @@ def attention_kernel(
     b = tl.program_id(0).to(tl.int64)
     s = tl.program_id(1) * BLOCK_S + tl.arange(0, BLOCK_S)[:, None]
     d = tl.arange(0, BLOCK_D)[None]
+    value_ptr += b * value_b
     if mask_ptr is not None:
         mask_ptr += b * mask_b
     top = tl.full((BLOCK_S, 1), float("-inf"), tl.float32)
@@ -452,7 +454,7 @@ def attention_kernel(
         if scores_ptr is not None:
             tl.store(scores_ptr + (b * S + s) * T + t, scores, attended)
         if mask_ptr is not None:
-            attended &= tl.load(mask_ptr + s * mask_s + t * mask_t, attended, 0) != 0
+            attended &= tl.load(mask_ptr + offset(s, mask_s) + offset(t, mask_t), attended, 0) != 0
         before = top
         top = tl.maximum(top, tl.max(tl.where(attended, scores, float("-inf")), 1)[:, None])
         shift = tl.where(top == float("-inf"), 0.0, top)  # no score yet, or none that counts
@@ -461,7 +463,7 @@ def attention_kernel(
         total = total * shrink + tl.sum(weights, 1)[:, None]
         seen = tl.maximum(seen, tl.max(attended.to(tl.int32), 1)[:, None])
         rows = start + tl.arange(0, BLOCK_T)[:, None]
-        value = tl.load(value_ptr + b * value_b + rows * value_t + d * value_d, (rows < T) & (d < D), 0.0)
+        value = tl.load(value_ptr + offset(rows, value_t) + offset(d, value_d), (rows < T) & (d < D), 0.0)
         if BLOCK_S == 1:
             context = context * shrink + tl.sum(tl.trans(weights) * value.to(tl.float32), 0)[None]
         else:
@@ -512,7 +514,7 @@ def pair_scores(
         q_exp_ptr += b * padded(A) * padded(S)
         k_exp_ptr += b * padded(A) * padded(T)
         a = tl.arange(0, WIDTH)
-        v = tl.load(v_ptr + a * v_a, a < A, 0.0).to(scores.dtype)
+        v = tl.load(v_ptr + offset(a, v_a), a < A, 0.0).to(scores.dtype)
         q_bound = tl.max(tl.load(q_bound_ptr + b * S + s, s < S, 0.0))
         bound = q_bound + tl.max(tl.load(k_bound_ptr + b * T + t, t < T, 0.0))
         factored = tl.sum(tl.abs(v)) <= LARGEST_V
@@ -531,8 +533,8 @@ def pair_scores(
         scores = values(q_ptr, k_ptr, v_ptr, s, t, S, T, q_s, q_a, k_t, k_a, v_a, scores, A, ACTIVATION, SLOPE)
     scores *= SCALE
     if bias_ptr is not None:
-        bias_ptr += b * bias_b
-        scores += tl.load(bias_ptr + s * bias_s + t * bias_t, (s < S) & (t < T), 0.0).to(scores.dtype)
+        bias_ptr += b * bias_b + offset(s, bias_s) + offset(t, bias_t)
+        scores += tl.load(bias_ptr, (s < S) & (t < T), 0.0).to(scores.dtype)
     return scores
 
 
@@ -563,9 +565,9 @@ def sum_of_two(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a, A: tl.const
 @triton.jit
 def quotient(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a, A: tl.constexpr):
     """v_a and 1 + P_a Q_a; beyond the last channel 0 and 2"""
-    p = tl.load(q_exp_ptr + a * padded(S) + s, s < S, 0.0)
-    q = tl.load(k_exp_ptr + a * padded(T) + t, t < T, 0.0)
-    return tl.load(v_ptr + a * v_a, a < A, 0.0).to(acc.dtype), 1 + p * q
+    p = tl.load(q_exp_ptr + offset(a, padded(S)) + s, s < S, 0.0)
+    q = tl.load(k_exp_ptr + offset(a, padded(T)) + t, t < T, 0.0)
+    return tl.load(v_ptr + offset(a, v_a), a < A, 0.0).to(acc.dtype), 1 + p * q
 
 
 @triton.jit
@@ -575,9 +577,9 @@ def values(
 ):  # fmt: skip
     """acc + Σ_a v_a act(q_a + k_a)"""
     for a in range(A):
-        q = tl.load(q_ptr + s * q_s + a * q_a, s < S, 0.0).to(acc.dtype)
-        k = tl.load(k_ptr + t * k_t + a * k_a, t < T, 0.0).to(acc.dtype)
-        v = tl.load(v_ptr + a * v_a).to(acc.dtype)
+        q = tl.load(q_ptr + offset(s, q_s) + offset(a, q_a), s < S, 0.0).to(acc.dtype)
+        k = tl.load(k_ptr + offset(t, k_t) + offset(a, k_a), t < T, 0.0).to(acc.dtype)
+        v = tl.load(v_ptr + offset(a, v_a)).to(acc.dtype)
         acc += v * activate(q + k, ACTIVATION, SLOPE)
     return acc
 
@@ -616,7 +618,7 @@ def softmax_kernel(
 def attended_keys(mask_ptr, t, T, mask_t):
     attended = t < T
     if mask_ptr is not None:
-        attended &= tl.load(mask_ptr + t * mask_t, attended, 0) != 0
+        attended &= tl.load(mask_ptr + offset(t, mask_t), attended, 0) != 0
     return attended
 
 
@@ -636,9 +638,9 @@ def gradients_kernel(
     a = tl.program_id(2) * BLOCK_A + tl.arange(0, BLOCK_A)
     inside = (n < X)[:, None] & (a < A)[None]
     acc: tl.constexpr = grad_ptr.dtype.element_ty
-    grad_ptr += b * grad_b + n.to(tl.int64) * grad_x
-    y_ptr += b * y_b + a * y_a
-    x = tl.load(x_ptr + b * x_b + n[:, None] * x_n + a[None] * x_a, inside, 0.0).to(acc)
+    grad_ptr += b * grad_b + offset(n, grad_x)
+    y_ptr += b * y_b + offset(a, y_a)
+    x = tl.load(x_ptr + b * x_b + offset(n, x_n)[:, None] + offset(a, x_a)[None], inside, 0.0).to(acc)
     dx = tl.zeros((BLOCK_X, BLOCK_A), acc)
     dv = tl.zeros((BLOCK_X, BLOCK_A), acc)
     x_bound = tl.max(magnitude(x))
@@ -648,7 +650,7 @@ def gradients_kernel(
         bound = float("inf")
         if ACTIVATION == "tanh":
             rows = start + tl.arange(0, BLOCK_Y)
-            y_block = tl.load(y_ptr[None] + rows[:, None] * y_n, (rows < Y)[:, None] & (a < A)[None], 0.0)
+            y_block = tl.load(y_ptr[None] + offset(rows, y_n)[:, None], (rows < Y)[:, None] & (a < A)[None], 0.0)
             bound = x_bound + tl.max(magnitude(y_block.to(acc)))
         if bound <= TWO:
             for y in range(start, end, 2):
@@ -665,14 +667,14 @@ def gradients_kernel(
                     dv += grad2[:, None] * (1 - 2 * r2)
         else:
             for y in range(start, end):
-                grad = tl.load(grad_ptr + y * grad_y, n < X, 0.0)
-                z = x + tl.load(y_ptr + y * y_n, a < A, 0.0).to(acc)[None]
+                grad = tl.load(grad_ptr + offset(y, grad_y), n < X, 0.0)
+                z = x + tl.load(y_ptr + offset(y, y_n), a < A, 0.0).to(acc)[None]
                 value = activate(z, ACTIVATION, SLOPE)
                 dx += grad[:, None] * slope(z, value, ACTIVATION, SLOPE)
                 if dv_ptr is not None:
                     dv += grad[:, None] * value
 
-    v = tl.load(v_ptr + a * v_a, a < A, 0.0).to(acc)
+    v = tl.load(v_ptr + offset(a, v_a), a < A, 0.0).to(acc)
     dx_ptr += (b * X + n)[:, None] * A + a[None]
     tl.store(dx_ptr, cast(dx * v[None], dx_ptr.dtype.element_ty), inside)
     if dv_ptr is not None:
@@ -683,8 +685,8 @@ def gradients_kernel(
 @triton.jit
 def gradient_and_exponential(grad_ptr, y_ptr, n, a, X, Y, A: tl.constexpr, y, grad_y, y_n, acc: tl.constexpr):
     """Of row y, or of none, if that is beyond the last."""
-    grad = tl.load(grad_ptr + y * grad_y, n < tl.where(y < Y, X, 0), 0.0)
-    return grad, exponential(2 * tl.load(y_ptr + y * y_n, a < tl.where(y < Y, A, 0), 0.0).to(acc))
+    grad = tl.load(grad_ptr + offset(y, grad_y), n < tl.where(y < Y, X, 0), 0.0)
+    return grad, exponential(2 * tl.load(y_ptr + offset(y, y_n), a < tl.where(y < Y, A, 0), 0.0).to(acc))
 
 
 @triton.jit

@@ -19,7 +19,7 @@ from hybridops.checks import accumulation_dtype
 from hybridops.native import refuse_forward_mode
 from hybridops.reference.conv_lstm import convolution_gradients, gates_from_states
 from hybridops.triton.launch import Config, launch, op
-from hybridops.triton.math import cast, precision, product, sigmoid, tanh
+from hybridops.triton.math import cast, offset, precision, product, sigmoid, tanh
 
 __all__ = ["conv_lstm_backward", "conv_lstm_backward_from_states", "conv_lstm_forward", "convolution_gradients"]
 
@@ -47,17 +47,17 @@ FORWARD = {
 }
 BACKWARD = {
     "half": [
-        Config({"BLOCK_M": 128, "BLOCK_N": 32, "BLOCK_K": 64}, num_warps=8, num_stages=3),
+        Config({"BLOCK_M": 128, "BLOCK_N": 32, "BLOCK_K": 64}, num_warps=8, num_stages=3, max_registers=255),
         Config({"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 64}, num_warps=4, num_stages=3),
         Config({"BLOCK_M": 32, "BLOCK_N": 16, "BLOCK_K": 64}, num_warps=2, num_stages=3),
     ],
     "tf32": [
-        Config({"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 32}, num_warps=8, num_stages=3),
-        Config({"BLOCK_M": 32, "BLOCK_N": 16, "BLOCK_K": 32}, num_warps=2, num_stages=3),
+        Config({"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 32}, num_warps=8, num_stages=3, max_registers=255),
+        Config({"BLOCK_M": 32, "BLOCK_N": 16, "BLOCK_K": 32}, num_warps=2, num_stages=3, max_registers=255),
     ],
     "ieee": [
         Config({"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 16}, num_warps=4),
-        Config({"BLOCK_M": 32, "BLOCK_N": 16, "BLOCK_K": 16}, num_warps=2),
+        Config({"BLOCK_M": 32, "BLOCK_N": 16, "BLOCK_K": 16}, num_warps=2, max_registers=255),
     ],
     "float64": [Config({"BLOCK_M": 32, "BLOCK_N": 16, "BLOCK_K": 16}, num_warps=4)],
 }
@@ -307,13 +307,14 @@ def step_kernel(
     g = tl.zeros((BLOCK_M, BLOCK_N), acc)
     o = tl.zeros((BLOCK_M, BLOCK_N), acc)
     if x_ptr is not None:
-        x_ptr += (b * x_b + y * x_y + x * x_x)[:, None]
+        x_ptr += (offset(b, x_b) + offset(y, x_y) + offset(x, x_x))[:, None]
         f, i, g, o = convolve(
             x_ptr, w_x_ptr, f, i, g, o, y, x, n, Y, X, x_y, x_x, x_c, C, H, KY, KX, PRECISION, BLOCK_K
         )
     if h_ptr is not None:
+        h_ptr += (m * H)[:, None]
         f, i, g, o = convolve(
-            h_ptr + (m * H)[:, None], w_h_ptr, f, i, g, o, y, x, n, Y, X, X * H, H, 1, H, H, KY, KX, PRECISION, BLOCK_K
+            h_ptr, w_h_ptr, f, i, g, o, y, x, n, Y, X, offset(X, H), H, 1, H, H, KY, KX, PRECISION, BLOCK_K
         )
     if hoisted_ptr is not None:
         f += tl.load(hoisted_ptr + at_gates, inside, 0.0).to(acc)
@@ -377,7 +378,7 @@ def step_backward_kernel(
         tl.store(dh_out_ptr + at, dh, inside)
     else:
         if grad_h_ptr is not None:
-            grad_h_ptr += (b * grad_b + y * grad_y + x * grad_x)[:, None] + n[None] * grad_c
+            grad_h_ptr += (offset(b, grad_b) + offset(y, grad_y) + offset(x, grad_x))[:, None] + offset(n, grad_c)[None]
             dh += tl.load(grad_h_ptr, inside, 0.0).to(acc)
         gates_ptr += m[:, None] * (4 * H) + n[None]
         f = tl.load(gates_ptr, inside, 0.0).to(acc)
@@ -414,13 +415,13 @@ def step_backward_kernel(
 
 @triton.jit
 def block_of_pixels(B, Y, X, H: tl.constexpr, KY: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Pixels m, channels n, what m is as b, y, x, and which (m,n) there are. m and b are to be multiplied: 64 bits."""
+    """Pixels m, channels n, what m is as b, y, x, and which (m,n) there are. m is to be multiplied: 64 bits."""
     blocks: tl.constexpr = (H + BLOCK_N - 1) // BLOCK_N
     m = tl.program_id(0) // blocks * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(0) % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
     within = m < B * Y * X
     y = tl.where(within, m // X % Y, -KY)  # beyond the last image: no tap of the kernel reaches into it
-    return m.to(tl.int64), n, (m // (X * Y)).to(tl.int64), y, m % X, within[:, None] & (n < H)[None]
+    return m.to(tl.int64), n, m // (X * Y), y, m % X, within[:, None] & (n < H)[None]
 
 
 @triton.jit
@@ -435,7 +436,7 @@ def convolve(
         tap = step // blocks
         c = step % blocks * BLOCK_K + tl.arange(0, BLOCK_K)
         patch = load_patch(x_ptr, y, x, Y, X, c, tap // KX - KY // 2, tap % KX - KX // 2, x_y, x_x, x_c, C)
-        w_block_ptr = w_ptr + (tap * C + c)[:, None] * (4 * H) + n[None]
+        w_block_ptr = w_ptr + offset(tap * C + c, 4 * H)[:, None] + n[None]
         inside = (c < C)[:, None] & (n < H)[None]
         f = product(patch, tl.load(w_block_ptr, inside, 0.0), f, PRECISION)
         i = product(patch, tl.load(w_block_ptr + H, inside, 0.0), i, PRECISION)
@@ -455,8 +456,9 @@ def convolve_transposed(
         tap = step // blocks
         c = step % blocks * BLOCK_K + tl.arange(0, BLOCK_K)
         dy, dx = KY // 2 - tap // KX, KX // 2 - tap % KX
-        patch = load_patch(da_ptr, y, x, Y, X, c, dy, dx, X * 4 * H, 4 * H, 1, 4 * H)
-        weight = tl.load(w_ptr + (tap * 4 * H + c)[:, None] * H + n[None], (c < 4 * H)[:, None] & (n < H)[None], 0.0)
+        patch = load_patch(da_ptr, y, x, Y, X, c, dy, dx, offset(X, 4 * H), 4 * H, 1, 4 * H)
+        w_block_ptr = w_ptr + offset(tap * 4 * H + c, H)[:, None] + n[None]
+        weight = tl.load(w_block_ptr, (c < 4 * H)[:, None] & (n < H)[None], 0.0)
         dh = product(patch, weight, dh, PRECISION)
     return dh
 
@@ -465,15 +467,16 @@ def convolve_transposed(
 def load_patch(x_ptr, y, x, Y, X, c, dy, dx, x_y, x_x, x_c, C: tl.constexpr):
     """The channels c of the pixels (dy,dx) away from those x_ptr points to: zeros outside of the image."""
     inside = (y + dy >= 0) & (y + dy < Y) & (x + dx >= 0) & (x + dx < X)
-    return tl.load(x_ptr + (dy * x_y + dx * x_x) + c[None] * x_c, inside[:, None] & (c < C)[None], 0.0)
+    x_ptr += offset(dy, x_y) + offset(dx, x_x)
+    return tl.load(x_ptr + offset(c, x_c)[None], inside[:, None] & (c < C)[None], 0.0)
 
 
 @triton.jit
 def peepholes(peephole_ptr, y, x, n, Y, X, H: tl.constexpr, PER_PIXEL: tl.constexpr, inside):
     """p_f, p_i, p_o, from (3,H) or (3,Y,X,H)"""
     if PER_PIXEL:
-        peephole_ptr += (y * X + x)[:, None] * H + n[None]
-        size = Y * X * H
+        peephole_ptr += offset(y * X + x, H)[:, None] + n[None]
+        size = offset(Y * X, H)
     else:
         peephole_ptr += n[None]
         size = H

@@ -55,6 +55,12 @@ def reciprocal(x):
 
 
 @triton.jit
+def offset(index, stride):
+    """How far an index reaches, in 64 bits: as the product of two of 32 it would wrap around from 2^31 elements on."""
+    return tl.cast(index, tl.int64) * stride
+
+
+@triton.jit
 def cast(x, dtype: tl.constexpr):
     """x rounded to nearest; to bfloat16 the interpreter would cut digits off instead, so that there none are left."""
     if INTERPRETED and dtype == tl.bfloat16:

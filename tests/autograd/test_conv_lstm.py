@@ -9,6 +9,7 @@ from torch.autograd import forward_ad
 import hybridops.functional as HF
 from hybridops import backends
 from hybridops.autograd import conv_lstm as autograd
+from hybridops.checks import accumulation_dtype
 from tests import tolerances
 from tests.native.test_ops import SCHEMA_AND_FAKE
 from tests.problems import (
@@ -160,18 +161,56 @@ def test_results_share_no_memory(target, steps):
     assert len(set(places)) == len(places)
 
 
-@saves
-@pytest.mark.parametrize("needed", [["x", "h0", "c0", "weight_ih", "weight_hh", "bias", "peephole"], ["c0", "bias"]])
-@pytest.mark.parametrize("sizes", [{"peephole": "spatial"}, {"space": (7,), "kernel": (3,)}, {"batch": 0}], ids=str)
-def test_the_op_of_a_compiled_graph(target, sizes, needed, save):
-    """Its shapes and strides are as its fake says, of one chunk and of several, with every gradient and with few."""
-    inputs = cast(conv_lstm_inputs(steps=5, **sizes), torch.float32, target.device)
+NAMES = ("x", "h0", "c0", "weight_ih", "weight_hh", "bias", "peephole")
+GRADIENTS = ("output", "h_n", "c_n")
+
+
+def check_op(target, save="gates", dtype=torch.float32, needed=NAMES, given=GRADIENTS, tests=SCHEMA_AND_FAKE, **sizes):
+    """The op of a compiled graph: its results, their shapes, dtypes and strides are as its fake says."""
+    inputs = cast(conv_lstm_inputs(**{"batch": 3, "steps": 5} | sizes), dtype, target.device)
+    if inputs["c0"] is not None:
+        inputs["c0"] = inputs["c0"].to(accumulation_dtype(dtype))
     backend = backends.choose("conv_lstm", target.backend, inputs["x"], inputs["x"].dim() - 3)
     wanted = [name in needed and tensor is not None for name, tensor in inputs.items()]
     hs, cs, gates = backend.conv_lstm_forward(*inputs.values(), "gates" if save == "gates" else "cells")
-    grads = (torch.ones_like(hs), None, torch.ones_like(cs[0]))
-    call = (backend.__name__, list(inputs.values()), wanted, hs, cs, gates, *grads)
-    torch.library.opcheck(torch.ops.hybridops.conv_lstm_gradients.default, call, test_utils=SCHEMA_AND_FAKE)
+    grads = {"output": torch.ones_like(hs), "h_n": torch.ones_like(hs[0]), "c_n": torch.ones_like(cs[0])}
+    grads = [grad if name in given else None for name, grad in grads.items()]
+    call = (backend.__name__, [*inputs.values()], wanted, hs, cs, gates, *grads)
+    assert len(torch.ops.hybridops.conv_lstm_gradients.default(*call)) == sum(wanted)
+    torch.library.opcheck(torch.ops.hybridops.conv_lstm_gradients.default, call, test_utils=tests)
+
+
+@saves
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"peephole": "spatial"}, {"peephole": "channel"}, {"states": False}, {"bias": False},
+        {"states": False, "bias": False, "space": (7,), "kernel": (3,)}, {"batch": 0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_op_of_a_compiled_graph(target, sizes, dtype, save):
+    """Of several chunks, with all that is optional and without."""
+    check_op(target, save, dtype, **sizes)
+
+
+@saves
+@pytest.mark.parametrize("needed", [*((name,) for name in NAMES), ("c0", "bias")], ids=" ".join)
+def test_the_op_of_a_compiled_graph_with_few_gradients(target, needed, save):
+    check_op(target, save, needed=needed, peephole="channel")
+
+
+@saves
+@pytest.mark.parametrize("given", [(name,) for name in GRADIENTS], ids=" ".join)
+def test_the_op_of_a_compiled_graph_from_one_output(target, given, save):
+    check_op(target, save, given=given)
+
+
+@saves
+def test_the_op_of_a_compiled_graph_is_traced(target, save):
+    """With sizes that are symbols: they do not end up in the graph as the numbers they were."""
+    check_op(target, save, peephole="spatial", tests=(*SCHEMA_AND_FAKE, "test_aot_dispatch_dynamic"))
 
 
 # ------------------------------------------------------------------------------------------------ second derivatives

@@ -28,11 +28,35 @@ FUNCTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+names = pytest.mark.parametrize("name", FUNCTIONS)
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    torch._dynamo.reset()
+
+
+@names
 def test_training(target, name):
     function, inputs, options = FUNCTIONS[name]
     options = options | {"backend": target.backend}
-    torch._dynamo.reset()
     compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    got, want = (with_gradients(form, inputs, **options) for form in (compiled, function))
+    torch.testing.assert_close(got, want, **tolerances.FLOAT64)
+
+
+@names
+def test_inference(target, name):
+    function, inputs, options = FUNCTIONS[name]
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    got, want = (form(**inputs, **options, backend=target.backend) for form in (compiled, function))
+    torch.testing.assert_close(got, want, **tolerances.FLOAT64)
+
+
+@names
+def test_inductor(name):
+    """Forward and backward compiled; by the back end that runs here."""
+    function, inputs, options = FUNCTIONS[name]
+    compiled = torch.compile(function, backend="inductor", fullgraph=True)
     got, want = (with_gradients(form, inputs, **options) for form in (compiled, function))
     torch.testing.assert_close(got, want, **tolerances.FLOAT64)

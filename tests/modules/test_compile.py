@@ -103,7 +103,7 @@ def test_one_more_graph_for_all_other_sizes(kind):
 
 @here
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
-@pytest.mark.parametrize("kind", ["ConvLSTM", "AdditiveAttention"])
+@pytest.mark.parametrize("kind", examples())
 def test_inductor(kind, training):
     """Symbols from the start, since it compiles for seconds."""
     assert_no_recompiling(kind, warm_up=1, training=training, backend="inductor", dynamic=True)

@@ -18,6 +18,7 @@ from tests.problems import (
     attention_inputs,
     cast,
     conv_lstm_inputs,
+    far_apart,
     fused_attention,
     fused_conv_lstm,
     with_gradients,
@@ -140,31 +141,51 @@ def test_data_loader():
         torch.testing.assert_close(batch, {name: torch.stack([t, t]) for name, t in want.items()}, **tolerances.EXACT)
 
 
-@pytest.fixture
-def _unwritten_memory() -> Iterator[None]:
-    """What is not written to takes no room."""
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    yield
-    torch.utils.deterministic.fill_uninitialized_memory = True
+# Sizes, offsets, and counts beyond 32 bits: the kernels compute with 64.
+FAR_X = {"batch": 3, "steps": 3, "channels": 3, "space": (3, 3)}
+FAR_PAIRS = {"batch": 3, "queries": 3, "keys": 3, "width": 3, "values": 3, "score_bias": True}
 
 
-@pytest.mark.usefixtures("_unwritten_memory")
-def test_offsets_beyond_32_bits():
-    """Of tensors that are read by their strides. All kernels compute with indices of 64 bits."""
-    far = 2**31 + 64
-    memory = torch.empty(far + 4096, dtype=torch.bfloat16)
-    inputs = cast(conv_lstm_inputs(batch=2), torch.bfloat16)
-    x, w_ih, w_hh = inputs["x"], inputs["weight_ih"].requires_grad_(), inputs["weight_hh"].requires_grad_()
+@pytest.mark.parametrize("kernel", [(3, 3), (5, 5)])
+@pytest.mark.parametrize("dim", range(5))
+def test_far_images(dim, kernel):
+    """Of x, which is read by its strides; in one product and, with few channels, in another."""
+    inputs = cast(conv_lstm_inputs(**FAR_X, kernel=kernel), torch.bfloat16)
+    want = with_gradients(fused_conv_lstm, inputs, backend="native")
+    far = inputs | {"x": far_apart(inputs["x"], dim)}
+    torch.testing.assert_close(with_gradients(fused_conv_lstm, far, backend="native"), want, **tolerances.EXACT)
 
-    def spread(values: torch.Tensor) -> torch.Tensor:
-        """The second half of the batch is that far behind the first."""
-        return memory.as_strided(values.shape, (far, *values.contiguous().stride()[1:])).copy_(values)
 
-    def run(x: torch.Tensor, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        output, _ = HF.conv_lstm(x, None, w_ih, w_hh, backend="native")
-        return output, *torch.autograd.grad(output, (w_ih, w_hh), grad)
+@pytest.mark.parametrize("dim", range(5))
+def test_far_gradients(dim):
+    """Of the output: they too are read by their strides."""
+    inputs = cast(conv_lstm_inputs(**FAR_X, hidden=3), torch.bfloat16)
+    leaves = {name: None if t is None else t.requires_grad_() for name, t in inputs.items()}
+    output = fused_conv_lstm(**leaves, backend="native")["output"]
+    weights = leaves["weight_ih"], leaves["weight_hh"]
+    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+    want, got = (torch.autograd.grad(output, weights, g, retain_graph=True) for g in (grad, far_apart(grad, dim)))
+    torch.testing.assert_close(got, want, **tolerances.EXACT)
 
-    grad = torch.randn(2, 3, 4, 4, 5).bfloat16()
-    want = run(x, grad)
-    torch.testing.assert_close(run(spread(x), grad), want, **tolerances.EXACT)
-    torch.testing.assert_close(run(x, spread(grad)), want, **tolerances.EXACT)
+
+@pytest.mark.parametrize("name", ["mask", "score_bias"])
+@pytest.mark.parametrize("dim", range(3))
+def test_far_pairs(name, dim):
+    """Of the mask and the bias; what else the attention's kernels read they have in one piece."""
+    mask = torch.rand(3, 3, 3, generator=torch.Generator().manual_seed(0)) > 0.3
+    inputs = {**cast(attention_inputs(**FAR_PAIRS), torch.float32), "mask": mask}
+    far = inputs | {name: far_apart(inputs[name], dim)}
+    want, got = (fused_attention(**given, backend="native") for given in (inputs, far))
+    torch.testing.assert_close(got, want, **tolerances.EXACT)
+
+
+def test_more_elements_than_32_bits_can_count():
+    """B·T·C·Y·X of 2^31 and some more, all of one image: the states are those of one channel, C times as strong."""
+    image = torch.randint(-1, 2, (1, 1, 1, 512, 512), generator=torch.Generator().manual_seed(0)).bfloat16()
+    weight = torch.tensor([0.25, -0.5, 1.0, 2.0]).bfloat16()[:, None, None, None]
+    x = image.expand(2, 9, 512, 512, 512)
+    assert x.numel() > 2**31
+    w_ih, w_hh = weight / 512, weight
+    output, _ = HF.conv_lstm(x, None, w_ih.expand(4, 512, 1, 1), w_hh, backend="native")
+    want, _ = HF.conv_lstm(image.expand(2, 9, 1, 512, 512), None, weight, w_hh, backend="native")
+    torch.testing.assert_close(output, want, **tolerances.EXACT)

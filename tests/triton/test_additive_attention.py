@@ -17,9 +17,11 @@ from tests.problems import (
     assert_parity,
     attention_inputs,
     cast,
+    far_apart,
     fused_attention,
     plain_attention,
     plain_scores,
+    with_gradients,
 )
 
 pytest.importorskip("triton")
@@ -115,6 +117,36 @@ def test_infinite_scores(monkeypatch, splits):
     bias[0], bias[1, :20], bias[2, 3] = -math.inf, -math.inf, math.inf
     got, want = fused_attention(**inputs, backend="triton"), plain_attention(**inputs)
     torch.testing.assert_close(got, want, equal_nan=True, rtol=0.0, atol=tolerances.SCORE * 10)
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("name", "dim", "size"),
+    [(name, dim, 1) for name in ("query", "key", "value", "score_bias", "mask") for dim in range(3)]
+    + [(name, dim, 100) for name in ("query", "key") for dim in range(3)]
+    + [("v", 0, 1), ("v", 0, 100)],
+)
+def test_far_apart(name, dim, size):
+    """Offsets beyond 32 bits. The factored tanh reads copies of query and key; that of large sums does not."""
+    inputs = cast(attention_inputs(batch=3, queries=3, keys=3, width=3, values=3, score_bias=True), torch.float32)
+    inputs |= {"query": size * inputs["query"]}
+    masks = {"mask": torch.rand(3, 3, 3, generator=torch.Generator().manual_seed(0)) > 0.3}
+    want = with_gradients(fused_attention, inputs, **masks, backend="triton")
+    changed = masks if name == "mask" else inputs
+    changed[name] = far_apart(changed[name], dim)
+    got = with_gradients(fused_attention, inputs, **masks, backend="triton")
+    torch.testing.assert_close(got, want, **tolerances.EXACT)
+
+
+@interpreted
+@pytest.mark.parametrize("dim", range(3))
+def test_far_gradients(dim):
+    inputs = cast(attention_inputs(batch=3, queries=3, keys=3, width=3), torch.float32)
+    leaves = [inputs[name].requires_grad_() for name in ("query", "key", "v")]
+    grad = torch.randn(3, 3, 3, generator=torch.Generator().manual_seed(0))
+    scores = HF.additive_scores(*leaves, backend="triton")
+    want, got = (torch.autograd.grad(scores, leaves, g, retain_graph=True) for g in (grad, far_apart(grad, dim)))
+    torch.testing.assert_close(got, want, **tolerances.EXACT)
 
 
 @pytest.mark.gpu

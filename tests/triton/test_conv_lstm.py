@@ -8,10 +8,20 @@ import pytest
 import torch
 
 from tests import tolerances
-from tests.problems import DTYPES, assert_parity, cast, conv_lstm_inputs, fused_conv_lstm, plain_conv_lstm
+from tests.problems import (
+    DTYPES,
+    assert_parity,
+    cast,
+    conv_lstm_inputs,
+    far_apart,
+    fused_conv_lstm,
+    plain_conv_lstm,
+    with_gradients,
+)
 
 pytest.importorskip("triton")
-from hybridops.triton import conv_lstm
+from hybridops import backends
+from hybridops.triton import MOST_PIXELS, conv_lstm
 
 interpreted = pytest.mark.interpreted
 
@@ -56,6 +66,41 @@ def test_sizes(sizes):
 @pytest.mark.parametrize("save", ["gates", "recompute"])
 def test_a_chunk_of_the_backward_that_is_not_the_first(save):
     check(save=save, batch=1, steps=5, space=(3, 2), peephole="spatial")
+
+
+FAR = {"batch": 3, "steps": 3, "channels": 3, "hidden": 3, "space": (3, 3), "kernel": (5, 1)}
+
+
+@interpreted
+@pytest.mark.parametrize("dim", range(5))
+def test_far_images(monkeypatch, dim):
+    """Offsets beyond 32 bits, of a pixel, of a tap of the kernel from its pixel, and of a channel."""
+    monkeypatch.setattr(conv_lstm, "_hoists", lambda *_: False)
+    inputs = cast(conv_lstm_inputs(**FAR), torch.bfloat16)
+    want = with_gradients(fused_conv_lstm, inputs, backend="triton")
+    far = inputs | {"x": far_apart(inputs["x"], dim)}
+    torch.testing.assert_close(with_gradients(fused_conv_lstm, far, backend="triton"), want, **tolerances.EXACT)
+
+
+@interpreted
+@pytest.mark.parametrize("dim", range(5))
+def test_far_gradients(dim):
+    leaves = {name: None if t is None else t.requires_grad_() for name, t in conv_lstm_inputs(**FAR).items()}
+    output = fused_conv_lstm(**leaves, backend="triton")["output"]
+    weights = leaves["weight_ih"], leaves["weight_hh"]
+    grad = torch.randn(output.shape, dtype=output.dtype, generator=torch.Generator().manual_seed(0))
+    want, got = (torch.autograd.grad(output, weights, g, retain_graph=True) for g in (grad, far_apart(grad, dim)))
+    torch.testing.assert_close(got, want, **tolerances.EXACT)
+
+
+@interpreted
+def test_more_pixels_than_can_be_counted():
+    """Are refused, where a batch of as many small images would be."""
+    x = torch.empty(1).expand(2**20, 1, 1, 2**6, 2**5)
+    assert x[0].numel() * len(x) > MOST_PIXELS
+    with pytest.raises(RuntimeError, match="pixels a step"):
+        backends.choose("conv_lstm", "triton", x, 2)
+    assert backends.choose("conv_lstm", "triton", x[:-1], 2) is conv_lstm
 
 
 @pytest.mark.gpu
