@@ -161,14 +161,17 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Device& device, const MaybeTen
         const auto sequence =
             sequence_of<scalar_t>(args, w_hh, gates.size(2), gates.size(3), std::nullopt, std::nullopt, steps);
         const Plan plan = choose(device, sequence, winograd > 2);
-        if (plan != Plan::library) run_sequence(device, plan, sequence, {w_hh});
-        const Tensor recurrent = prepared(w_hh);
-        MaybeTensor dh;
-        for (int64_t t = steps - 1; t >= 0 && plan == Plan::library; --t) {
-            launch_pointwise<StepBackward>(device, args.at(steps - 1 - t), data<const scalar_t>(dh));
-            if (t > 0) dh = convolution(torch::stable::select(da, 0, t), recurrent, true);
+        if (plan != Plan::library) {
+            run_sequence(device, plan, sequence, {w_hh});
+        } else {
+            const Tensor recurrent = prepared(w_hh);
+            MaybeTensor dh;
+            for (int64_t i = 0; i < steps; ++i) {
+                if (i > 0) dh = convolution(torch::stable::select(da, 0, steps - i), recurrent, true);
+                launch_pointwise<StepBackward>(device, args.at(i), data<const scalar_t>(dh));
+            }
         }
-        if (need_dh0) torch::stable::copy_(dh0, convolution(torch::stable::select(da, 0, 0), recurrent, true));
+        if (need_dh0) torch::stable::copy_(dh0, convolution(torch::stable::select(da, 0, 0), prepared(w_hh), true));
     });
     return {da, dh0, dc};
 }

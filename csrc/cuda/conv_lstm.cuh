@@ -25,9 +25,9 @@ struct StepShape {
     }
 };
 
-// A tensor's part of step t, `size` values a step; null stays null.
+// Where step t begins in a tensor of `size` values a step; null stays null.
 template <class T>
-HYBRIDOPS_BOTH T* part(T* first, int64_t t, int64_t size) {
+HYBRIDOPS_BOTH T* of_step(T* first, int64_t t, int64_t size) {
     return first ? first + t * size : nullptr;
 }
 
@@ -65,11 +65,11 @@ struct StepForwardArgs {
     HYBRIDOPS_BOTH StepForwardArgs at(int64_t i) const {
         const int64_t size = shape.states(), cells = all_cells ? size : 0;
         StepForwardArgs step = *this;
-        step.from_x = part(from_x, i, 4 * size);
-        step.c_prev = i > 0 ? part(c, i - 1, cells) : c_prev;
-        step.h = part(h, i, size);
-        step.c = part(c, i, cells);
-        step.gates = part(gates, i, 4 * size);
+        step.from_x = of_step(from_x, i, 4 * size);
+        step.c_prev = i > 0 ? of_step(c, i - 1, cells) : c_prev;
+        step.h = of_step(h, i, size);
+        step.c = of_step(c, i, cells);
+        step.gates = of_step(gates, i, 4 * size);
         return step;
     }
     HYBRIDOPS_BOTH const T* result() const { return h; }  // which the next step convolves
@@ -141,12 +141,12 @@ struct StepBackwardArgs {
     HYBRIDOPS_BOTH StepBackwardArgs at(int64_t i) const {
         const int64_t size = shape.states(), t = steps - 1 - i;
         StepBackwardArgs step = *this;
-        step.grad_h = part(grad_h, t, size);
+        step.grad_h = of_step(grad_h, t, size);
         step.dh_last = i == 0 ? dh_last : nullptr;
-        step.gates = part(gates, t, 4 * size);
-        step.c = part(c, t, size);
-        step.c_prev = t > 0 ? part(c, t - 1, size) : c_prev;
-        step.da = part(da, t, 4 * size);
+        step.gates = of_step(gates, t, 4 * size);
+        step.c = of_step(c, t, size);
+        step.c_prev = t > 0 ? of_step(c, t - 1, size) : c_prev;
+        step.da = of_step(da, t, 4 * size);
         return step;
     }
     HYBRIDOPS_BOTH const T* result() const { return da; }  // which the step before convolves

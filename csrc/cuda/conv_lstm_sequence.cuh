@@ -1,6 +1,8 @@
 // Which way a sequence of steps is computed, and the launches of those that are kernels of our own.
 #pragma once
-#include <utility>
+#include <torch/csrc/stable/ops.h>
+
+#include <optional>
 #include <vector>
 
 #include "conv_lstm_persistent.cuh"
@@ -47,11 +49,10 @@ struct Sequence {
     int64_t steps;
 
     // Whether channels come in whole 16 bytes, aligned.
-    bool in_vectors() const {
-        constexpr int n = 16 / sizeof(T);
-        const auto whole = [](const Images<T>& images) { return images.channels % n == 0 && aligned<n>(images.data); };
-        return whole(convolution.x) && whole(convolution.h) && in_fours(args);
+    static bool in_vectors(const Images<T>& images) {
+        return images.channels % (16 / sizeof(T)) == 0 && aligned<16 / sizeof(T)>(images.data);
     }
+    bool in_vectors() const { return in_vectors(convolution.x) && in_vectors(convolution.h) && in_fours(args); }
     int64_t blocks() const { return Part<Small>::blocks(args.shape); }
     int64_t large_blocks() const { return Part<Large>::blocks(args.shape); }
 };
@@ -81,27 +82,27 @@ Plan choose(const Device& device, Sequence<T, Args> sequence, bool reduced_preci
         // Tensor cores multiply half precision, and 11 bits of float32; mma.sync so, and cp.async, are there from sm_80 on.
         if ((std::is_same_v<T, float> && !reduced_precision) || device.generation() < 8) return Plan::library;
 
-        // From sm_90 on the library has instructions (wgmma, tcgen05) that mma.sync reaches about 0.6 of
-        // (arXiv:2402.13499). A pixel and hidden channel is 8 k operations, k the channels times taps that are summed over,
-        // and what here stays in registers is 16 bytes that the library writes and a pointwise kernel reads. At 700e12
-        // operations and 2.8e12 bytes a second these even out at k = 750. Half as much again, for the library is that fast
-        // only with many channels.
-        const Convolution<T>& c = sequence.convolution;
-        const bool many_channels = sequence.args.shape.hidden * c.kernel_h * c.kernel_w > 1125;
+        Convolution<T>& c = sequence.convolution;
+        if (sequence.large_blocks() >= device.multiprocessors()) {  // the blocks of a step fill the GPU
+            // From sm_90 on the library has instructions (wgmma, tcgen05) that mma.sync reaches about 0.6 of
+            // (arXiv:2402.13499). A pixel and hidden channel is 8 k operations, k the channels times taps that are summed
+            // over, and what here stays in registers is 16 bytes that the library writes and a pointwise kernel reads. At
+            // 700e12 operations and 2.8e12 bytes a second these even out at k = 750. Half as much again, for the library
+            // is that fast only with many channels.
+            if (device.generation() >= 9 && sequence.args.shape.hidden * c.kernel_h * c.kernel_w > 1125)
+                return Plan::library;
+            // x's convolution is as much work in the steps as ahead of them, but ahead it goes through memory: 16 bytes a
+            // pixel, step and hidden channel, all of which must have room there. Unless its channels are so few or odd
+            // that they do not come in whole vectors: then a chunk of k would be mostly zeros, and copied one by one.
+            return sequence.in_vectors(c.x) ? Plan::fused : Plan::fused_recurrence;
+        }
 
-        // Where the blocks of a step fill the GPU, x's convolution is as much work in the steps as ahead of them; but ahead
-        // it goes through memory: 16 bytes a pixel, step and hidden channel, all of which must have room there.
-        if (sequence.large_blocks() >= device.multiprocessors())
-            return device.generation() >= 9 && many_channels ? Plan::library : Plan::fused;
-
-        // Where they do not, a step takes as long as one block's loop over k, and x's part of it is worth taking out: for
-        // all steps at once it does fill the GPU.
-        // One kernel for all steps, where all its blocks are on the GPU at once with room for their weights: steps are
-        // then so short that launching one, and fetching the weights anew, is a good part of its time. Whole vectors only,
-        // which cp.async fetches from L2: in L1 there may still be what stood there before.
-        sequence.convolution.x = {};
-        const typename Sequence<T, Args>::Persistent kernel{sequence.convolution, sequence.args, sequence.steps,
-                                                            nullptr};
+        // Else a step takes as long as one block's loop over k, and x's part of it is worth taking out: for all steps at
+        // once it does fill the GPU. If all blocks are on the GPU at once, with room for their weights, all steps are one
+        // kernel: they are so short that launching one, and fetching the weights anew, is a good part of its time. In whole
+        // vectors only, which cp.async fetches from L2: in L1 there may still be what stood there before.
+        c.x = {};
+        const typename Sequence<T, Args>::Persistent kernel{c, sequence.args, sequence.steps, nullptr};
         const bool fits = sequence.blocks() <= device.most_together(kernel, kernel.weight_bytes());
         return fits && sequence.steps > 1 && sequence.in_vectors() ? Plan::persistent : Plan::fused_recurrence;
     }
@@ -168,7 +169,7 @@ void run_sequence(const Device& device, Plan plan, Sequence<T, Args> sequence, c
             } else {
                 device.launch(FusedStep<T, Args, Small, false>{convolution, step}, sequence.blocks());
             }
-            convolution.x.data = part(convolution.x.data, 1, step.shape.pixels * convolution.x.channels);
+            convolution.x.data = of_step(convolution.x.data, 1, step.shape.pixels * convolution.x.channels);
             convolution.h.data = step.result();
         }
     }

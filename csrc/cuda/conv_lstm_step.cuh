@@ -124,7 +124,7 @@ struct Part {
 
     // Blocks that have the same pixels stand next to one another: the L2 cache then holds these.
     HYBRIDOPS_INLINE explicit Part(const StepShape& shape) {
-        const int64_t parts = (shape.hidden + group * Tile::groups - 1) / (group * Tile::groups);
+        const int64_t parts = ceil_div(shape.hidden, group * Tile::groups);
         pixel = blockIdx.x / parts * Tile::pixels;
         first_group = blockIdx.x % parts * Tile::groups;
     }
@@ -238,8 +238,7 @@ struct PackWeights {
     static constexpr int threads = 256, resident = 1;
     struct Shared {};
     const T* from;
-    int64_t channel, gate, k, y,
-        x;  // strides: of hidden channels, their gates, the channels that are summed over, taps
+    int64_t channel, gate, k, y, x;  // strides, k of the channels that are summed over
     int64_t hidden, gates, channels, kernel_h, kernel_w, groups;
     T* to;
 

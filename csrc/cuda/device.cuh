@@ -3,7 +3,7 @@
 // A kernel is a struct of its arguments, with `threads` in a block, blocks that are to be `resident` on a
 // multiprocessor (a bound on registers), the `Shared` memory of a block, and a body operator()(Shared&). Blocks stand
 // in one row: a body finds its place from blockIdx.x. So that the tests can run the same bodies on a CPU, all that
-// needs nvcc or a GPU is in this file, and tests/cuda_shim/shim.h has it in plain C++.
+// needs nvcc or a GPU is in this file and mma.cuh, and tests/cuda_shim/shim.h and mma_shim.h have it in plain C++.
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
@@ -45,8 +45,8 @@ HYBRIDOPS_INLINE void wait_for_all_blocks(unsigned* arrived, unsigned times) {
     if (threadIdx.x == 0) {
         __threadfence();
         atomicAdd(arrived, 1u);
-        while (*const_cast<volatile unsigned*>(arrived) < times * gridDim.x) {
-        }
+        while (static_cast<int>(*const_cast<volatile unsigned*>(arrived) - times * gridDim.x) < 0) {
+        }  // the difference, for it counts on past 2^32
         __threadfence();
     }
     __syncthreads();

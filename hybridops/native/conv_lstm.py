@@ -137,8 +137,8 @@ def convolution_gradients(
 
 
 def largest_winograd_tile(dtype: torch.dtype, device_type: str = "cpu") -> int:
-    """Outputs along a side of the tiles that convolutions may be cut into, 0 = none: see docs/numerics.md. On a GPU there
-    are no tiles: 4 says that tensor cores may multiply.
+    """Outputs along a side of the tiles that convolutions may be cut into, 0 = none: see docs/numerics.md. On a GPU,
+    which has none, 4 says that tensor cores may multiply.
 
     Tiles of 2×2 are about as exact as a plain float32 convolution. Those of 4×4 lose a bit, and wait for
     torch.set_float32_matmul_precision("high"); in half precision that is far below the last bit.

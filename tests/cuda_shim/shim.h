@@ -3,7 +3,8 @@
 // fibre goes on first is chosen by the environment variable HYBRIDOPS_SHIM_ORDER = forward | reverse | random: what a
 // missing barrier lets through in one order shows in another. Shared memory is NaN at first and exactly as large as the
 // kernel says, for AddressSanitizer. A barrier that only some threads of a block or warp reach is an error.
-// HYBRIDOPS_SHIM_MULTIPROCESSORS is how many the device is to have, with room for one block each.
+// HYBRIDOPS_SHIM_MULTIPROCESSORS says how many the device has, with room for one block each, and HYBRIDOPS_SHIM_GENERATION
+// of what generation it is, 8 for sm_80 and its kin.
 #pragma once
 #include <cxxabi.h>
 #include <torch/csrc/stable/tensor.h>
@@ -260,7 +261,7 @@ class Device {
     }
 
     int multiprocessors() const { return std::stoi(shim::setting("HYBRIDOPS_SHIM_MULTIPROCESSORS", "16")); }
-    int generation() const { return 8; }
+    int generation() const { return std::stoi(shim::setting("HYBRIDOPS_SHIM_GENERATION", "8")); }
 };
 
 inline float reciprocal(float x) { return 1 / x; }
