@@ -252,7 +252,7 @@ class Device {
 
     template <class Kernel>
     int64_t most_together(const Kernel&, int64_t more) const {
-        return sizeof(typename Kernel::Shared) + more <= 99 * 1024 ? multiprocessors() : 0;  // as on sm_86
+        return sizeof(typename Kernel::Shared) + more <= 163 * 1024 ? multiprocessors() : 0;  // as on sm_80
     }
 
     template <class Kernel>
