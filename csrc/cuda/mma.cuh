@@ -34,11 +34,10 @@ struct Sums {
 #ifdef __CUDACC__
 namespace hybridops {
 
-// The twin of mma.sync in tests/cuda_shim/mma_shim.h reads the registers of all lanes, and so has the loops too.
+// Nothing before sm_80, where choose() in conv_lstm_sequence.cuh takes another way. The twin of mma.sync in
+// tests/cuda_shim/mma_shim.h reads the registers of all lanes at once, and so is one of multiply().
 #define HYBRIDOPS_MMA(shape_and_types)                                                                               \
-    asm("mma.sync.aligned." shape_and_types                                                                          \
-        " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "                                                            \
-        "{%0, %1, %2, %3};"                                                                                          \
+    asm("mma.sync.aligned." shape_and_types " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"       \
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])                                                     \
         : "r"(g.word[part]), "r"(g_8.word[part]), "r"(g.word[part + 1]), "r"(g_8.word[part + 1]), "r"(b.word[part]), \
           "r"(b.word[part + 1]))

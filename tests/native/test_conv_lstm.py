@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hybridops import native
+from hybridops.native.conv_lstm import largest_winograd_tile
 from tests import tolerances
 from tests.native.recorder import record
 from tests.problems import assert_parity, cast, conv_lstm_inputs, fused_conv_lstm, plain_conv_lstm
@@ -50,6 +51,14 @@ def test_larger_tiles_where_precision_may_be_lost(setting, tiles):
         if argument.name == "winograd"
     }
     assert chosen == {tiles}
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "tiles"), [("cuda", "tf32", 4), ("cuda", "ieee", 2), ("mkldnn", "tf32", 2)]
+)
+def test_tensor_cores_of_a_gpu_where_precision_may_be_lost_on_it(device, precision, tiles):
+    set_for(device, precision)
+    assert largest_winograd_tile(torch.float32, "cuda") == tiles
 
 
 @pytest.mark.gpu
