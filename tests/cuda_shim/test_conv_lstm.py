@@ -71,7 +71,7 @@ def check(dtype: torch.dtype, save: str = "gates", **sizes) -> None:
 
 
 @plans
-@pytest.mark.parametrize(("dtype", "order"), zip(DTYPES, ORDERS, strict=True))
+@pytest.mark.parametrize(("dtype", "order"), list(zip(DTYPES, ORDERS, strict=True)))
 def test_dtypes(launched, monkeypatch, plan, dtype, order):
     set_device(monkeypatch, plan, order)
     check(dtype, **SIZES)
