@@ -24,6 +24,10 @@ FLOOR_ULPS = {torch.float32: (8.0, 1.0), torch.bfloat16: (1.0, 0.0), torch.float
 # the largest product, where a wrong coefficient gives a tenth.
 WINOGRAD = {"rtol": 1e-4, "atol": 1e-4}
 
+# Factors rounded to TF32, 11 bits, which costs up to half a thousandth of each: sums of order one, in gradients of ten,
+# over a few steps.
+TF32 = {"rtol": 1e-2, "atol": 1e-2}
+
 # sigmoid and tanh of the compiled code, in units in the last place of the result.
 NONLINEARITY_ULPS = 3.0
 

@@ -1,6 +1,7 @@
-// The ConvLSTM's ops on a GPU: outputs are allocated here, a library's convolutions and the kernels of conv_lstm.cuh
-// launched in turn, on the caller's stream. Arguments were checked in hybridops/functional.py and laid out in
-// hybridops/native/conv_lstm.py. `winograd` is for the CPU: here the library chooses.
+// The ConvLSTM's ops on a GPU. Outputs are allocated here; choose() in conv_lstm_sequence.cuh says whether the steps are a
+// library's convolutions and the kernels of conv_lstm.cuh in turn, or kernels of our own. All goes on the caller's stream
+// and waits for nothing: a call can be captured in a CUDA graph. Arguments were checked in hybridops/functional.py and laid
+// out in hybridops/native/conv_lstm.py; `winograd`, made for the CPU, here says whether float32 may be multiplied as TF32.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -12,12 +13,11 @@
 #include <tuple>
 #include <vector>
 
-#include "conv_lstm.cuh"
+#include "conv_lstm_sequence.cuh"
 
 namespace hybridops {
 namespace {
 
-using MaybeTensor = std::optional<Tensor>;
 using Sizes = std::vector<int64_t>;
 
 // The ATen op of that name; `results` tensors.
@@ -61,33 +61,20 @@ StepShape step_shape(const Tensor& states) {  // (..,Y,X,H)
     return {states.numel() / hidden, area, hidden};
 }
 
-// Launches Step<T, A, 4> where all vectors of four channels are aligned, else Step<T, A, 1>.
-template <template <class, class, int> class Step, template <class, class> class Args, class T, class A, class... P>
-void launch_step(const Device& device, const Args<T, A>& args, const P*... pointers) {
-    const auto launch = [&](auto step, int n) {
-        device.launch(step, ceil_div(args.shape.pixels * args.shape.hidden / n, step.threads));
-    };
-    if (args.shape.hidden % 4 == 0 && (aligned<4>(pointers) && ...)) {
-        launch(Step<T, A, 4>{args}, 4);
+// The pointwise half of a step after a convolution that left its result in memory, null = zeros.
+template <template <class, class, int> class Step, class Args, class T>
+void launch_pointwise(const Device& device, const Args& args, const T* convolved) {
+    const auto launch = [&](auto step, int n) { device.launch(step, ceil_div(args.shape.states() / n, step.threads)); };
+    if (in_fours(args) && aligned<4>(convolved)) {
+        launch(Step<T, Accumulator<T>, 4>{args, convolved}, 4);
     } else {
-        launch(Step<T, A, 1>{args}, 1);
+        launch(Step<T, Accumulator<T>, 1>{args, convolved}, 1);
     }
-}
-
-template <class T, class A>
-void launch_step(const Device& device, const StepForwardArgs<T, A>& a) {
-    launch_step<StepForward>(device, a, a.from_x, a.from_h, a.bias, a.peephole.data, a.c_prev, a.h, a.c, a.gates);
-}
-
-template <class T, class A>
-void launch_step(const Device& device, const StepBackwardArgs<T, A>& a) {
-    launch_step<StepBackward>(device, a, a.grad_h, a.dh, a.dh_last, a.gates, a.c, a.c_prev, a.peephole.data, a.dc,
-                              a.da);
 }
 
 std::tuple<Tensor, Tensor, Tensor> conv_lstm_forward(const Tensor& x, const MaybeTensor& h0, const MaybeTensor& c0,
                                                      const Tensor& w_ih, const Tensor& w_hh, const MaybeTensor& bias,
-                                                     const MaybeTensor& peephole, int64_t save, int64_t) {
+                                                     const MaybeTensor& peephole, int64_t save, int64_t winograd) {
     const Device device(x);
     const int64_t steps = x.size(1), hidden = w_hh.size(1);
     const auto images = [&](int64_t count, int64_t channels, ScalarType type) {
@@ -98,30 +85,43 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_forward(const Tensor& x, const Mayb
     Tensor gs = images(0, 4 * hidden, x.scalar_type());
     if (hs.numel() == 0) return {hs, cs, save == Save::gates ? images(steps, 4 * hidden, x.scalar_type()) : gs};
 
-    // (T,B,Y,X,4H) at once: one large convolution instead of T small ones. The gates are then written over it.
-    const Tensor from_x = torch::stable::view(convolution(as_images(time_major(x)), prepared(w_ih), false),
-                                              {steps, x.size(0), x.size(3), x.size(4), 4 * hidden});
-    const Tensor recurrent = prepared(w_hh);
-    if (save == Save::gates) gs = from_x;
+    const Tensor inputs = time_major(x);
     HYBRIDOPS_DISPATCH_DTYPE(x.scalar_type(), "conv_lstm_forward", {
         using A = Accumulator<scalar_t>;
         StepForwardArgs<scalar_t, A> args{};
-        MaybeTensor h = h0;
+        args.shape = step_shape(torch::stable::select(hs, 0, 0));
         args.bias = data<const A>(bias);
         args.peephole = peephole_tensor<A>(peephole);
         args.c_prev = data<const A>(c0);
-        for (int64_t t = 0; t < steps; ++t) {
-            MaybeTensor from_h;
-            if (h) from_h = convolution(*h, recurrent, false);
-            h = torch::stable::select(hs, 0, t);
-            args.shape = step_shape(*h);
-            args.from_x = data<const scalar_t>(from_x) + t * args.shape.pixels * 4 * hidden;
-            args.from_h = data<const scalar_t>(from_h);
-            args.h = data<scalar_t>(h);
-            args.c = data<A>(cs) + (save == nothing ? 0 : t) * h->numel();
-            args.gates = save == Save::gates ? data<scalar_t>(gs) + t * args.shape.pixels * 4 * hidden : nullptr;
-            launch_step(device, args);
-            args.c_prev = args.c;
+        args.h = data<scalar_t>(hs);
+        args.c = data<A>(cs);
+        args.all_cells = save != nothing;
+        auto sequence = sequence_of<scalar_t>(args, w_hh, x.size(3), x.size(4), inputs, h0, steps);
+        const Plan plan = choose(device, sequence, winograd > 2);
+        Tensor from_x;
+        if (plan != Plan::fused) {
+            // (T,B,Y,X,4H) at once: one large convolution instead of T small ones. The gates are then written over it.
+            from_x = torch::stable::view(convolution(as_images(inputs), prepared(w_ih), false),
+                                         {steps, x.size(0), x.size(3), x.size(4), 4 * hidden});
+            args.from_x = data<const scalar_t>(from_x);
+            sequence.convolution.x = {};
+        }
+        if (save == Save::gates) {
+            gs = plan == Plan::fused ? images(steps, 4 * hidden, x.scalar_type()) : from_x;
+            args.gates = data<scalar_t>(gs);
+        }
+        sequence.args = args;
+        if (plan != Plan::library) {
+            run_sequence(device, plan, sequence, plan == Plan::fused ? Weights{w_ih, w_hh} : Weights{w_hh});
+        } else {
+            const Tensor recurrent = prepared(w_hh);
+            MaybeTensor h = h0;
+            for (int64_t t = 0; t < steps; ++t) {
+                MaybeTensor from_h;
+                if (h) from_h = convolution(*h, recurrent, false);
+                launch_pointwise<StepForward>(device, args.at(t), data<const scalar_t>(from_h));
+                h = torch::stable::select(hs, 0, t);
+            }
         }
     });
     return {hs, cs, gs};
@@ -131,7 +131,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_forward(const Tensor& x, const Mayb
 std::tuple<Tensor, Tensor, Tensor> backward(const Device& device, const MaybeTensor& grad_hs,
                                             const MaybeTensor& grad_hn, const MaybeTensor& grad_cn, const Tensor& gates,
                                             const Tensor& cs, const MaybeTensor& c0, const Tensor& w_hh,
-                                            const MaybeTensor& peephole, bool need_dh0, Tensor da) {
+                                            const MaybeTensor& peephole, bool need_dh0, int64_t winograd, Tensor da) {
     const int64_t steps = gates.size(0), hidden = w_hh.size(1);
     const auto state = [&](bool wanted) {
         return torch::stable::new_empty(cs, {wanted ? gates.size(1) : 0, gates.size(2), gates.size(3), hidden});
@@ -145,28 +145,33 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Device& device, const MaybeTen
     }
     MaybeTensor grads;
     if (grad_hs) grads = torch::stable::contiguous(*grad_hs);
-    const Tensor recurrent = prepared(w_hh);
     HYBRIDOPS_DISPATCH_DTYPE(gates.scalar_type(), "conv_lstm_backward", {
         using A = Accumulator<scalar_t>;
         StepBackwardArgs<scalar_t, A> args{};
         args.shape = step_shape(dc);
+        args.grad_h = data<const scalar_t>(grads);
+        args.dh_last = data<const A>(grad_hn);
+        args.gates = data<const scalar_t>(gates);
+        args.c = data<const A>(cs);
+        args.c_prev = data<const A>(c0);
         args.peephole = peephole_tensor<A>(peephole);
         args.dc = data<A>(dc);
-        args.dh_last = data<const A>(grad_hn);
-        MaybeTensor dh;
-        for (int64_t t = steps - 1; t >= 0; --t) {
-            const int64_t size = dc.numel();
-            args.grad_h = grads ? data<const scalar_t>(grads) + t * size : nullptr;
-            args.dh = data<const scalar_t>(dh);
-            args.gates = data<const scalar_t>(gates) + t * 4 * size;
-            args.c = data<const A>(cs) + t * size;
-            args.c_prev = t > 0 ? args.c - size : data<const A>(c0);
-            args.da = data<scalar_t>(da) + t * 4 * size;
-            launch_step(device, args);
-            args.dh_last = nullptr;
-            if (t > 0 || need_dh0) dh = convolution(torch::stable::select(da, 0, t), recurrent, true);
+        args.da = data<scalar_t>(da);
+        args.steps = steps;
+        const auto sequence =
+            sequence_of<scalar_t>(args, w_hh, gates.size(2), gates.size(3), std::nullopt, std::nullopt, steps);
+        const Plan plan = choose(device, sequence, winograd > 2);
+        if (plan != Plan::library) {
+            run_sequence(device, plan, sequence, {w_hh});
+        } else {
+            const Tensor recurrent = prepared(w_hh);
+            MaybeTensor dh;
+            for (int64_t i = 0; i < steps; ++i) {
+                if (i > 0) dh = convolution(torch::stable::select(da, 0, steps - i), recurrent, true);
+                launch_pointwise<StepBackward>(device, args.at(i), data<const scalar_t>(dh));
+            }
         }
-        if (need_dh0) torch::stable::copy_(dh0, *dh);
+        if (need_dh0) torch::stable::copy_(dh0, convolution(torch::stable::select(da, 0, 0), prepared(w_hh), true));
     });
     return {da, dh0, dc};
 }
@@ -174,8 +179,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Device& device, const MaybeTen
 std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward(const MaybeTensor& grad_hs, const MaybeTensor& grad_hn,
                                                       const MaybeTensor& grad_cn, const Tensor& gates, const Tensor& cs,
                                                       const MaybeTensor& c0, const Tensor& w_hh,
-                                                      const MaybeTensor& peephole, bool need_dh0, int64_t) {
-    return backward(Device(gates), grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0,
+                                                      const MaybeTensor& peephole, bool need_dh0, int64_t winograd) {
+    return backward(Device(gates), grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0, winograd,
                     torch::stable::empty_like(gates));
 }
 
@@ -183,13 +188,13 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward(const MaybeTensor& grad_hs
 std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward_from_states(
     const MaybeTensor& grad_hs, const MaybeTensor& grad_hn, const MaybeTensor& grad_cn, const Tensor& x,
     const MaybeTensor& h0, const Tensor& hs, const Tensor& cs, const MaybeTensor& c0, const Tensor& w_ih,
-    const Tensor& w_hh, const MaybeTensor& bias, const MaybeTensor& peephole, bool need_dh0, int64_t) {
+    const Tensor& w_hh, const MaybeTensor& bias, const MaybeTensor& peephole, bool need_dh0, int64_t winograd) {
     const Device device(x);
     const int64_t steps = hs.size(0), hidden = hs.size(4);
     const Sizes shape{steps, hs.size(1), hs.size(2), hs.size(3), 4 * hidden};
     if (hs.numel() == 0)
         return backward(device, grad_hs, grad_hn, grad_cn, torch::stable::new_empty(hs, shape), cs, c0, w_hh, peephole,
-                        need_dh0, torch::stable::new_empty(hs, shape));
+                        need_dh0, winograd, torch::stable::new_empty(hs, shape));
     const Tensor gates = torch::stable::view(convolution(as_images(time_major(x)), prepared(w_ih), false), shape);
     const Tensor recurrent = prepared(w_hh);
     HYBRIDOPS_DISPATCH_DTYPE(x.scalar_type(), "conv_lstm_backward_from_states", {
@@ -204,11 +209,10 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward_from_states(
             args.shape = {number * size / hidden, area, hidden};
             args.gates = data<scalar_t>(gates) + first * 4 * size;
             args.from_x = args.gates;
-            args.from_h = data<const scalar_t>(from_h);
             args.bias = data<const A>(bias);
             args.peephole = peephole_tensor<A>(peephole);
             args.c_prev = c_prev;
-            launch_step(device, args);
+            launch_pointwise<StepForward>(device, args, data<const scalar_t>(from_h));
         };
         compute(0, 1, h0, data<const A>(c0));
         if (steps > 1) {
@@ -216,7 +220,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward_from_states(
             compute(1, steps - 1, as_images(torch::stable::narrow(states, 0, 0, steps - 1)), data<const A>(cs));
         }
     });
-    return backward(device, grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0, gates);
+    return backward(device, grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0, winograd, gates);
 }
 
 Tensor conv_input_gradient(const Tensor& da, const Tensor& w, int64_t) {

@@ -1,6 +1,6 @@
-// The pointwise half of the ConvLSTM's recurrences on a GPU: one step forward and one back, between convolutions that a
-// library computes. Images stand channels-last; a thread takes n channels of a pixel. T storage type, A accumulator
-// type.
+// The pointwise half of the ConvLSTM's recurrences on a GPU, one step forward and one back: on what a library's
+// convolution left in memory (StepForward, StepBackward), or on the sums of conv_lstm_step.cuh while they are in registers.
+// Images stand channels-last; a thread takes n channels of a pixel. T storage type, A accumulator type.
 #pragma once
 #include "../conv_lstm_args.h"
 #include "device.cuh"
@@ -19,16 +19,17 @@ struct Place {
 struct StepShape {
     int64_t pixels, area, hidden;  // of all images, of one; H
 
-    // False behind the last pixel.
-    HYBRIDOPS_INLINE bool find(Place& place, int64_t state) const {
-        place.state = state;
-        const int64_t pixel = place.state / hidden;
-        place.channel = place.state % hidden;
-        place.gate = place.state + 3 * pixel * hidden;
-        place.pixel = pixel % area;
-        return pixel < pixels;
+    HYBRIDOPS_BOTH int64_t states() const { return pixels * hidden; }
+    HYBRIDOPS_INLINE Place place(int64_t pixel, int64_t channel) const {
+        return {pixel * hidden + channel, 4 * pixel * hidden + channel, pixel % area, channel};
     }
 };
+
+// Where step t begins in a tensor of `size` values a step; null stays null.
+template <class T>
+HYBRIDOPS_BOTH T* of_step(T* first, int64_t t, int64_t size) {
+    return first ? first + t * size : nullptr;
+}
 
 template <class A, int n, class T>
 HYBRIDOPS_INLINE Lanes<A, n> load_or_zeros(const T* from, int64_t at) {
@@ -51,14 +52,59 @@ struct PeepholeLanes {
 template <class T, class A>
 struct StepForwardArgs {
     StepShape shape;
-    const T* from_x;  // (pixels,4H): W_ih * x
-    const T* from_h;  // (pixels,4H): W_hh * h, null = zeros
+    const T* from_x;  // (pixels,4H): W_ih * x, null = zeros
     const A* bias;    // (4H), null = zeros
     PeepholeTensor<A> peephole;
     const A* c_prev;  // (pixels,H), null = zeros; may be c
     T* h;             // (pixels,H), null = not wanted
     A* c;             // (pixels,H), null = not wanted
     T* gates;         // (pixels,4H), null = not wanted; may be from_x
+    bool all_cells;   // in a sequence: whether c is kept of every step
+
+    // Where these are the first step of a sequence: the i-th.
+    HYBRIDOPS_BOTH StepForwardArgs at(int64_t i) const {
+        const int64_t size = shape.states(), cells = all_cells ? size : 0;
+        StepForwardArgs step = *this;
+        step.from_x = of_step(from_x, i, 4 * size);
+        step.c_prev = i > 0 ? of_step(c, i - 1, cells) : c_prev;
+        step.h = of_step(h, i, size);
+        step.c = of_step(c, i, cells);
+        step.gates = of_step(gates, i, 4 * size);
+        return step;
+    }
+    HYBRIDOPS_BOTH const T* result() const { return h; }  // which the next step convolves
+
+    // a: what has been summed of the pre-activations, and then the gates
+    template <int n>
+    HYBRIDOPS_INLINE void operator()(const Place& at, Lanes<A, n> (&a)[4]) const {
+#pragma unroll
+        for (int gate = 0; gate < 4; ++gate) {
+            const auto x = load_or_zeros<A, n>(from_x, at.gate + gate * shape.hidden);
+            const auto b = load_or_zeros<A, n>(bias, at.channel + gate * shape.hidden);
+#pragma unroll
+            for (int i = 0; i < n; ++i) a[gate][i] += x[i] + b[i];
+        }
+        const PeepholeLanes<A, n> peepholes(peephole, at);
+        const auto before = load_or_zeros<A, n>(c_prev, at.state);
+        Lanes<A, n> h_out, c_out;
+#pragma unroll
+        for (int i = 0; i < n; ++i) {
+            const bool peeps = peephole.data != nullptr;
+            const LstmCell<A> cell = lstm_cell(a[0][i], a[1][i], a[2][i], before[i], peeps, peepholes[i]);
+            const LstmOutput<A> out = lstm_output(a[3][i], cell.c, peeps, peepholes[i]);
+            a[0][i] = cell.f;
+            a[1][i] = cell.i;
+            a[2][i] = cell.g;
+            a[3][i] = out.o;
+            c_out[i] = cell.c;
+            h_out[i] = out.h;
+        }
+        if (h) store(h + at.state, h_out);
+        if (c) store(c + at.state, c_out);
+#pragma unroll
+        for (int gate = 0; gate < 4; ++gate)
+            if (gates) store(gates + at.gate + gate * shape.hidden, a[gate]);
+    }
 };
 
 template <class T, class A, int n>
@@ -66,40 +112,16 @@ struct StepForward {
     static constexpr int threads = 256, resident = sizeof(A) == 4 ? 3 : 1;
     struct Shared {};
     StepForwardArgs<T, A> args;
+    const T* from_h;  // (pixels,4H): W_hh * h, null = zeros
 
     HYBRIDOPS_INLINE void operator()(Shared&) const {
-        Place at;
-        const int64_t hidden = args.shape.hidden;
-        if (!args.shape.find(at, (int64_t{blockIdx.x} * threads + threadIdx.x) * n)) return;
+        const int64_t state = (int64_t{blockIdx.x} * threads + threadIdx.x) * n, hidden = args.shape.hidden;
+        if (state >= args.shape.states()) return;
+        const Place at = args.shape.place(state / hidden, state % hidden);
         Lanes<A, n> a[4];
 #pragma unroll
-        for (int gate = 0; gate < 4; ++gate) {
-            a[gate] = load<A, n>(args.from_x + at.gate + gate * hidden);
-            const auto from_h = load_or_zeros<A, n>(args.from_h, at.gate + gate * hidden);
-            const auto bias = load_or_zeros<A, n>(args.bias, at.channel + gate * hidden);
-#pragma unroll
-            for (int i = 0; i < n; ++i) a[gate][i] += from_h[i] + bias[i];
-        }
-        const PeepholeLanes<A, n> peephole(args.peephole, at);
-        const auto c_prev = load_or_zeros<A, n>(args.c_prev, at.state);
-        Lanes<A, n> h, c;
-#pragma unroll
-        for (int i = 0; i < n; ++i) {
-            const bool peeps = args.peephole.data != nullptr;
-            const LstmCell<A> cell = lstm_cell(a[0][i], a[1][i], a[2][i], c_prev[i], peeps, peephole[i]);
-            const LstmOutput<A> out = lstm_output(a[3][i], cell.c, peeps, peephole[i]);
-            a[0][i] = cell.f;
-            a[1][i] = cell.i;
-            a[2][i] = cell.g;
-            a[3][i] = out.o;
-            c[i] = cell.c;
-            h[i] = out.h;
-        }
-        if (args.h) store(args.h + at.state, h);
-        if (args.c) store(args.c + at.state, c);
-#pragma unroll
-        for (int gate = 0; gate < 4; ++gate)
-            if (args.gates) store(args.gates + at.gate + gate * hidden, a[gate]);
+        for (int gate = 0; gate < 4; ++gate) a[gate] = load_or_zeros<A, n>(from_h, at.gate + gate * hidden);
+        args(at, a);
     }
 };
 
@@ -107,13 +129,53 @@ template <class T, class A>
 struct StepBackwardArgs {
     StepShape shape;
     const T* grad_h;      // (pixels,H): of this step's output, null = zeros
-    const T* dh;          // (pixels,H): from the step behind, null = zeros
     const A* dh_last;     // (pixels,H): of the last step's state, null = zeros
     const T* gates;       // (pixels,4H), may be da
     const A *c, *c_prev;  // (pixels,H), c_prev null = zeros
     PeepholeTensor<A> peephole;
-    A* dc;  // (pixels,H): of c by way of the later steps, then of c_prev
-    T* da;  // (pixels,4H)
+    A* dc;          // (pixels,H): of c by way of the later steps, then of c_prev
+    T* da;          // (pixels,4H)
+    int64_t steps;  // in a sequence
+
+    // Where these are the first step of a sequence, but for dh_last: the i-th from its end.
+    HYBRIDOPS_BOTH StepBackwardArgs at(int64_t i) const {
+        const int64_t size = shape.states(), t = steps - 1 - i;
+        StepBackwardArgs step = *this;
+        step.grad_h = of_step(grad_h, t, size);
+        step.dh_last = i == 0 ? dh_last : nullptr;
+        step.gates = of_step(gates, t, 4 * size);
+        step.c = of_step(c, t, size);
+        step.c_prev = t > 0 ? of_step(c, t - 1, size) : c_prev;
+        step.da = of_step(da, t, 4 * size);
+        return step;
+    }
+    HYBRIDOPS_BOTH const T* result() const { return da; }  // which the step before convolves
+
+    // dh: from the step behind
+    template <int n>
+    HYBRIDOPS_INLINE void operator()(const Place& at, const Lanes<A, n> (&dh)[1]) const {
+        const auto grad = load_or_zeros<A, n>(grad_h, at.state), last = load_or_zeros<A, n>(dh_last, at.state);
+        const auto cell = load<A, n>(c + at.state), before = load_or_zeros<A, n>(c_prev, at.state);
+        const PeepholeLanes<A, n> peepholes(peephole, at);
+        auto dc_out = load<A, n>(dc + at.state);
+        Lanes<A, n> g[4];
+#pragma unroll
+        for (int gate = 0; gate < 4; ++gate) g[gate] = load<A, n>(gates + at.gate + gate * shape.hidden);
+#pragma unroll
+        for (int i = 0; i < n; ++i) {
+            const LstmGradient<A> d =
+                lstm_backward(grad[i] + dh[0][i] + last[i], dc_out[i], g[0][i], g[1][i], g[2][i], g[3][i], cell[i],
+                              before[i], peephole.data != nullptr, peepholes[i]);
+            g[0][i] = d.da_f;
+            g[1][i] = d.da_i;
+            g[2][i] = d.da_g;
+            g[3][i] = d.da_o;
+            dc_out[i] = d.dc_prev;
+        }
+        store(dc + at.state, dc_out);
+#pragma unroll
+        for (int gate = 0; gate < 4; ++gate) store(da + at.gate + gate * shape.hidden, g[gate]);
+    }
 };
 
 template <class T, class A, int n>
@@ -121,33 +183,12 @@ struct StepBackward {
     static constexpr int threads = 256, resident = sizeof(A) == 4 ? 3 : 1;
     struct Shared {};
     StepBackwardArgs<T, A> args;
+    const T* dh;  // (pixels,H): from the step behind, null = zeros
 
     HYBRIDOPS_INLINE void operator()(Shared&) const {
-        Place at;
-        const int64_t hidden = args.shape.hidden;
-        if (!args.shape.find(at, (int64_t{blockIdx.x} * threads + threadIdx.x) * n)) return;
-        const auto grad_h = load_or_zeros<A, n>(args.grad_h, at.state), dh = load_or_zeros<A, n>(args.dh, at.state);
-        const auto dh_last = load_or_zeros<A, n>(args.dh_last, at.state);
-        const auto c = load<A, n>(args.c + at.state), c_prev = load_or_zeros<A, n>(args.c_prev, at.state);
-        const PeepholeLanes<A, n> peephole(args.peephole, at);
-        auto dc = load<A, n>(args.dc + at.state);
-        Lanes<A, n> gates[4];
-#pragma unroll
-        for (int gate = 0; gate < 4; ++gate) gates[gate] = load<A, n>(args.gates + at.gate + gate * hidden);
-#pragma unroll
-        for (int i = 0; i < n; ++i) {
-            const LstmGradient<A> d =
-                lstm_backward(grad_h[i] + dh[i] + dh_last[i], dc[i], gates[0][i], gates[1][i], gates[2][i], gates[3][i],
-                              c[i], c_prev[i], args.peephole.data != nullptr, peephole[i]);
-            gates[0][i] = d.da_f;
-            gates[1][i] = d.da_i;
-            gates[2][i] = d.da_g;
-            gates[3][i] = d.da_o;
-            dc[i] = d.dc_prev;
-        }
-        store(args.dc + at.state, dc);
-#pragma unroll
-        for (int gate = 0; gate < 4; ++gate) store(args.da + at.gate + gate * hidden, gates[gate]);
+        const int64_t state = (int64_t{blockIdx.x} * threads + threadIdx.x) * n, hidden = args.shape.hidden;
+        if (state >= args.shape.states()) return;
+        args(args.shape.place(state / hidden, state % hidden), {load_or_zeros<A, n>(dh, state)});
     }
 };
 

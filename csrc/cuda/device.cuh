@@ -3,7 +3,7 @@
 // A kernel is a struct of its arguments, with `threads` in a block, blocks that are to be `resident` on a
 // multiprocessor (a bound on registers), the `Shared` memory of a block, and a body operator()(Shared&). Blocks stand
 // in one row: a body finds its place from blockIdx.x. So that the tests can run the same bodies on a CPU, all that
-// needs nvcc or a GPU is in this file, and tests/cuda_shim/shim.h has it in plain C++.
+// needs nvcc or a GPU is in this file and mma.cuh, and tests/cuda_shim/shim.h and mma_shim.h have it in plain C++.
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
@@ -19,6 +19,7 @@
 #include <torch/csrc/stable/macros.h>
 
 #define HYBRIDOPS_INLINE __device__ __forceinline__
+#define HYBRIDOPS_BOTH __host__ __device__ __forceinline__
 #define HYBRIDOPS_DISPATCH_KEY CUDA
 
 namespace hybridops {
@@ -27,6 +28,28 @@ template <class Kernel>
 __global__ void __launch_bounds__(Kernel::threads, Kernel::resident) run(const Kernel kernel) {
     __shared__ typename Kernel::Shared shared;
     kernel(shared);
+}
+
+// The same with `more` bytes behind Shared, which then ends with an array of no stated length, and all blocks at once on
+// the device, so that they can wait for one another.
+template <class Kernel>
+__global__ void __launch_bounds__(Kernel::threads, Kernel::resident) run_together(const Kernel kernel) {
+    extern __shared__ __align__(16) char memory[];
+    kernel(*reinterpret_cast<typename Kernel::Shared*>(memory));
+}
+
+// Until all blocks of run_together have come here for the `times`-th time, and all that they wrote is to be seen by all, in
+// L2. `arrived` is zero at first.
+HYBRIDOPS_INLINE void wait_for_all_blocks(unsigned* arrived, unsigned times) {
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        atomicAdd(arrived, 1u);
+        while (static_cast<int>(*const_cast<volatile unsigned*>(arrived) - times * gridDim.x) < 0) {
+        }  // the difference, for it counts on past 2^32
+        __threadfence();
+    }
+    __syncthreads();
 }
 
 // The device of a tensor, made current while this lives, and its stream that the caller works on.
@@ -46,7 +69,39 @@ class Device {
         STD_CUDA_KERNEL_LAUNCH_CHECK();
     }
 
+    // Blocks of run_together that there can be; none where the device has not that much memory.
+    template <class Kernel>
+    int64_t most_together(const Kernel&, int64_t more) const {
+        const int64_t bytes = sizeof(typename Kernel::Shared) + more;
+        if (!attribute(cudaDevAttrCooperativeLaunch) || bytes > attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin))
+            return 0;
+        int each = 0;
+        STD_CUDA_CHECK(cudaFuncSetAttribute(run_together<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                            static_cast<int>(bytes)));
+        STD_CUDA_CHECK(
+            cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, run_together<Kernel>, Kernel::threads, bytes));
+        return int64_t{each} * multiprocessors();
+    }
+
+    // After most_together with the same `more`.
+    template <class Kernel>
+    void launch_together(Kernel kernel, int64_t blocks, int64_t more) const {
+        void* arguments[] = {&kernel};
+        STD_CUDA_CHECK(cudaLaunchCooperativeKernel(run_together<Kernel>, static_cast<unsigned>(blocks), Kernel::threads,
+                                                   arguments, sizeof(typename Kernel::Shared) + more, stream_));
+    }
+
+    int multiprocessors() const { return attribute(cudaDevAttrMultiProcessorCount); }
+    int generation() const { return attribute(cudaDevAttrComputeCapabilityMajor); }  // 8 = sm_80 and its kin
+
    private:
+    int attribute(cudaDeviceAttr which) const {
+        int value = 0, device = 0;
+        STD_CUDA_CHECK(cudaGetDevice(&device));
+        STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, which, device));
+        return value;
+    }
+
     torch::stable::accelerator::DeviceGuard guard_;
     cudaStream_t stream_;
 };
@@ -65,6 +120,8 @@ HYBRIDOPS_INLINE float reciprocal(float x) {
 #endif
 
 namespace hybridops {
+
+HYBRIDOPS_BOTH constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 HYBRIDOPS_INLINE double reciprocal(double x) { return 1 / x; }
 HYBRIDOPS_INLINE float exp(float x) { return ::expf(x); }
@@ -118,7 +175,5 @@ template <int n, class... T>
 bool aligned(const T*... address) {
     return ((reinterpret_cast<uintptr_t>(address) % alignof(InMemory<T, n>) == 0) && ...);
 }
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace hybridops

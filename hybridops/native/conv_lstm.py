@@ -35,7 +35,7 @@ def conv_lstm_forward(
         None if bias is None else bias.to(acc).contiguous(),
         _peephole(peephole, acc),
         _SAVE[save],
-        largest_winograd_tile(x.dtype),
+        largest_winograd_tile(x.dtype, x.device.type),
     )
     one_row = w_hh.dim() == 3
     return (
@@ -64,7 +64,7 @@ def conv_lstm_backward(
         _with_rows(w_hh, 2),
         _peephole(peephole, cs.dtype),
         need_dh0,
-        largest_winograd_tile(gates.dtype),
+        largest_winograd_tile(gates.dtype, gates.device.type),
     )
     return _backward_results(results, w_hh.dim() == 3, need_dh0)
 
@@ -96,7 +96,7 @@ def conv_lstm_backward_from_states(
         None if bias is None else bias.to(cs.dtype).contiguous(),
         _peephole(peephole, cs.dtype),
         need_dh0,
-        largest_winograd_tile(hs.dtype),
+        largest_winograd_tile(hs.dtype, hs.device.type),
     )
     return _backward_results(results, w_hh.dim() == 3, need_dh0)
 
@@ -127,7 +127,7 @@ def convolution_gradients(
     channels-last arguments into other layouts first.
     """
     da, dx, dweight, one_row = _sequence_channels_last(da), None, None, weight.dim() == 3
-    weight, tile = _with_rows(weight, 2), largest_winograd_tile(da.dtype)
+    weight, tile = _with_rows(weight, 2), largest_winograd_tile(da.dtype, da.device.type)
     if need_x:
         dx = _channels_third(torch.ops.hybridops.conv_input_gradient.default(da, weight, tile), one_row)
     if need_weight:
@@ -136,23 +136,25 @@ def convolution_gradients(
     return dx, dweight
 
 
-def largest_winograd_tile(dtype: torch.dtype) -> int:
-    """Outputs along a side of the tiles that convolutions may be cut into, 0 = none: see docs/numerics.md.
+def largest_winograd_tile(dtype: torch.dtype, device_type: str = "cpu") -> int:
+    """Outputs along a side of the tiles that convolutions may be cut into, 0 = none: see docs/numerics.md. On a GPU,
+    which has none, 4 says that tensor cores may multiply.
 
     Tiles of 2×2 are about as exact as a plain float32 convolution. Those of 4×4 lose a bit, and wait for
     torch.set_float32_matmul_precision("high"); in half precision that is far below the last bit.
     """
-    return 2 if dtype == torch.float32 and not _reduced_precision() else 4
+    return 2 if dtype == torch.float32 and not _reduced_precision(device_type) else 4
 
 
-def _reduced_precision() -> bool:
-    """Whether float32 products may lose bits on the CPU. torch.get_float32_matmul_precision() would be the way to ask,
+def _reduced_precision(device_type: str) -> bool:
+    """Whether float32 products may lose bits there. torch.get_float32_matmul_precision() would be the way to ask,
     but raises where one device's precision was set on its own, and breaks a graph of torch.compile. So does what is
     asked instead; a graph asks for what torch.compile guards on, which the setting for all devices sets too.
     """
     if torch.compiler.is_compiling():
         return torch.backends.cuda.matmul.allow_tf32
-    return torch.backends.mkldnn.matmul.fp32_precision in ("tf32", "bf16")
+    backend = torch.backends.cuda if device_type == "cuda" else torch.backends.mkldnn
+    return backend.matmul.fp32_precision in ("tf32", "bf16")
 
 
 def _with_rows(x: Tensor, channel_end: int) -> Tensor:

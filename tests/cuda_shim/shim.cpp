@@ -9,6 +9,14 @@
 #include "../../csrc/cuda/conv_lstm.cu"
 #include "../../csrc/library.cpp"
 
+// What ran since it was last asked for.
+extern "C" const char* hybridops_shim_launched() {
+    static std::string last;
+    last = std::move(shim::launched);
+    shim::launched.clear();
+    return last.c_str();
+}
+
 namespace hybridops {
 namespace {
 
@@ -46,6 +54,40 @@ struct Divergent {
     }
 };
 
+// Each thread's 16 bytes, by way of shared memory.
+struct CopyAsync {
+    static constexpr int threads = 32;
+    struct Shared {
+        Words x[threads];
+    };
+    const Words* from;
+    Words* to;
+    bool with_wait;
+
+    void operator()(Shared& shared) const {
+        copy_async(&shared.x[threadIdx.x], &from[threadIdx.x], threadIdx.x % 2 == 0);
+        commit_copies();
+        if (with_wait) wait_for_copies<0>();
+        to[threadIdx.x] = shared.x[threadIdx.x];
+    }
+};
+
+// What the next block gives, of as many as there are; the last `leave` blocks leave before the barrier.
+struct NextBlock {
+    static constexpr int threads = 32;
+    struct Shared {};
+    float *given, *to;
+    unsigned blocks, leave;
+    bool with_barrier;
+
+    void operator()(Shared&) const {
+        if (threadIdx.x == 0) given[blockIdx.x] = 1.0f + blockIdx.x;
+        if (blockIdx.x + leave >= blocks) return;
+        if (with_barrier) wait_for_all_blocks(nullptr, 1);
+        if (threadIdx.x == 0) to[blockIdx.x] = given[(blockIdx.x + 1) % blocks];
+    }
+};
+
 // Reads behind the end of shared memory.
 struct OutOfBounds {
     static constexpr int threads = 32;
@@ -67,6 +109,21 @@ Tensor shift(const Tensor& x, bool with_barrier) {
     return out;
 }
 
+Tensor copied(const Tensor& x, bool with_wait) {
+    Tensor out = torch::stable::empty_like(x);
+    const auto* from = reinterpret_cast<const Words*>(data<const float>(x));
+    Device(x).launch(CopyAsync{from, reinterpret_cast<Words*>(data<float>(out)), with_wait}, 1);
+    return out;
+}
+
+Tensor next_block(const Tensor& given, int64_t leave, bool with_barrier) {
+    Tensor out = torch::stable::empty_like(given);
+    const auto blocks = static_cast<unsigned>(given.numel());
+    const NextBlock kernel{data<float>(given), data<float>(out), blocks, static_cast<unsigned>(leave), with_barrier};
+    Device(given).launch_together(kernel, blocks, 0);
+    return out;
+}
+
 void divergent(const Tensor& x, int64_t stay, bool of_warp) { Device(x).launch(Divergent{stay, of_warp}, 1); }
 
 Tensor out_of_bounds(const Tensor& x) {
@@ -80,12 +137,16 @@ Tensor out_of_bounds(const Tensor& x) {
 
 STABLE_TORCH_LIBRARY_FRAGMENT(hybridops, m) {
     m.def("shift(Tensor x, bool with_barrier) -> Tensor");
+    m.def("copied(Tensor x, bool with_wait) -> Tensor");
+    m.def("next_block(Tensor given, int leave, bool with_barrier) -> Tensor");
     m.def("divergent(Tensor x, int stay, bool of_warp) -> ()");
     m.def("out_of_bounds(Tensor x) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hybridops, CPU, m) {
     m.impl("shift", TORCH_BOX(&hybridops::shift));
+    m.impl("copied", TORCH_BOX(&hybridops::copied));
+    m.impl("next_block", TORCH_BOX(&hybridops::next_block));
     m.impl("divergent", TORCH_BOX(&hybridops::divergent));
     m.impl("out_of_bounds", TORCH_BOX(&hybridops::out_of_bounds));
 }

@@ -1,9 +1,12 @@
-// What csrc/cuda/device.cuh takes from CUDA, in plain C++: a kernel's blocks run one after the other on the CPU, each
-// thread of a block as a fibre that runs until it waits at a barrier. Which fibre goes on first is chosen by the
-// environment variable HYBRIDOPS_SHIM_ORDER = forward | reverse | random: what a missing barrier lets through in one
-// order shows in another. Shared memory is NaN at first and exactly as large as the kernel says, for AddressSanitizer.
-// A barrier that only some threads of a block or warp reach is an error.
+// What csrc/cuda/device.cuh takes from CUDA, in plain C++: a kernel's blocks run one after the other on the CPU, or all
+// together where they wait for one another, each thread of a block as a fibre that runs until it waits at a barrier. Which
+// fibre goes on first is chosen by the environment variable HYBRIDOPS_SHIM_ORDER = forward | reverse | random: what a
+// missing barrier lets through in one order shows in another. Shared memory is NaN at first and exactly as large as the
+// kernel says, for AddressSanitizer. A barrier that only some threads of a block or warp reach is an error.
+// HYBRIDOPS_SHIM_MULTIPROCESSORS says how many the device has, with room for one block each, and HYBRIDOPS_SHIM_GENERATION
+// of what generation it is, 8 for sm_80 and its kin.
 #pragma once
+#include <cxxabi.h>
 #include <torch/csrc/stable/tensor.h>
 #include <ucontext.h>
 
@@ -12,12 +15,14 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <memory>
 #include <numeric>
 #include <random>
 #include <source_location>
 #include <stdexcept>
 #include <string>
+#include <typeinfo>
 #include <vector>
 
 #ifdef __SANITIZE_ADDRESS__
@@ -25,6 +30,7 @@
 #endif
 
 #define HYBRIDOPS_INLINE inline
+#define HYBRIDOPS_BOTH inline
 #define HYBRIDOPS_DISPATCH_KEY CPU
 
 struct Index {
@@ -34,7 +40,15 @@ inline Index threadIdx, blockIdx;  // of the fibre that runs
 
 namespace shim {
 
-enum class State { ready, at_block_barrier, at_warp_barrier, done };
+enum class State { ready, at_grid_barrier, at_block_barrier, at_warp_barrier, done };
+
+inline std::string setting(const char* name, const char* otherwise) {
+    const char* wish = std::getenv(name);
+    return wish ? wish : otherwise;
+}
+inline std::string launched;  // the names of the kernels, in lines
+
+inline std::string order() { return setting("HYBRIDOPS_SHIM_ORDER", "forward"); }
 
 // A stack to run on, and where it was left.
 class Context {
@@ -73,6 +87,13 @@ class Context {
     size_t size_ = 0;
 };
 
+// 16 bytes on their way to shared memory, `from` null: zeros.
+struct Copy {
+    void* to;
+    const void* from;
+    void run() const { from ? std::memcpy(to, from, 16) : std::memset(to, 0, 16); }
+};
+
 struct Fibre {
     static constexpr size_t stack_size = 64 * 1024;
     Context context;
@@ -81,70 +102,89 @@ struct Fibre {
     unsigned line;         // of the barrier it waits at
     uint64_t exchange[2];  // what it shows the others of its warp
     unsigned shuffles;
+    const void* shown;  // likewise
+    std::vector<Copy> open_copies;
+    std::deque<std::vector<Copy>> copies;  // in groups
 };
 
-class Block {
+struct Free {
+    void operator()(char* memory) const { std::free(memory); }
+};
+
+// The blocks that run together.
+class Grid {
    public:
     template <class Kernel>
-    void run(const Kernel& kernel, unsigned block) {
+    void run(const Kernel& kernel, unsigned first_block, unsigned blocks, size_t more_shared = 0) {
         using Shared = typename Kernel::Shared;
+        const std::unique_ptr<char, Free> name(abi::__cxa_demangle(typeid(Kernel).name(), nullptr, nullptr, nullptr));
+        launched.append(name.get()).append("\n");
+        const auto body = [&](char* shared) { kernel(*reinterpret_cast<Shared*>(shared)); };
+        call_ = &body;
+        body_ = [](const void* call, char* shared) { (*static_cast<decltype(&body)>(call))(shared); };
         constexpr size_t alignment = std::max<size_t>(alignof(Shared), 16);
-        std::unique_ptr<void, decltype(&std::free)> shared(
-            std::aligned_alloc(alignment, (sizeof(Shared) + alignment - 1) / alignment * alignment), &std::free);
-        std::memset(shared.get(), 0xFF, sizeof(Shared));
-        struct Call {
-            const Kernel& kernel;
-            Shared& shared;
-        } call{kernel, *static_cast<Shared*>(shared.get())};
-        call_ = &call;
-        body_ = [](void* c) { static_cast<Call*>(c)->kernel(static_cast<Call*>(c)->shared); };
-        blockIdx = {block};
-        run_threads(Kernel::threads);
+        const size_t size = sizeof(Shared) + more_shared;
+        shared_.clear();
+        for (unsigned i = 0; i < blocks; ++i) {
+            shared_.emplace_back(
+                static_cast<char*>(std::aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment)));
+            std::memset(shared_.back().get(), 0xFF, size);
+        }
+        threads_ = Kernel::threads;
+        first_block_ = first_block;
+        run_fibres(blocks * threads_);
     }
 
     void wait(State barrier, std::source_location at) {
-        fibres_[threadIdx.x].state = barrier;
-        fibres_[threadIdx.x].line = at.line();
-        fibres_[threadIdx.x].context.switch_to(main_);
+        Fibre& self = fibre(threadIdx.x);
+        self.state = barrier;
+        self.line = at.line();
+        self.context.switch_to(main_);
     }
 
-    Fibre& fibre(unsigned thread) { return fibres_[thread]; }
+    // Of the block that runs.
+    Fibre& fibre(unsigned thread) { return fibres_[(blockIdx.x - first_block_) * threads_ + thread]; }
 
    private:
     static void entry();
 
-    void run_threads(unsigned threads) {
-        fibres_.resize(std::max<size_t>(fibres_.size(), threads));
-        for (unsigned i = 0; i < threads; ++i) {
+    void run_fibres(unsigned count) {
+        if (fibres_.size() < count) fibres_.resize(count);
+        for (unsigned i = 0; i < count; ++i) {
             fibres_[i].state = State::ready;
             fibres_[i].shuffles = 0;
+            fibres_[i].copies.clear();
             fibres_[i].context.start_at(&entry, fibres_[i].stack.get(), Fibre::stack_size);
         }
-        std::vector<unsigned> order(threads);
+        std::vector<unsigned> order(count);
         std::iota(order.begin(), order.end(), 0);
-        const char* wish = std::getenv("HYBRIDOPS_SHIM_ORDER");
-        const std::string chosen = wish ? wish : "forward";
+        const std::string chosen = shim::order();
         if (chosen == "reverse") std::reverse(order.begin(), order.end());
         do {
             if (chosen == "random") std::shuffle(order.begin(), order.end(), random_);
             for (const unsigned i : order) {
                 if (fibres_[i].state != State::ready) continue;
-                threadIdx = {i};
+                threadIdx = {i % threads_};
+                blockIdx = {first_block_ + i / threads_};
                 main_.switch_to(fibres_[i].context);
             }
-        } while (release(threads));
+        } while (release(count));
     }
 
     // Lets those go on that wait together; false when all are done.
-    bool release(unsigned threads) {
-        bool released = release(0, threads, State::at_block_barrier);
-        for (unsigned warp = 0; warp < threads; warp += 32)
-            released |= release(warp, std::min(warp + 32, threads), State::at_warp_barrier);
+    bool release(unsigned count) {
+        bool released = release(0, count, State::at_grid_barrier);
+        for (unsigned block = 0; block < count; block += threads_) {
+            const unsigned end = block + threads_;
+            released |= release(block, end, State::at_block_barrier);
+            for (unsigned warp = block; warp < end; warp += 32)
+                released |= release(warp, std::min(warp + 32, end), State::at_warp_barrier);
+        }
         if (released) return true;
-        for (unsigned i = 0; i < threads; ++i)
+        for (unsigned i = 0; i < count; ++i)
             if (fibres_[i].state != State::done)
-                throw std::runtime_error("divergent barrier: thread " + std::to_string(i) + " of block " +
-                                         std::to_string(blockIdx.x) + " waits for others in line " +
+                throw std::runtime_error("divergent barrier: thread " + std::to_string(i % threads_) + " of block " +
+                                         std::to_string(first_block_ + i / threads_) + " waits for others in line " +
                                          std::to_string(fibres_[i].line));
         return false;
     }
@@ -158,41 +198,47 @@ class Block {
 
     std::vector<Fibre> fibres_;
     Context main_;
+    unsigned threads_ = 0, first_block_ = 0;
+    std::vector<std::unique_ptr<char, Free>> shared_;  // of each block
     const void* call_ = nullptr;
-    void (*body_)(void*) = nullptr;
+    void (*body_)(const void*, char*) = nullptr;
     std::mt19937 random_{0};
 };
 
-inline Block block;
+inline Grid grid;
 
-inline void Block::entry() {
-    Fibre& self = block.fibres_[threadIdx.x];
-    self.context.entered_from(block.main_);
-    block.body_(const_cast<void*>(block.call_));
+inline void Grid::entry() {
+    Fibre& self = grid.fibre(threadIdx.x);
+    self.context.entered_from(grid.main_);
+    grid.body_(grid.call_, grid.shared_[blockIdx.x - grid.first_block_].get());
     self.state = State::done;
-    self.context.switch_to(block.main_, true);
+    self.context.switch_to(grid.main_, true);
 }
 
 }  // namespace shim
 
 inline void __syncthreads(std::source_location at = std::source_location::current()) {
-    shim::block.wait(shim::State::at_block_barrier, at);
+    shim::grid.wait(shim::State::at_block_barrier, at);
 }
 
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int distance, std::source_location at = std::source_location::current()) {
     static_assert(sizeof(T) <= sizeof(uint64_t));
     const unsigned self = threadIdx.x;
-    shim::Fibre& fibre = shim::block.fibre(self);
+    shim::Fibre& fibre = shim::grid.fibre(self);
     const unsigned slot = fibre.shuffles++ % 2;  // of two: some may show the next before others have read this one
     std::memcpy(&fibre.exchange[slot], &value, sizeof(T));
-    shim::block.wait(shim::State::at_warp_barrier, at);
+    shim::grid.wait(shim::State::at_warp_barrier, at);
     T other;
-    std::memcpy(&other, &shim::block.fibre(self ^ distance).exchange[slot], sizeof(T));
+    std::memcpy(&other, &shim::grid.fibre(self ^ distance).exchange[slot], sizeof(T));
     return other;
 }
 
 namespace hybridops {
+
+inline void wait_for_all_blocks(unsigned*, unsigned, std::source_location at = std::source_location::current()) {
+    shim::grid.wait(shim::State::at_grid_barrier, at);
+}
 
 class Device {
    public:
@@ -201,8 +247,21 @@ class Device {
     template <class Kernel>
     void launch(const Kernel& kernel, int64_t blocks) const {
         static_assert(sizeof(typename Kernel::Shared) <= 48 * 1024, "what every GPU gives a block without being asked");
-        for (int64_t i = 0; i < blocks; ++i) shim::block.run(kernel, static_cast<unsigned>(i));
+        for (int64_t i = 0; i < blocks; ++i) shim::grid.run(kernel, static_cast<unsigned>(i), 1);
     }
+
+    template <class Kernel>
+    int64_t most_together(const Kernel&, int64_t more) const {
+        return sizeof(typename Kernel::Shared) + more <= 163 * 1024 ? multiprocessors() : 0;  // as on sm_80
+    }
+
+    template <class Kernel>
+    void launch_together(const Kernel& kernel, int64_t blocks, int64_t more) const {
+        shim::grid.run(kernel, 0, static_cast<unsigned>(blocks), more);
+    }
+
+    int multiprocessors() const { return std::stoi(shim::setting("HYBRIDOPS_SHIM_MULTIPROCESSORS", "16")); }
+    int generation() const { return std::stoi(shim::setting("HYBRIDOPS_SHIM_GENERATION", "8")); }
 };
 
 inline float reciprocal(float x) { return 1 / x; }

@@ -54,6 +54,26 @@ def test_a_warp_may_leave_alone(ops):
         ops.divergent(torch.zeros(1), 32, False)
 
 
+@pytest.mark.parametrize("order", ORDERS)
+def test_copies_come_when_they_are_waited_for(ops, monkeypatch, order):
+    """Every other one is of zeros."""
+    monkeypatch.setenv("HYBRIDOPS_SHIM_ORDER", order)
+    x = torch.arange(1.0, 129.0)
+    want = x.where(torch.arange(128) % 8 < 4, 0.0)
+    torch.testing.assert_close(ops.copied(x, True), want, **tolerances.EXACT)
+    assert ops.copied(x, False).isfinite().all() == (order == "forward")
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_blocks_wait_for_one_another(ops, monkeypatch, order):
+    monkeypatch.setenv("HYBRIDOPS_SHIM_ORDER", order)
+    want = torch.tensor([2.0, 3.0, 4.0, 1.0])
+    torch.testing.assert_close(ops.next_block(torch.zeros(4), 0, True), want, **tolerances.EXACT)
+    assert not torch.equal(ops.next_block(torch.zeros(4), 0, False), want)
+    with pytest.raises(RuntimeError, match="divergent barrier"):
+        ops.next_block(torch.zeros(4), 1, True)
+
+
 def test_out_of_bounds_is_seen(sanitized_shim):
     code = f"import torch; torch.ops.load_library({str(sanitized_shim)!r}); "
     for op, error in (("shift(torch.zeros(64), True)", ""), ("out_of_bounds(torch.zeros(32))", "heap-buffer-overflow")):

@@ -7,7 +7,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from hybridops import native
+from hybridops.native.conv_lstm import largest_winograd_tile
+from tests import tolerances
 from tests.native.recorder import record
+from tests.problems import assert_parity, cast, conv_lstm_inputs, fused_conv_lstm, plain_conv_lstm
+
+not_compiled = pytest.mark.skipif(native.missing("cuda") is not None, reason=str(native.missing("cuda")))
 
 
 @pytest.fixture(autouse=True)
@@ -45,3 +51,38 @@ def test_larger_tiles_where_precision_may_be_lost(setting, tiles):
         if argument.name == "winograd"
     }
     assert chosen == {tiles}
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "tiles"), [("cuda", "tf32", 4), ("cuda", "ieee", 2), ("mkldnn", "tf32", 2)]
+)
+def test_tensor_cores_of_a_gpu_where_precision_may_be_lost_on_it(device, precision, tiles):
+    set_for(device, precision)
+    assert largest_winograd_tile(torch.float32, "cuda") == tiles
+
+
+@pytest.mark.gpu
+@not_compiled
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "sizes",
+    [{"space": (7, 10)}, {"space": (7, 10), "steps": 1}, {"space": (64, 66), "batch": 8}],
+    ids=["one kernel", "small blocks", "large blocks"],
+)
+def test_every_plan_on_a_gpu(sizes, dtype):
+    """As choose() in csrc/cuda/conv_lstm_sequence.cuh chooses; tests/cuda_shim has more of them, on the CPU."""
+    inputs = conv_lstm_inputs(channels=8, hidden=40, peephole="channel", **sizes)
+    assert_parity(plain_conv_lstm, fused_conv_lstm, inputs, dtype, "cuda", backend="native")
+
+
+@pytest.mark.gpu
+@not_compiled
+@pytest.mark.parametrize("hidden", [32, 33])
+def test_captured_in_a_cuda_graph(hidden):
+    inputs = cast(conv_lstm_inputs(hidden=hidden), torch.bfloat16, "cuda")
+    want = fused_conv_lstm(**inputs, backend="native")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = fused_conv_lstm(**inputs, backend="native")
+    graph.replay()
+    torch.testing.assert_close(got, want, **tolerances.EXACT)

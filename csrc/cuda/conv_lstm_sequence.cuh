@@ -1,0 +1,178 @@
+// Which way a sequence of steps is computed, and the launches of those that are kernels of our own.
+#pragma once
+#include <torch/csrc/stable/ops.h>
+
+#include <optional>
+#include <vector>
+
+#include "conv_lstm_persistent.cuh"
+
+namespace hybridops {
+
+using MaybeTensor = std::optional<Tensor>;
+using Weights = std::vector<Tensor>;
+
+// Whether vectors of four channels are aligned in all that a step reads and writes.
+template <class T, class A>
+bool in_fours(const StepForwardArgs<T, A>& a) {
+    return a.shape.hidden % 4 == 0 && aligned<4>(a.from_x, a.bias, a.peephole.data, a.c_prev, a.h, a.c, a.gates);
+}
+template <class T, class A>
+bool in_fours(const StepBackwardArgs<T, A>& a) {
+    return a.shape.hidden % 4 == 0 &&
+           aligned<4>(a.grad_h, a.dh_last, a.gates, a.c, a.c_prev, a.peephole.data, a.dc, a.da);
+}
+
+// What a block has of a fused step. A thread has up to 64 sums, and all stages fit into the 48 KiB that every GPU gives a
+// block without being asked. Small blocks are for problems that do not fill the GPU with large ones.
+template <class Args>
+struct Tiles;
+template <class T, class A>
+struct Tiles<StepForwardArgs<T, A>> {
+    using Large = Tile<4, 4, 2, 2, 1, 3>;  // 128 pixels × 32 channels
+    using Small = Tile<4, 4, 1, 1, 1, 4>;  // 64 × 16
+};
+template <class T, class A>
+struct Tiles<StepBackwardArgs<T, A>> {
+    using Large = Tile<1, 4, 2, 2, 2, 4>;  // 128 × 64
+    using Small = Tile<1, 4, 1, 1, 1, 4>;  // 64 × 16
+};
+
+// Steps as our kernels take them: the first, and how many.
+template <class T, class Args>
+struct Sequence {
+    using Large = typename Tiles<Args>::Large;
+    using Small = typename Tiles<Args>::Small;
+    using Persistent = PersistentSteps<T, Args, Small>;
+    Convolution<T> convolution;
+    Args args;
+    int64_t steps;
+
+    // Whether channels come in whole 16 bytes, aligned.
+    static bool in_vectors(const Images<T>& images) {
+        return images.channels % (16 / sizeof(T)) == 0 && aligned<16 / sizeof(T)>(images.data);
+    }
+    bool in_vectors() const { return in_vectors(convolution.x) && in_vectors(convolution.h) && in_fours(args); }
+    int64_t blocks() const { return Part<Small>::blocks(args.shape); }
+    int64_t large_blocks() const { return Part<Large>::blocks(args.shape); }
+};
+
+// x (T,B,Y,X,C), h (B,Y,X,H): what the first step convolves, besides what its sequence will give; none in the backward.
+template <class T, class Args>
+Sequence<T, Args> sequence_of(const Args& args, const Tensor& w_hh, int64_t height, int64_t width, const MaybeTensor& x,
+                              const MaybeTensor& h, int64_t steps) {
+    using Large = typename Tiles<Args>::Large;
+    Convolution<T> c{};
+    if (x) c.x = {data<const T>(x), static_cast<int>(x->size(4))};
+    c.h = {data<const T>(h), static_cast<int>(w_hh.size(Large::gates == 4 ? 1 : 0))};
+    c.groups = ceil_div(args.shape.hidden, group * Large::groups) * Large::groups;
+    c.height = static_cast<int>(height);
+    c.width = static_cast<int>(width);
+    c.kernel_h = static_cast<int>(w_hh.size(2));
+    c.kernel_w = static_cast<int>(w_hh.size(3));
+    return {c, args, steps};
+}
+
+enum class Plan { library, persistent, fused_recurrence, fused };
+
+// How a sequence is computed, x and h in it. The reasons are arithmetic: none of it has run on a GPU yet.
+template <class T, class Args>
+Plan choose(const Device& device, Sequence<T, Args> sequence, bool reduced_precision) {
+    if constexpr (!std::is_same_v<T, double>) {
+        // Tensor cores multiply half precision, and 11 bits of float32; mma.sync so, and cp.async, are there from sm_80 on.
+        if ((std::is_same_v<T, float> && !reduced_precision) || device.generation() < 8) return Plan::library;
+
+        Convolution<T>& c = sequence.convolution;
+        if (sequence.large_blocks() >= device.multiprocessors()) {  // the blocks of a step fill the GPU
+            // From sm_90 on the library has instructions (wgmma, tcgen05) that mma.sync reaches about 0.6 of
+            // (arXiv:2402.13499). A pixel and hidden channel is 8 k operations, k the channels times taps that are summed
+            // over, and what here stays in registers is 16 bytes that the library writes and a pointwise kernel reads. At
+            // 700e12 operations and 2.8e12 bytes a second these even out at k = 750. Half as much again, for the library
+            // is that fast only with many channels.
+            if (device.generation() >= 9 && sequence.args.shape.hidden * c.kernel_h * c.kernel_w > 1125)
+                return Plan::library;
+            // x's convolution is as much work in the steps as ahead of them, but ahead it goes through memory: 16 bytes a
+            // pixel, step and hidden channel, all of which must have room there. Unless its channels are so few or odd
+            // that they do not come in whole vectors: then a chunk of k would be mostly zeros, and copied one by one.
+            return sequence.in_vectors(c.x) ? Plan::fused : Plan::fused_recurrence;
+        }
+
+        // Else a step takes as long as one block's loop over k, and x's part of it is worth taking out: for all steps at
+        // once it does fill the GPU. If all blocks are on the GPU at once, with room for their weights, all steps are one
+        // kernel: they are so short that launching one, and fetching the weights anew, is a good part of its time. In whole
+        // vectors only, which cp.async fetches from L2: in L1 there may still be what stood there before.
+        c.x = {};
+        const typename Sequence<T, Args>::Persistent kernel{c, sequence.args, sequence.steps, nullptr};
+        const bool fits = sequence.blocks() <= device.most_together(kernel, kernel.weight_bytes());
+        return fits && sequence.steps > 1 && sequence.in_vectors() ? Plan::persistent : Plan::fused_recurrence;
+    }
+    return Plan::library;
+}
+
+// Weights one behind the other as a fused step reads them; for the backward those of the transposed convolution, which
+// are turned by half a turn, and summed over the 4H channels of da.
+template <class T, bool back>
+Tensor packed(const Device& device, const Weights& weights, int64_t groups) {
+    std::vector<PackWeights<T>> parts;
+    int64_t size = 0;
+    for (const Tensor& w : weights) {
+        PackWeights<T> part{};
+        part.hidden = back ? w.size(1) : w.size(0) / 4;
+        part.gates = back ? 1 : 4;
+        part.channels = w.size(!back);
+        part.kernel_h = w.size(2);
+        part.kernel_w = w.size(3);
+        part.groups = groups;
+        part.channel = w.stride(back);
+        part.gate = part.hidden * w.stride(0);
+        part.k = w.stride(!back);
+        part.y = back ? -w.stride(2) : w.stride(2);
+        part.x = back ? -w.stride(3) : w.stride(3);
+        part.from = data<const T>(w);
+        if (back) part.from -= (part.kernel_h - 1) * part.y + (part.kernel_w - 1) * part.x;
+        parts.push_back(part);
+        size += part.size();
+    }
+    const Tensor all = torch::stable::new_empty(weights[0], {size});
+    T* to = data<T>(all);
+    for (PackWeights<T>& part : parts) {
+        part.to = to;
+        to += part.size();
+        device.launch(part, ceil_div(part.size(), part.threads));
+    }
+    return all;
+}
+
+// All steps, by any plan but the library's. Weights: of x, if it is in the sequence, and of h.
+template <class T, class Args>
+void run_sequence(const Device& device, Plan plan, Sequence<T, Args> sequence, const Weights& weights) {
+    if constexpr (!std::is_same_v<T, double>) {
+        using Large = typename Sequence<T, Args>::Large;
+        using Small = typename Sequence<T, Args>::Small;
+        Convolution<T>& convolution = sequence.convolution;
+        const Tensor all = packed<T, Small::gates == 1>(device, weights, convolution.groups);
+        convolution.weights = reinterpret_cast<const Words*>(data<const T>(all));
+        if (plan == Plan::persistent) {
+            const Tensor arrived = torch::stable::new_zeros(all, {1}, ScalarType::Int);
+            const typename Sequence<T, Args>::Persistent kernel{convolution, sequence.args, sequence.steps,
+                                                                reinterpret_cast<unsigned*>(data<int32_t>(arrived))};
+            device.launch_together(kernel, sequence.blocks(), kernel.weight_bytes());
+            return;
+        }
+        const bool vectors = sequence.in_vectors(), large = sequence.large_blocks() >= device.multiprocessors();
+        for (int64_t i = 0; i < sequence.steps; ++i) {
+            const Args step = sequence.args.at(i);
+            if (vectors && large) {
+                device.launch(FusedStep<T, Args, Large, true>{convolution, step}, sequence.large_blocks());
+            } else if (vectors) {
+                device.launch(FusedStep<T, Args, Small, true>{convolution, step}, sequence.blocks());
+            } else {
+                device.launch(FusedStep<T, Args, Small, false>{convolution, step}, sequence.blocks());
+            }
+            convolution.x.data = of_step(convolution.x.data, 1, step.shape.pixels * convolution.x.channels);
+            convolution.h.data = step.result();
+        }
+    }
+}
+
+}  // namespace hybridops

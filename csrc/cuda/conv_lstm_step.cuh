@@ -1,0 +1,270 @@
+// A step of the ConvLSTM as one kernel, forward or back: its convolution as a product of patches (pixels × k) and weights
+// (k × columns) on tensor cores, which never exist as a matrix (an implicit GEMM), and on its sums, while they are in
+// registers, the pointwise half of the step (conv_lstm.cuh).
+//
+// k runs over the images that are convolved, the kernel's taps, and an image's channels in chunks (mma.cuh), the last one
+// filled up with zeros. Columns stand in groups of 16 hidden channels, and within a group in tiles of 8 by gate and half,
+// such that a thread sums all gates of four channels that stand together: channel 4q + 2 half + j of a group is column
+// 2q + j of a tile. The backward convolves da, which has no gates to tell apart in its columns: one gate.
+#pragma once
+#include "conv_lstm.cuh"
+#include "mma.cuh"
+
+namespace hybridops {
+
+constexpr int group = 16;  // hidden channels
+
+// How much of the product a block has, and a warp of it.
+template <int gates_, int warps_m_, int warps_n_, int m_tiles_, int groups_, int stages_>
+struct Tile {
+    static constexpr int gates = gates_, warps_n = warps_n_, m_tiles = m_tiles_, stages = stages_;
+    static constexpr int resident = 2;
+    static constexpr int warp_groups = groups_, n_tiles = 2 * gates * warp_groups;
+    static constexpr int threads = 32 * warps_m_ * warps_n;
+    static constexpr int pixels = 16 * m_tiles * warps_m_, groups = warp_groups * warps_n;
+    static constexpr int columns = group * gates * groups;
+};
+
+// Images (pixels,channels) that are convolved, null = none.
+template <class T>
+struct Images {
+    const T* data;
+    int channels;
+};
+
+template <class T>
+struct Convolution {
+    Images<T> x, h;        // convolved with their weights and summed; x null in the backward, h there the da behind
+    const Words* weights;  // as PackWeights lays them out: of x, if it is here, then of h
+    int64_t groups;        // of columns
+    int height, width, kernel_h, kernel_w;
+
+    HYBRIDOPS_BOTH int chunks(const Images<T>& images) const {
+        return kernel_h * kernel_w * static_cast<int>(ceil_div(images.channels, chunk<T>));
+    }
+    HYBRIDOPS_BOTH int chunks() const { return (x.data ? chunks(x) : 0) + (h.data ? chunks(h) : 0); }
+
+    // The k-th chunk of them, for the columns of a block.
+    template <class Tile>
+    HYBRIDOPS_INLINE const Words* weights_of(int k, int64_t first_group) const {
+        return weights + (k * groups + first_group) * (group * Tile::gates * 4);
+    }
+};
+
+// One chunk of k: an image, a tap, the first channel.
+template <class T>
+struct ChunkOfK {
+    const Convolution<T>& of;
+    bool second;
+    int tap_y = 0, tap_x = 0, channel = 0;
+
+    HYBRIDOPS_INLINE explicit ChunkOfK(const Convolution<T>& convolution) : of(convolution), second(!of.x.data) {}
+    HYBRIDOPS_INLINE Images<T> images() const {
+        return {second ? of.h.data : of.x.data, second ? of.h.channels : of.x.channels};
+    }
+    HYBRIDOPS_INLINE void advance() {
+        channel += chunk<T>;
+        if (channel < images().channels) return;
+        channel = 0;
+        if (++tap_x < of.kernel_w) return;
+        tap_x = 0;
+        if (++tap_y < of.kernel_h) return;
+        tap_y = 0;
+        second = true;
+    }
+};
+
+// A thread's share in copying the patches of a block's pixels: the same 16 bytes of every chunk, of some rows.
+template <class T, class Tile, bool vectors>
+class Patches {
+   public:
+    HYBRIDOPS_INLINE Patches(const Convolution<T>& c, int64_t first_pixel, int64_t pixels) {
+#pragma unroll
+        for (int i = 0; i < rows; ++i) {
+            pixel_[i] = first_pixel + (threadIdx.x + i * Tile::threads) / 4;
+            x_[i] = static_cast<int>(pixel_[i] % c.width);
+            // Behind the last image: no tap of the kernel reaches into it
+            y_[i] = pixel_[i] < pixels ? static_cast<int>(pixel_[i] / c.width % c.height) : -c.kernel_h;
+        }
+    }
+
+    HYBRIDOPS_INLINE void copy(Words* to, const ChunkOfK<T>& k) const {
+        const Images<T> images = k.images();
+        const int dy = k.tap_y - k.of.kernel_h / 2, dx = k.tap_x - k.of.kernel_w / 2;
+        const int channel = k.channel + threadIdx.x % 4 * values;
+#pragma unroll
+        for (int i = 0; i < rows; ++i) {
+            const int y = y_[i] + dy, x = x_[i] + dx;
+            const bool inside = 0 <= y && y < k.of.height && 0 <= x && x < k.of.width && channel < images.channels;
+            const int64_t pixel = pixel_[i] + dy * k.of.width + dx;
+            const T* from = images.data + (inside ? pixel * images.channels + channel : 0);
+            Words* row = to + threadIdx.x + i * Tile::threads;
+            if constexpr (vectors) {
+                copy_async(row, from, inside);
+            } else {
+                const int there = inside ? images.channels - channel : 0;
+#pragma unroll
+                for (int j = 0; j < values; ++j) reinterpret_cast<T*>(row)[j] = j < there ? from[j] : T(0);
+            }
+        }
+    }
+
+   private:
+    static constexpr int values = chunk<T> / 4, rows = Tile::pixels * 4 / Tile::threads;
+    static_assert(rows * Tile::threads == Tile::pixels * 4);
+    int64_t pixel_[rows];
+    int y_[rows], x_[rows];
+};
+
+// What a block has of a step: where it begins, and where its thread stands in it.
+template <class Tile>
+struct Part {
+    int64_t pixel, first_group;
+    int lane = threadIdx.x % 32, warp_n = threadIdx.x / 32 % Tile::warps_n, warp_m = threadIdx.x / 32 / Tile::warps_n;
+
+    // Blocks that have the same pixels stand next to one another: the L2 cache then holds these.
+    HYBRIDOPS_INLINE explicit Part(const StepShape& shape) {
+        const int64_t parts = ceil_div(shape.hidden, group * Tile::groups);
+        pixel = blockIdx.x / parts * Tile::pixels;
+        first_group = blockIdx.x % parts * Tile::groups;
+    }
+    HYBRIDOPS_BOTH static int64_t blocks(const StepShape& shape) {
+        return ceil_div(shape.pixels, Tile::pixels) * ceil_div(shape.hidden, group * Tile::groups);
+    }
+};
+
+// To shared memory, all threads of a block together.
+template <int threads, int words>
+HYBRIDOPS_INLINE void copy_words(Words* to, const Words* from) {
+    for (int i = threadIdx.x; i < words; i += threads) copy_async(to + i, from + i, true);
+}
+
+// sums = the convolution. copy_weights(k) copies the k-th chunk of the weights, if it is not there yet, and weights(k) is
+// where it then stands.
+template <class T, class Tile, bool vectors, class CopyWeights, class Weights>
+HYBRIDOPS_INLINE void convolve(Sums<Tile::m_tiles, Tile::n_tiles>& sums, const Convolution<T>& convolution,
+                               const Part<Tile>& part, const Patches<T, Tile, vectors>& patches,
+                               Words (&pixels)[Tile::stages][Tile::pixels * 4], const CopyWeights& copy_weights,
+                               const Weights& weights) {
+    const int chunks = convolution.chunks();
+    ChunkOfK<T> next(convolution);
+    int copied = 0;
+    const auto copy_next = [&] {
+        if (copied < chunks) {
+            patches.copy(pixels[copied % Tile::stages], next);
+            copy_weights(copied);
+            next.advance();
+            ++copied;
+        }
+        commit_copies();  // an empty group too: groups are counted
+    };
+    for (int stage = 0; stage < Tile::stages - 1; ++stage) copy_next();
+    sums = {};
+    for (int k = 0; k < chunks; ++k) {
+        wait_for_copies<Tile::stages - 2>();
+        __syncthreads();  // all have the k-th chunk, and none still reads the one before, over which the next is copied
+        copy_next();
+        Fragments<Tile::m_tiles, Tile::n_tiles> f;
+        // Row g, bytes 16 q: lane after lane
+#pragma unroll
+        for (int i = 0; i < 2 * Tile::m_tiles; ++i) {
+            Words& row = f.a[i / 2][i % 2];
+            row = pixels[k % Tile::stages][(part.warp_m * 2 * Tile::m_tiles + i) * 32 + part.lane];
+            if constexpr (std::is_same_v<T, float>)
+#pragma unroll
+                for (uint32_t& word : row.word) word = tf32(__uint_as_float(word));
+        }
+#pragma unroll
+        for (int j = 0; j < Tile::n_tiles; ++j) f.b[j] = weights(k)[(part.warp_n * Tile::n_tiles + j) * 32 + part.lane];
+        multiply<T>(sums, f);
+    }
+}
+
+// The pointwise half of the step.
+template <class Tile, bool vectors, class Args>
+HYBRIDOPS_INLINE void finish(const Args& args, const Sums<Tile::m_tiles, Tile::n_tiles>& sums, const Part<Tile>& part) {
+#pragma unroll
+    for (int row = 0; row < 2 * Tile::m_tiles; ++row)
+#pragma unroll
+        for (int u = 0; u < Tile::warp_groups; ++u) {
+            const int64_t pixel = part.pixel + (part.warp_m * 2 * Tile::m_tiles + row) * 8 + part.lane / 4;
+            const int64_t first = (part.first_group + part.warp_n * Tile::warp_groups + u) * group + part.lane % 4 * 4;
+            if (pixel >= args.shape.pixels) continue;
+            constexpr int n = vectors ? 4 : 1;
+#pragma unroll
+            for (int channel = 0; channel < 4; channel += n) {
+                if (first + channel >= args.shape.hidden) continue;
+                Lanes<float, n> a[Tile::gates];
+#pragma unroll
+                for (int gate = 0; gate < Tile::gates; ++gate)
+#pragma unroll
+                    for (int i = 0; i < n; ++i) {
+                        const int j = channel + i, tile = (u * Tile::gates + gate) * 2 + j / 2;
+                        a[gate][i] = sums.at[row / 2][tile][row % 2 * 2 + j % 2];
+                    }
+                args(args.shape.place(pixel, first + channel), a);
+            }
+        }
+}
+
+// Args: StepForwardArgs or StepBackwardArgs. vectors: channels come in whole 16 bytes, aligned.
+template <class T, class Args, class Tile, bool vectors>
+struct FusedStep {
+    static constexpr int threads = Tile::threads, resident = Tile::resident;
+    struct Shared {
+        Words pixels[Tile::stages][Tile::pixels * 4], weights[Tile::stages][Tile::columns * 4];
+    };
+    Convolution<T> convolution;
+    Args args;
+
+    HYBRIDOPS_INLINE void operator()(Shared& shared) const {
+        const Part<Tile> part(args.shape);
+        const Patches<T, Tile, vectors> patches(convolution, part.pixel, args.shape.pixels);
+        const auto stage = [&](int k) -> Words* { return shared.weights[k % Tile::stages]; };
+        const auto copy = [&](int k) {
+            const Words* from = convolution.template weights_of<Tile>(k, part.first_group);
+            copy_words<threads, Tile::columns * 4>(stage(k), from);
+        };
+        Sums<Tile::m_tiles, Tile::n_tiles> sums;
+        convolve(sums, convolution, part, patches, shared.pixels, copy, stage);
+        finish<Tile, vectors>(args, sums, part);
+    }
+};
+
+// Weights in the order in which convolve() takes them, (chunks of k, groups, columns of a group, chunk), zeros where there
+// are none.
+template <class T>
+struct PackWeights {
+    static constexpr int threads = 256, resident = 1;
+    struct Shared {};
+    const T* from;
+    int64_t channel, gate, k, y, x;  // strides, k of the channels that are summed over
+    int64_t hidden, gates, channels, kernel_h, kernel_w, groups;
+    T* to;
+
+    HYBRIDOPS_BOTH int64_t size() const {
+        return kernel_h * kernel_w * ceil_div(channels, chunk<T>) * groups * group * gates * chunk<T>;
+    }
+
+    HYBRIDOPS_INLINE void operator()(Shared&) const {
+        const int64_t at = int64_t{blockIdx.x} * threads + threadIdx.x;
+        if (at >= size()) return;
+        int64_t rest = at;
+        const auto next = [&](int64_t extent) {
+            const int64_t index = rest % extent;
+            rest /= extent;
+            return index;
+        };
+        const int64_t value = next(chunk<T>), column = next(8), half = next(2), its_gate = next(gates);
+        const int64_t its_channel = next(groups) * group + column / 2 * 4 + half * 2 + column % 2;
+        const int64_t its_k = next(ceil_div(channels, chunk<T>)) * chunk<T> + value;
+        const int64_t tap_x = next(kernel_w), tap_y = rest;
+        T weight(0);
+        if (its_channel < hidden && its_k < channels)
+            weight = from[its_channel * channel + its_gate * gate + its_k * k + tap_y * y + tap_x * x];
+        if constexpr (std::is_same_v<T, float>) weight = __uint_as_float(tf32(weight));
+        to[at] = weight;
+    }
+};
+
+}  // namespace hybridops
