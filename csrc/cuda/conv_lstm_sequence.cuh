@@ -84,8 +84,8 @@ Plan choose(const Device& device, Sequence<T, Args> sequence, bool reduced_preci
 
         Convolution<T>& c = sequence.convolution;
         if (sequence.large_blocks() >= device.multiprocessors()) {  // the blocks of a step fill the GPU
-            // From sm_90 on the library has instructions (wgmma, tcgen05) that mma.sync reaches about 0.6 of
-            // (arXiv:2402.13499). A pixel and hidden channel is 8 k operations, k the channels times taps that are summed
+            // From sm_90 on the library has faster instructions (wgmma, tcgen05); mma.sync is taken to reach 0.6 of them, an
+            // assumption. A pixel and hidden channel is 8 k operations, k the channels times taps that are summed
             // over, and what here stays in registers is 16 bytes that the library writes and a pointwise kernel reads. At
             // 700e12 operations and 2.8e12 bytes a second these even out at k = 750. Half as much again, for the library
             // is that fast only with many channels.
