@@ -162,3 +162,13 @@ def assert_parity(plain, fused, inputs: Tensors, dtype=torch.float64, device="cp
         assert got[name].shape == want.shape
         error = tolerances.largest(got[name].double() - want)
         assert error <= tolerances.allowed_error(baseline[name], want, dtype), name
+
+
+def assert_captured(function, inputs: Tensors, **options) -> None:
+    """A CUDA graph of `function` gives what it gives itself."""
+    want = function(**inputs, **options)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = function(**inputs, **options)
+    graph.replay()
+    torch.testing.assert_close(got, want, **tolerances.EXACT)

@@ -57,6 +57,15 @@ struct Inputs {
     const Tensor q, k, v;
     const std::optional<Tensor>&key_exponentials, &key_bounds;
 
+    Inputs(const Tensor& q, const Tensor& k, const Tensor& v, int64_t activation, double negative_slope,
+           const std::optional<Tensor>& key_exponentials, const std::optional<Tensor>& key_bounds)
+        : shape(shape_of(q, k, activation, negative_slope)),
+          q(torch::stable::contiguous(q)),
+          k(torch::stable::contiguous(k)),
+          v(torch::stable::contiguous(v)),
+          key_exponentials(key_exponentials),
+          key_bounds(key_bounds) {}
+
     template <class T, class A>
     AdditiveScoresArgs<T, A> arguments(A* scores) const {
         const KeyExponentials<A> prepared{shape.batch * shape.keys, key_exponentials ? key_exponentials->size(2) : 0,
@@ -68,13 +77,7 @@ struct Inputs {
 Tensor additive_scores_forward(const Tensor& q, const Tensor& k, const Tensor& v, int64_t activation,
                                double negative_slope, const std::optional<Tensor>& key_exponentials,
                                const std::optional<Tensor>& key_bounds) {
-    using torch::stable::contiguous;
-    const Inputs inputs{shape_of(q, k, activation, negative_slope),
-                        contiguous(q),
-                        contiguous(k),
-                        contiguous(v),
-                        key_exponentials,
-                        key_bounds};
+    const Inputs inputs(q, k, v, activation, negative_slope, key_exponentials, key_bounds);
     Tensor scores = torch::stable::empty({q.size(0), q.size(1), k.size(1)}, accumulator_type(q));
     if (scores.numel() == 0) return scores;
     HYBRIDOPS_DISPATCH_DTYPE(q.scalar_type(), "additive_scores_forward", {
@@ -92,14 +95,8 @@ std::tuple<Tensor, Tensor> additive_attention_forward(const Tensor& q, const Ten
                                                       int64_t activation, double negative_slope,
                                                       const std::optional<Tensor>& key_exponentials,
                                                       const std::optional<Tensor>& key_bounds, bool need_weights) {
-    using torch::stable::contiguous;
-    const Inputs inputs{shape_of(q, k, activation, negative_slope),
-                        contiguous(q),
-                        contiguous(k),
-                        contiguous(v),
-                        key_exponentials,
-                        key_bounds};
-    const Tensor values = contiguous(value);
+    const Inputs inputs(q, k, v, activation, negative_slope, key_exponentials, key_bounds);
+    const Tensor values = torch::stable::contiguous(value);
     Tensor context = torch::stable::empty({q.size(0), q.size(1), value.size(2)}, q.scalar_type());
     Tensor weights = torch::stable::empty({q.size(0), q.size(1), need_weights ? k.size(1) : 0}, q.scalar_type());
     if (q.size(0) * q.size(1) * k.size(1) == 0) {

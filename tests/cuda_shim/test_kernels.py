@@ -16,7 +16,7 @@ import sys, pytest
 plugins = ["-p", "no:cacheprovider", "-p", "tests.cuda_shim.plugin"]
 sys.exit(pytest.main(["-q", *plugins, "tests/functional", "-k", "native and ({which})"]))
 """
-TILES = "(tiles and not large_batch) or queries_and_keys or dtypes or masks or kernels"
+TILES = "(tiles and not large_batch) or queries_and_keys or dtypes or masks or (kernels and not in_bfloat16)"
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -9,7 +9,7 @@ from torch import Tensor
 import hybridops.functional as HF
 from hybridops import native
 from tests import tolerances
-from tests.problems import DTYPES, attention_inputs, cast, fused_attention, with_gradients
+from tests.problems import DTYPES, assert_captured, attention_inputs, cast, fused_attention, with_gradients
 
 pytestmark = [
     pytest.mark.gpu,
@@ -48,12 +48,7 @@ def test_runs(sizes):
 @pytest.mark.parametrize("sizes", SIZES[:3], ids=str)
 def test_captured_in_a_cuda_graph(sizes):
     inputs = inputs_on_gpu(**sizes)
-    want = HF.additive_attention(**inputs, return_weights=True, backend="native")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        got = HF.additive_attention(**inputs, return_weights=True, backend="native")
-    graph.replay()
-    torch.testing.assert_close(got, want, **tolerances.EXACT)
+    assert_captured(HF.additive_attention, inputs, return_weights=True, backend="native")
 
 
 def test_memory_without_weights():

@@ -9,9 +9,8 @@ import torch
 
 from hybridops import native
 from hybridops.native.conv_lstm import largest_winograd_tile
-from tests import tolerances
 from tests.native.recorder import record
-from tests.problems import assert_parity, cast, conv_lstm_inputs, fused_conv_lstm, plain_conv_lstm
+from tests.problems import assert_captured, assert_parity, cast, conv_lstm_inputs, fused_conv_lstm, plain_conv_lstm
 
 not_compiled = pytest.mark.skipif(native.missing("cuda") is not None, reason=str(native.missing("cuda")))
 
@@ -80,9 +79,4 @@ def test_every_plan_on_a_gpu(sizes, dtype):
 @pytest.mark.parametrize("hidden", [32, 33])
 def test_captured_in_a_cuda_graph(hidden):
     inputs = cast(conv_lstm_inputs(hidden=hidden), torch.bfloat16, "cuda")
-    want = fused_conv_lstm(**inputs, backend="native")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        got = fused_conv_lstm(**inputs, backend="native")
-    graph.replay()
-    torch.testing.assert_close(got, want, **tolerances.EXACT)
+    assert_captured(fused_conv_lstm, inputs, backend="native")

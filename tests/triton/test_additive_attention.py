@@ -14,6 +14,7 @@ from tests.problems import (
     ACTIVATIONS,
     DTYPES,
     SLOPE,
+    assert_captured,
     assert_parity,
     attention_inputs,
     cast,
@@ -162,12 +163,7 @@ def test_every_block_size_on_a_gpu(monkeypatch, dtype, size):
 @pytest.mark.gpu
 def test_captured_in_a_cuda_graph():
     inputs = cast(attention_inputs(keys=300), torch.float32, "cuda")
-    want = fused_attention(**inputs, backend="triton")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        got = fused_attention(**inputs, backend="triton")
-    graph.replay()
-    torch.testing.assert_close(got, want, **tolerances.EXACT)
+    assert_captured(fused_attention, inputs, backend="triton")
 
 
 @interpreted

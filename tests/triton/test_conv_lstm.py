@@ -10,6 +10,7 @@ import torch
 from tests import tolerances
 from tests.problems import (
     DTYPES,
+    assert_captured,
     assert_parity,
     cast,
     conv_lstm_inputs,
@@ -118,12 +119,7 @@ def test_every_block_size_on_a_gpu(monkeypatch, dtype, index, hoists):
 @pytest.mark.gpu
 def test_captured_in_a_cuda_graph():
     inputs = cast(conv_lstm_inputs(hidden=32), torch.bfloat16, "cuda")
-    want = fused_conv_lstm(**inputs, backend="triton")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        got = fused_conv_lstm(**inputs, backend="triton")
-    graph.replay()
-    torch.testing.assert_close(got, want, **tolerances.EXACT)
+    assert_captured(fused_conv_lstm, inputs, backend="triton")
 
 
 @pytest.mark.parametrize("table", [conv_lstm.FORWARD, conv_lstm.BACKWARD], ids=["forward", "backward"])
