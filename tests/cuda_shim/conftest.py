@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -30,10 +32,21 @@ def compile_shim(library: Path, *options: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shim(tmp_path_factory) -> Path:
-    return compile_shim(tmp_path_factory.mktemp("shim") / "shim.so")
+def _shims(tmp_path_factory) -> Iterator[tuple[Future[Path], Future[Path]]]:
+    """Both at once: most runs want both, and a compiler takes one core."""
+    folder = tmp_path_factory.mktemp("shim")
+    with ThreadPoolExecutor() as pool:
+        yield (
+            pool.submit(compile_shim, folder / "shim.so"),
+            pool.submit(compile_shim, folder / "sanitized.so", "-fsanitize=address", "-O1"),
+        )
 
 
 @pytest.fixture(scope="session")
-def sanitized_shim(tmp_path_factory) -> Path:
-    return compile_shim(tmp_path_factory.mktemp("shim") / "sanitized.so", "-fsanitize=address", "-O1")
+def shim(_shims) -> Path:
+    return _shims[0].result()
+
+
+@pytest.fixture(scope="session")
+def sanitized_shim(_shims) -> Path:
+    return _shims[1].result()
