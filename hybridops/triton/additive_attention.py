@@ -28,7 +28,7 @@ RANGE = {
 # The block sizes that the kernels run with, all there are: `python -m hybridops.triton.check` compiles each.
 EXPONENTIALS = Config({"BLOCK_N": 32, "BLOCK_A": 32}, num_warps=4)
 SCORES = {
-    "one query": Config({"BLOCK_S": 1, "BLOCK_T": 32}, num_warps=8, num_stages=1),
+    "one query": Config({"BLOCK_S": 1, "BLOCK_T": 128}, num_warps=4),
     "few pairs": Config({"BLOCK_S": 16, "BLOCK_T": 32}, num_warps=4),
     "many pairs": Config({"BLOCK_S": 32, "BLOCK_T": 64}, num_warps=4),
 }
