@@ -1,6 +1,9 @@
 // What the attention's ops hand to their kernels. T storage type, A accumulator type; all tensors contiguous.
 #pragma once
 #include <cstdint>
+#include <optional>
+
+#include "tensors.h"
 
 namespace hybridops {
 
@@ -34,12 +37,17 @@ struct Broadcast {
     int64_t batch, query, key;
 };
 
+template <class T>
+Broadcast<T> broadcast_of(const std::optional<Tensor>& t) {
+    return t ? Broadcast<T>{data<const T>(*t), t->stride(0), t->stride(1), t->stride(2)} : Broadcast<T>{};
+}
+
 template <class T, class A>
 struct SoftmaxArgs {
     Broadcast<bool> mask;
     Broadcast<A> bias;
     A scale;
-    T* weights;  // (B,S,T); may be the scores themselves; null = not asked for
+    T* weights;  // (B,S,T); null = not asked for
 };
 
 // What attention takes and gives besides the scores' arguments, on the CPU.

@@ -1,9 +1,10 @@
-// Small helpers of the op entry points: types and pointers of stable tensors.
+// What both compiled back ends need: types and pointers of stable tensors, sizes rounded up.
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/Dispatch_v2.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <cstdint>
 #include <optional>
 #include <type_traits>
 
@@ -23,6 +24,9 @@ using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>
 inline ScalarType accumulator_type(const Tensor& x) {
     return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // data<const T> reads, data<T> writes; null when there are no elements or no tensor.
 template <class T>

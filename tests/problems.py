@@ -161,7 +161,8 @@ def assert_parity(plain, fused, inputs: Tensors, dtype=torch.float64, device="cp
     for name, want in exact.items():
         assert got[name].shape == want.shape
         error = tolerances.largest(got[name].double() - want)
-        assert error <= tolerances.allowed_error(baseline[name], want, dtype), name
+        scale = options.get("scale", 1.0)
+        assert error <= tolerances.allowed_error(baseline[name], want, dtype, scale), name
 
 
 def assert_captured(function, inputs: Tensors, **options) -> None:

@@ -36,11 +36,15 @@ NONLINEARITY_ULPS = 3.0
 SCORE = 5e-7
 
 
-def allowed_error(plain: torch.Tensor, exact: torch.Tensor, dtype: torch.dtype) -> float:
-    """The largest error that a result in dtype may have, where `plain` is what plain PyTorch gives in that dtype."""
+def allowed_error(plain: torch.Tensor, exact: torch.Tensor, dtype: torch.dtype, scale: float = 1.0) -> float:
+    """The largest error that a result in dtype may have, where `plain` is what plain PyTorch gives in that dtype.
+
+    `scale` multiplies scores, and with them their float32 error, before a softmax: a weight's error is at most that.
+    """
     ulps, least = FLOOR_ULPS[dtype]
     floor = ulps * torch.finfo(dtype).eps * max(largest(exact), least)
-    return TIMES_PLAIN * largest(plain.double() - exact) + floor
+    scaled = max(abs(scale) - 1.0, 0.0) * FLOOR_ULPS[torch.float32][0] * torch.finfo(torch.float32).eps
+    return TIMES_PLAIN * largest(plain.double() - exact) + floor + scaled
 
 
 def largest(tensor: torch.Tensor) -> float:

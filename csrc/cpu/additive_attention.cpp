@@ -1,5 +1,5 @@
-// The additive_* ops on the CPU: outputs are allocated here, the kernels of the
-// processor's instruction set run. Arguments were checked in hybridops/functional.py.
+// The additive_* ops on the CPU: outputs are allocated here, the kernels of the processor's instruction set run.
+// Arguments were checked in hybridops/functional.py.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -16,6 +16,7 @@
 
 #include "../additive_attention_args.h"
 #include "../tensors.h"
+#include "parallel.h"
 #include "scratch.h"
 
 #define HYBRIDOPS_KERNELS "additive_attention_kernels.h"
@@ -44,11 +45,6 @@ std::tuple<Tensor, Tensor> additive_prepare_keys(const Tensor& k) {
         HYBRIDOPS_ON_ISA(key_exponentials(rows, data<const scalar_t>(kc), k.size(2)));
     });
     return {values, bound};
-}
-
-template <class T>
-Broadcast<T> broadcast_of(const std::optional<Tensor>& t) {
-    return t ? Broadcast<T>{data<const T>(*t), t->stride(0), t->stride(1), t->stride(2)} : Broadcast<T>{};
 }
 
 // What the two forward ops have in common: `arguments` completes them for a storage and an accumulator type.

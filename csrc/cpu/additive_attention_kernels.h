@@ -9,18 +9,17 @@
 
 // How the pairs are shared out. A unit of work has all keys where there are units enough: what it computes of a key serves
 // all of its queries, and its scores never leave the caches. Else (a few queries over many keys) `key_block` of them.
-struct Units {
+struct Partition {
     static constexpr int64_t most_queries = 64, least_queries = 16, key_block = 64;
     int64_t queries, down, across;  // of a unit; units of a batch entry: over its queries, over its keys
 
-    explicit Units(const AdditiveShape& n) {
+    explicit Partition(const AdditiveShape& n) {
         const int64_t wanted = 4 * static_cast<int64_t>(torch::stable::get_num_threads());
         const int64_t most = std::clamp<int64_t>(cached_scores / n.keys, least_queries, most_queries);
-        const auto parts = [](int64_t all, int64_t size) { return (all + size - 1) / size; };
-        down = std::clamp(parts(wanted, n.batch), parts(n.queries, most), parts(n.queries, least_queries));
-        queries = parts(n.queries, down);
-        down = parts(n.queries, queries);
-        across = n.batch * down >= wanted ? 1 : parts(n.keys, key_block);
+        down = std::clamp(ceil_div(wanted, n.batch), ceil_div(n.queries, most), ceil_div(n.queries, least_queries));
+        queries = ceil_div(n.queries, down);
+        down = ceil_div(n.queries, queries);
+        across = n.batch * down >= wanted ? 1 : ceil_div(n.keys, key_block);
     }
 
    private:
@@ -29,13 +28,12 @@ struct Units {
 
 // Runs `work` on every unit, in parallel.
 template <class Work>
-void for_each_unit(const AdditiveShape& n, const Units& units, const Work& work) {
-    torch::stable::parallel_for(0, n.batch * units.down * units.across, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t unit = begin; unit < end; ++unit) {
-            const int64_t s0 = unit / units.across % units.down * units.queries,
-                          t0 = unit % units.across * Units::key_block;
-            work(Pairs{unit / (units.down * units.across), s0, std::min(s0 + units.queries, n.queries), t0,
-                       units.across == 1 ? n.keys : std::min(t0 + Units::key_block, n.keys)});
+void for_each_unit(const AdditiveShape& n, const Partition& of, const Work& work) {
+    share_out(n.batch * of.down * of.across, [&](Units& units) {
+        for (int64_t unit; units.take(unit);) {
+            const int64_t s0 = unit / of.across % of.down * of.queries, t0 = unit % of.across * Partition::key_block;
+            work(Pairs{unit / (of.down * of.across), s0, std::min(s0 + of.queries, n.queries), t0,
+                       of.across == 1 ? n.keys : std::min(t0 + Partition::key_block, n.keys)});
         }
     });
 }
@@ -46,21 +44,21 @@ A* scratch_of(int64_t count) {
 }
 
 template <class A, class T, class Scores>
-void write_scores(const AdditiveScoresArgs<T, A>& a, const Units& units, const Scores& scores) {
-    for_each_unit(a.shape, units, [&](const Pairs& pairs) {
+void write_scores(const AdditiveScoresArgs<T, A>& a, const Partition& partition, const Scores& scores) {
+    for_each_unit(a.shape, partition, [&](const Pairs& pairs) {
         A* out = a.scores + (pairs.b * a.shape.queries + pairs.s0) * a.shape.keys + pairs.t0;
         scores(pairs, out, a.shape.keys, scratch_of<A>(scores.scratch(pairs.s1 - pairs.s0)));
     });
 }
 
 template <class A, class T, class Scores>
-void attend(const AdditiveShape& n, const Units& units, const Scores& scores, const ContextArgs<T, A>& c,
+void attend(const AdditiveShape& n, const Partition& partition, const Scores& scores, const ContextArgs<T, A>& c,
             A largest_score) {
-    const int64_t row = (n.keys + lanes<A> - 1) / lanes<A> * lanes<A>;
+    const int64_t row = round_up(n.keys, lanes<A>);
     const Softmax<A, T> softmax{c.softmax, n.queries, n.keys, largest_score};
     const Context<A, T> context{c, n.queries, n.keys};
-    if (units.across == 1) {  // all of it while the unit's scores are in the cache
-        return for_each_unit(n, units, [&](const Pairs& pairs) {
+    if (partition.across == 1) {  // all of it while the unit's scores are in the cache
+        return for_each_unit(n, partition, [&](const Pairs& pairs) {
             const int64_t count = pairs.s1 - pairs.s0;
             A* weights = scratch_of<A>(count * row + std::max(scores.scratch(count), context.scratch()));
             A* scratch = weights + count * row;
@@ -71,15 +69,15 @@ void attend(const AdditiveShape& n, const Units& units, const Scores& scores, co
     }
     const Buffer<A> all(n.batch * n.queries * row);
     const auto weights = [&](const Pairs& pairs) { return all.data() + (pairs.b * n.queries + pairs.s0) * row; };
-    for_each_unit(n, units, [&](const Pairs& pairs) {
+    for_each_unit(n, partition, [&](const Pairs& pairs) {
         scores(pairs, weights(pairs) + pairs.t0, row, scratch_of<A>(scores.scratch(pairs.s1 - pairs.s0)));
     });
     torch::stable::parallel_for(0, n.batch * n.queries, 1, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) softmax(all.data() + i * row, i);
     });
-    const int64_t strips = (c.channels + context.strip - 1) / context.strip;
-    torch::stable::parallel_for(0, n.batch * strips, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
+    const int64_t strips = ceil_div(c.channels, context.strip);
+    share_out(n.batch * strips, [&](Units& units) {
+        for (int64_t i; units.take(i);) {
             const Pairs pairs{i / strips, 0, n.queries, 0, n.keys};
             const int64_t d0 = i % strips * context.strip;
             context(pairs, d0, std::min(d0 + context.strip, c.channels), weights(pairs), row,
@@ -92,9 +90,9 @@ void attend(const AdditiveShape& n, const Units& units, const Scores& scores, co
 template <class T, class A>
 void additive_forward(const AdditiveScoresArgs<T, A>& a, const ContextArgs<T, A>* c) {
     const AdditiveShape& n = a.shape;
-    const Units units(n);
+    const Partition partition(n);
     const auto run = [&](const auto& scores, A largest_score) {
-        c ? attend(n, units, scores, *c, largest_score) : write_scores(a, units, scores);
+        c ? attend(n, partition, scores, *c, largest_score) : write_scores(a, partition, scores);
     };
     const A unbounded = std::numeric_limits<A>::infinity();
     if (n.activation == Activation::relu) return run(DirectScores<A, T, Relu>{a, {}}, unbounded);
@@ -103,7 +101,7 @@ void additive_forward(const AdditiveScoresArgs<T, A>& a, const ContextArgs<T, A>
     const ScoreVector<A> v(a.v, n.width);
     // Keys that several units meet, all at once; else each unit those of its own
     std::optional<OwnedExponentials<A>> keys;
-    if (units.down > 1 && !a.prepared_keys.values) keys.emplace(a.k, n.batch * n.keys, n.width);
+    if (partition.down > 1 && !a.prepared_keys.values) keys.emplace(a.k, n.batch * n.keys, n.width);
     run(TanhScores<A, T>{a, keys ? keys->rows : a.prepared_keys, v}, v.magnitude);
 }
 

@@ -105,12 +105,12 @@ void column_gradients(const AdditiveScoresBackwardArgs<T, A>& a, const Columns<A
 template <class T, class A>
 void additive_scores_backward(const AdditiveScoresBackwardArgs<T, A>& a) {
     const AdditiveShape& n = a.shape;
-    const int64_t columns = (n.width + lanes<A> - 1) / lanes<A>;
+    const int64_t columns = ceil_div(n.width, lanes<A>);
     Buffer<A> dv(n.batch * columns * lanes<A>);
-    torch::stable::parallel_for(0, n.batch * columns, 1, [&](int64_t begin, int64_t end) {
+    share_out(n.batch * columns, [&](Units& units) {
         A* scratch = static_cast<A*>(thread_scratch((n.queries + 2 * n.keys) * lanes<A> * sizeof(A)));
         const Columns<A> c{scratch, scratch + n.queries * lanes<A>, scratch + (n.queries + n.keys) * lanes<A>};
-        for (int64_t unit = begin; unit < end; ++unit) {
+        for (int64_t unit; units.take(unit);) {
             const int64_t b = unit / columns, a0 = unit % columns * lanes<A>;
             const int64_t count = std::min<int64_t>(lanes<A>, n.width - a0);
             const auto gather = [&](A* out, const T* in, int64_t length) {

@@ -32,7 +32,7 @@ inline constexpr int key_tile = 4;  // keys in a register tile
 // Columns of a row of exponentials: whole groups of merged vectors.
 template <class A>
 int64_t padded_width(int64_t width) {
-    return (width + merge * lanes<A> - 1) / (merge * lanes<A>)*(merge * lanes<A>);
+    return round_up(width, merge * lanes<A>);
 }
 
 template <class A>
@@ -84,17 +84,20 @@ template <class A>
 struct ScoreVector {
     int64_t padded;
     Buffer<A> scaled;
-    A unit, sum = 0, magnitude = 0;  // v = unit * scaled; sum(v); sum|v|
+    A unit, sum, magnitude;  // v = unit * scaled; sum(v); sum|v|
 
     template <class T>
     ScoreVector(const T* v, int64_t width) : padded(padded_width<A>(width)), scaled(padded) {
+        double all = 0, all_magnitudes = 0;  // an error of the sum would be one of every score
         A most = 0;
         for (int64_t i = 0; i < width; ++i) {
             const A value = static_cast<A>(v[i]);
-            sum += value;
-            magnitude += std::abs(value);
+            all += value;
+            all_magnitudes += std::abs(value);
             most = std::max(most, std::abs(value));
         }
+        sum = static_cast<A>(all);
+        magnitude = static_cast<A>(all_magnitudes);
         int exponent = 0;
         std::frexp(most, &exponent);
         unit = std::ldexp(A(1), exponent);
@@ -172,7 +175,8 @@ struct TanhScores {
         for (int64_t i = 0; i < queries; ++i)
             bound[i] = exponential_row<A>(p + i * v.padded, q + i * n.width, A(2), n.width, v.padded);
 
-        const bool factored = v.magnitude - v.magnitude == 0;  // an infinite v times a difference would be NaN
+        // v's unit and twice any score are finite; an infinite v times a difference would be NaN
+        const bool factored = v.magnitude <= std::numeric_limits<A>::max() / 4;
         for (int64_t t = pairs.t0; t < pairs.t1; t += key_tile) {
             const int64_t count = std::min<int64_t>(key_tile, pairs.t1 - t), key = pairs.b * n.keys + t;
             const A key_bound = fill(tile_k, tile_vk, key, count);

@@ -95,13 +95,14 @@ struct Context {
         const T* value = c.value + pairs.b * keys * c.channels;
         T* context = c.context + (pairs.b * queries + pairs.s0) * c.channels;
         int64_t d = d0;
-        if (count <= 2)  // values that hardly anybody shares are read where they are
+        // Values that hardly anybody shares are read where they are
+        if (count <= 2)
             for (; d + strip <= d1; d += strip)
                 for (int64_t i = 0; i < count; ++i)
                     tile<1, wide>(context + i * c.channels + d, strip, weights + i * stride, stride, value + d,
                                   c.channels);
-        for (; d < d1;
-             d += panel) {  // else first put next to each other: rows far apart crowd a few sets of the caches
+        // Others are put next to each other first: rows far apart crowd a few sets of the caches
+        for (; d < d1; d += panel) {
             const int64_t width = std::min(panel, d1 - d);
             for (int64_t t = 0; t < keys; ++t)
                 for (int i = 0; i < vectors; ++i)

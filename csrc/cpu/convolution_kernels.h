@@ -74,7 +74,7 @@ class Convolution {
     };
 
     // A source's channels where they are multiplied directly: zeros fill up the last operand.
-    int64_t depth_channels(int source) const { return ceil_div(channels_[source], depth) * depth; }
+    int64_t depth_channels(int source) const { return round_up(channels_[source], depth); }
 
     template <class Weight>
     void pack_direct(const Weight& weight) {  // [source][group][ky][kx][channel / depth][N][lane][channel % depth]
@@ -217,10 +217,10 @@ class Convolution {
         TileBlock sizes{};
         sizes.sources = sources[1] ? 2 : 1;
         for (int i = 0; i < sizes.sources; ++i) {
-            sizes.padded[i] = ceil_div(channels_[i], lanes<A>) * lanes<A>;
+            sizes.padded[i] = round_up(channels_[i], lanes<A>);
             sizes.channels += channels_[i];
         }
-        sizes.row = ceil_div(sizes.channels + lanes<A>, lanes<A>) * lanes<A>;  // vectors are written beyond the end
+        sizes.row = round_up(sizes.channels + lanes<A>, lanes<A>);  // vectors are written beyond the end
         const int64_t bytes = points * sizes.row * static_cast<int64_t>(sizeof(A));
         // at least 32 tiles for each pass over the weights, more where they stay in the L2 cache
         const Blocks blocks(shape_, M, std::clamp<int64_t>(256 * 1024 / bytes, 32, 64), units_wanted());

@@ -104,8 +104,6 @@ TileKernel<A, E> tile_kernel(int64_t count) {
     return accumulate_tile<A, E, N, P>;
 }
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // f(first, count) for tiles of at most `most` that differ by one at the most: no short tail leaves the multipliers idle.
 template <class F>
 HYBRIDOPS_INLINE void for_tiles(int64_t total, int64_t most, const F& f) {

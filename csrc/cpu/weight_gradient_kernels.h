@@ -211,7 +211,7 @@ class WeightGradient {
     bool winograd() const {
         constexpr int M = W::outputs, R = W::taps, size = W::size, points = size * size;
         using V = Simd<A>;
-        const int64_t padded = ceil_div(a.inputs, P) * P, shares = shares_of<A>(groups, points, padded);
+        const int64_t padded = round_up(a.inputs, P), shares = shares_of<A>(groups, points, padded);
         const Blocks blocks(shape, M, 128, 0);
         const int64_t most = blocks.most_rows() * blocks.most_cols(), pitch = blocks.most_cols() * M + R - 1;
         OuterLayout<A> layout;

@@ -59,11 +59,6 @@ Tensor additive_scores_forward(const Tensor& q, const Tensor& k, const Tensor& v
     return scores;
 }
 
-template <class T>
-Broadcast<T> broadcast_of(const std::optional<Tensor>& t) {
-    return t ? Broadcast<T>{data<const T>(*t), t->stride(0), t->stride(1), t->stride(2)} : Broadcast<T>{};
-}
-
 // context and, unless it is empty, weights
 template <class Tile, class T, class A, class Act>
 void attend(const Device& device, const ScoreTile<T, A, Act, Tile>& tile, const Tensor& value,

@@ -121,8 +121,6 @@ HYBRIDOPS_INLINE float reciprocal(float x) {
 
 namespace hybridops {
 
-HYBRIDOPS_BOTH constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 HYBRIDOPS_INLINE double reciprocal(double x) { return 1 / x; }
 HYBRIDOPS_INLINE float exp(float x) { return ::expf(x); }
 HYBRIDOPS_INLINE double exp(double x) { return ::exp(x); }

@@ -16,7 +16,7 @@ HYBRIDOPS_INLINE Fraction<V> sum_of_quotients(V v1, V x1, V v2, V x2, V v3, V x3
     return {n12 * d34 + n34 * d12, d12 * d34};
 }
 
-// Where the sums of exponents may go: |q| + |k| at most `merged` keeps a product of four 1 + PQ finite, `paired` one of two,
+// Where the sums of exponents may go, on a GPU: |q| + |k| at most `merged` keeps a product of four 1 + PQ finite, `paired` one of two,
 // `single` one of them; beyond, and for NaN, the direct tanh is taken.
 template <class A>
 struct FactoredRange;
@@ -33,7 +33,7 @@ struct FactoredRange<double> {
     static constexpr double single = 350.0;  // 1 + e^700 = 1e304
 };
 
-// The quotient by additions alone: r = K/(K + P) with K = e^-2k. So a pair costs no multiplication of its own, and a factor
+// On the CPU the quotient by additions alone: r = K/(K + P) with K = e^-2k. So a pair costs no multiplication of its own, and a factor
 // v_a of r is multiplied into K once a key. |q| and |k|, each for itself, may be as large as `merged` for a product of four
 // K + P, between e^-2m and 2 e^2m, to stay finite and normal, with a factor of up to e^2m in front; `paired` and `single` as
 // above.

@@ -45,14 +45,13 @@ def attend(
     key_exponentials: tuple[Tensor, Tensor] | None,
     need_weights: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """context (B,S,D), weights (B,S,T); without gradients a back end may have a way to leave out unneeded weights."""
+    """context (B,S,D), weights (B,S,T) or None; what a gradient does not need either, a back end may leave out."""
     if _needs_grad(q, k, v, value, score_bias):
         options = (mask, scale, activation, negative_slope, key_exponentials)
         return AdditiveAttention.apply(backend, options, q, k, v, value, score_bias)
     arguments = (q, k, v, value, mask, score_bias, scale, activation, negative_slope, key_exponentials)
-    if not need_weights and hasattr(backend, "additive_context_forward"):
-        return backend.additive_context_forward(*arguments), None
-    return backend.additive_attention_forward(*arguments)
+    context, weights = backend.additive_attention_forward(*arguments, need_weights)
+    return context, weights if need_weights else None
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:

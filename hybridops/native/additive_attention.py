@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -39,7 +37,6 @@ def additive_attention_forward(
     key_exponentials: tuple[Tensor, Tensor] | None = None,
     need_weights: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Weights (B,S,T), or anything where they are not needed."""
     refuse_forward_mode(q, k, v, value, score_bias)
     pairs = (q.shape[0], q.shape[1], k.shape[1])
     if mask is not None:
@@ -48,11 +45,6 @@ def additive_attention_forward(
         score_bias = score_bias.to(accumulation_dtype(q.dtype)).expand(pairs)
     options = (mask, score_bias, scale, _ACTIVATION[activation], negative_slope, *(key_exponentials or (None, None)))
     return torch.ops.hybridops.additive_attention_forward.default(q, k, v, value, *options, need_weights)
-
-
-def additive_context_forward(*arguments: Any) -> Tensor:
-    """additive_attention_forward without the weights."""
-    return additive_attention_forward(*arguments, need_weights=False)[0]
 
 
 def prepare_keys(k: Tensor, activation: str) -> tuple[Tensor, Tensor] | None:

@@ -248,8 +248,9 @@ def additive_attention_forward(
     activation: str,
     negative_slope: float,
     key_exponentials: tuple[Tensor, Tensor] | None = None,  # for the back ends that have a use for them
+    need_weights: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """context (B, S, D) and weights (B, S, T), both in the dtype of value."""
+    """context (B, S, D) and weights (B, S, T), in the dtype of value; weights that are not needed may be anything."""
     scores = scale * additive_scores_forward(q, k, v, activation, negative_slope)
     if score_bias is not None:
         scores = scores + score_bias.to(scores.dtype)

@@ -76,32 +76,14 @@ def additive_attention_forward(
     activation: str,
     negative_slope: float,
     key_exponentials: tuple[Tensor, Tensor] | None = None,
+    need_weights: bool = True,
 ) -> tuple[Tensor, Tensor]:
+    """Without the weights nothing of the size (B,S,T) is written, where a row of the context fits in registers."""
     scores = (q, k, v, score_bias, scale, activation, negative_slope, *(key_exponentials or (None, None)))
     if _fits_registers(value):
-        return _attention(*scores, mask, value, True)
+        return _attention(*scores, mask, value, need_weights)
     weights = _weights(*scores, mask)
     return torch.matmul(weights, value), weights
-
-
-def additive_context_forward(
-    q: Tensor,  # (B,S,A)
-    k: Tensor,  # (B,T,A)
-    v: Tensor,  # (A,)
-    value: Tensor,  # (B,T,D)
-    mask: Tensor | None,  # boolean, broadcastable to (B,S,T)
-    score_bias: Tensor | None,  # broadcastable to (B,S,T)
-    scale: float,
-    activation: str,
-    negative_slope: float,
-    key_exponentials: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
-    """The context (B,S,D) alone: nothing of the size (B,S,T) is written, where a row of it fits in registers."""
-    if not _fits_registers(value):
-        arguments = (q, k, v, value, mask, score_bias, scale, activation, negative_slope, key_exponentials)
-        return additive_attention_forward(*arguments)[0]
-    scores = (q, k, v, score_bias, scale, activation, negative_slope, *(key_exponentials or (None, None)))
-    return _attention(*scores, mask, value, False)[0]
 
 
 def prepare_keys(k: Tensor, activation: str) -> tuple[Tensor, Tensor] | None:

@@ -277,6 +277,18 @@ def test_v_of_any_magnitude(target, scale, magnitude):
     assert tolerances.largest(scores - exact) <= tolerances.SCORE * v.abs().sum()
 
 
+@pytest.mark.parametrize("scale", [1.0, 15.0, 30.0])
+def test_largest_v(target, scale):
+    """The next power of two is beyond float32, and so is twice a score."""
+    inputs = cast(attention_inputs(batch=2, queries=5, keys=9, width=50), torch.float32, target.device)
+    query, key, v = scale * inputs["query"], scale * inputs["key"], torch.zeros_like(inputs["v"])
+    v[7] = 3e38
+    scores = HF.additive_scores(query, key, v, backend=target.backend)
+    assert (
+        tolerances.largest(scores - plain_scores(query.double(), key.double(), v.double())) <= tolerances.SCORE * v[7]
+    )
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("limit", [6.0, 15.0, 25.0, 50.0, 100.0, 200.0, 400.0])
 def test_sums_near_the_limits_of_the_factored_form(target, dtype, limit):

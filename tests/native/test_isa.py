@@ -11,7 +11,7 @@ PARITY = """
 import sys, pytest
 from hybridops import native
 assert native.cpu_isa() == {isa!r}, native.cpu_isa()
-tests = "native and (channels or kernels or blocks or dtypes or queries_and_keys or magnitude or nonfinite)"
+tests = "native and (channels or kernels or blocks or dtypes or queries_and_keys or mask or magnitude or nonfinite)"
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "tests/functional", "-k", tests]))
 """
 
