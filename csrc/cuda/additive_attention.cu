@@ -1,5 +1,5 @@
-// The additive_* ops on a GPU: outputs are allocated here, the kernels of additive_attention.cuh launched. Arguments
-// were checked in hybridops/functional.py.
+// The additive_* ops on a GPU: outputs are allocated here, the kernels launched. Arguments were checked in
+// hybridops/functional.py.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "additive_attention.cuh"
+#include "additive_gradient.cuh"
 
 namespace hybridops {
 namespace {

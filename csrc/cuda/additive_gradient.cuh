@@ -1,0 +1,211 @@
+// The gradients of the scores on a GPU.
+// A block owns 32 columns a of some tiles of rows of one batch entry, against all others. With z = x + y:
+//   dx_r = v sum_o ds act'(z)     dy_o = v sum_r ds act'(z)     dv = sum_ro ds act(z)
+// dx is complete in a block; what it has of dy and dv goes to memory of its own and is added up by SumParts, in one
+// order.
+#pragma once
+#include "additive_scores.cuh"
+
+namespace hybridops {
+
+template <class T, class A>
+struct ScoresBackwardArgs {
+    Pairs<T> pairs;
+    const A* grad;   // (B,S,T)
+    int64_t splits;  // blocks that share the tiles of rows
+    T* d_rows;       // (B,rows,width)
+    A* d_others;     // (splits,B,others,width), without the factor v
+    A* dv;           // (splits,B,width)
+};
+
+// The values of act for a few x and a y, and its slope: from e^2x and e^2y ...
+template <class A>
+struct FactoredTanh {
+    // Two share a reciprocal: 1/a = b * 1/(ab), 1/b = a * 1/(ab).
+    template <int n>
+    HYBRIDOPS_INLINE void values(A (&value)[n], const A (&x)[n], A y) const {
+        static_assert(n % 2 == 0);
+#pragma unroll
+        for (int i = 0; i < n; i += 2) {
+            const A a = x[i] * y + 1, b = x[i + 1] * y + 1, r = -2 * reciprocal(a * b);
+            value[i] = r * b + 1;
+            value[i + 1] = r * a + 1;
+        }
+    }
+    HYBRIDOPS_INLINE A slope(A, A, A value) const { return 1 - value * value; }
+};
+
+// ... or from x and y.
+template <class A, class Act>
+struct DirectValues {
+    Act act;
+    template <int n>
+    HYBRIDOPS_INLINE void values(A (&value)[n], const A (&x)[n], A y) const {
+#pragma unroll
+        for (int i = 0; i < n; ++i) value[i] = act.value(x[i] + y);
+    }
+    HYBRIDOPS_INLINE A slope(A x, A y, A value) const { return act.slope(x + y, value); }
+};
+
+template <class T, class A, class Act>
+struct ScoresBackward {
+    static constexpr int threads = 256, resident = sizeof(A) == 4 ? 2 : 1;
+    static constexpr int warps = threads / 32, columns = 32;
+    static constexpr int rows_each = 8, tile_rows = warps * rows_each, tile_others = 16;
+    static constexpr bool factored = std::is_same_v<Act, Tanh>;
+
+    struct Shared {
+        alignas(16) A grad[tile_others][tile_rows + 4];  // neighbouring others lie in different banks
+        A y[tile_others][columns];
+        A sums[warps][tile_others][columns];
+        Bounds<A> of_warps[warps];
+    };
+
+    ScoresBackwardArgs<T, A> args;
+    Act act;
+
+    static int64_t row_tiles(const Pairs<T>& p) { return ceil_div(p.rows.count, tile_rows); }
+    static int64_t blocks(const Pairs<T>& p, int64_t splits) { return splits * p.batch * ceil_div(p.width, columns); }
+
+    HYBRIDOPS_INLINE void operator()(Shared& shared) const {
+        const Pairs<T>& p = args.pairs;
+        const int64_t across = ceil_div(p.width, columns), part = blockIdx.x / across;  // (split, batch entry)
+        const int64_t split = part / p.batch, b = part % p.batch;
+        const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        const int64_t column = blockIdx.x % across * columns + lane;
+        const bool here = column < p.width;
+        const A v = here ? static_cast<A>(p.v[column]) : A(0);
+
+        A dv = 0;
+        for (int64_t tile = split; tile < ceil_div(p.rows.count, tile_rows); tile += args.splits) {
+            const int64_t row0 = tile * tile_rows + warp * rows_each, left = p.rows.count - row0;
+            const int mine = left < 0 ? 0 : left < rows_each ? static_cast<int>(left) : rows_each;
+            const int64_t first = (b * p.rows.count + row0) * p.width + column;
+            A x[rows_each], e2x[rows_each], dx[rows_each] = {};
+            A most_row = 0;
+#pragma unroll
+            for (int i = 0; i < rows_each; ++i) {
+                x[i] = here && i < mine ? static_cast<A>(p.rows.data[first + i * p.width]) : A(0);
+                e2x[i] = factored ? exp(2 * x[i]) : A(0);
+                most_row = max_magnitude(most_row, x[i]);
+            }
+            for (int64_t other0 = 0; other0 < p.others.count; other0 += tile_others) {
+                const int64_t others = p.others.count - other0;
+                const int count = others < tile_others ? static_cast<int>(others) : tile_others;
+                if (stage(shared, b, tile * tile_rows, other0, column, most_row)) {
+                    pairs(shared, dx, dv, e2x, rows_each, count, FactoredTanh<A>{});
+                } else {
+                    pairs(shared, dx, dv, x, mine, count, DirectValues<A, Act>{act});
+                }
+                __syncthreads();
+#pragma unroll
+                for (int i = 0; i < tile_others; i += warps) {
+                    const int o = warp + i;
+                    if (o >= count || !here) continue;
+                    A* to = args.d_others + (part * p.others.count + other0 + o) * p.width + column;
+                    A sum = 0;
+#pragma unroll
+                    for (int w = 0; w < warps; ++w) sum += shared.sums[w][o][lane];
+                    *to = tile == split ? sum : *to + sum;
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < rows_each; ++i)
+                if (here && i < mine) args.d_rows[first + i * p.width] = static_cast<T>(v * dx[i]);
+        }
+        __syncthreads();
+        shared.sums[warp][0][lane] = dv;
+        __syncthreads();
+        if (warp != 0 || !here) return;
+        A sum = 0;
+#pragma unroll
+        for (int w = 0; w < warps; ++w) sum += shared.sums[w][0][lane];
+        args.dv[part * p.width + column] = sum;
+    }
+
+    // Brings a tile's gradients and others to shared memory, between barriers: these as exponentials, which is said,
+    // where the factored form is exact for them and all rows.
+    HYBRIDOPS_INLINE bool stage(Shared& shared, int64_t b, int64_t row0, int64_t other0, int64_t column,
+                                A most_row) const {
+        const Pairs<T>& p = args.pairs;
+        const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        constexpr int each = tile_others / warps;
+        A y[each];
+        Bounds<A> bounds = {most_row, 0};
+#pragma unroll
+        for (int i = 0; i < each; ++i) {
+            const int64_t o = other0 + warp + i * warps;
+            const bool there = o < p.others.count && column < p.width;
+            y[i] = there ? static_cast<A>(p.others.data[(b * p.others.count + o) * p.width + column]) : A(0);
+            bounds.other = max_magnitude(bounds.other, y[i]);
+        }
+        bool in_range = false;
+        if constexpr (factored) {
+            bounds = of_block(bounds, shared.of_warps);
+            in_range = bounds.row + bounds.other <= FactoredRange<A>::paired;
+        } else {
+            __syncthreads();  // the tile before has been read
+        }
+#pragma unroll
+        for (int i = 0; i < each; ++i) shared.y[warp + i * warps][lane] = in_range ? exp(2 * y[i]) : y[i];
+        const A* grad = args.grad + b * p.rows.count * p.others.count;
+        for (int i = threadIdx.x; i < tile_rows * tile_others; i += threads) {
+            // neighbouring threads take neighbours in memory
+            const int r = p.rows.step == 1 ? i % tile_rows : i / tile_others;
+            const int o = p.rows.step == 1 ? i / tile_rows : i % tile_others;
+            const bool there = row0 + r < p.rows.count && other0 + o < p.others.count;
+            shared.grad[o][r] = there ? grad[(row0 + r) * p.rows.step + (other0 + o) * p.others.step] : A(0);
+        }
+        __syncthreads();
+        return in_range;
+    }
+
+    // A warp's rows against the others of a tile. Rows from `mine` on are not there: they add zeros in the factored
+    // form, but a zero gradient times an infinite value of an activation would be NaN.
+    template <class Form>
+    static HYBRIDOPS_INLINE void pairs(Shared& shared, A (&dx)[rows_each], A& dv, const A (&x)[rows_each], int mine,
+                                       int count, const Form& form) {
+        const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        for (int o = 0; o < count; ++o) {
+            const A y = shared.y[o][lane];
+            A value[rows_each], dy = 0;
+            form.values(value, x, y);
+#pragma unroll
+            for (int i = 0; i < rows_each; i += 4) {
+                const auto ds = load<A, 4>(&shared.grad[o][warp * rows_each + i]);
+#pragma unroll
+                for (int m = 0; m < 4; ++m) {
+                    if (i + m >= mine) continue;
+                    const A dz = ds[m] * form.slope(x[i + m], y, value[i + m]);
+                    dx[i + m] += dz;
+                    dy += dz;
+                    dv += ds[m] * value[i + m];
+                }
+            }
+            shared.sums[warp][o][lane] = dy;
+        }
+    }
+};
+
+// out[i] = v[i % width] * (the sum of part[i] over all parts), without v where it is null
+template <class T, class A>
+struct SumParts {
+    static constexpr int threads = 256, resident = 4;
+    struct Shared {};
+
+    const A* parts;  // (number, count)
+    int64_t number, count;
+    const T* v;
+    int64_t width;
+    T* out;  // (count)
+
+    HYBRIDOPS_INLINE void operator()(Shared&) const {
+        const int64_t i = int64_t{blockIdx.x} * threads + threadIdx.x;
+        if (i >= count) return;
+        A sum = 0;
+        for (int64_t part = 0; part < number; ++part) sum += parts[part * count + i];
+        out[i] = static_cast<T>(v ? static_cast<A>(v[i % width]) * sum : sum);
+    }
+};
+
+}  // namespace hybridops

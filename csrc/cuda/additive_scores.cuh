@@ -1,0 +1,269 @@
+// The score kernel of additive attention on a GPU. The score is symmetric in queries and keys, so that a kernel knows `rows`
+// and `others`, and the launcher says which is which. T storage type, A accumulator type.
+//
+// A block computes a tile of pairs, a thread some of them in registers. Channels come through shared memory in chunks,
+// as exponentials where the factored form is exact for the whole chunk, else as they are.
+#pragma once
+#include <limits>
+
+#include "../additive_attention_args.h"
+#include "device.cuh"
+
+namespace hybridops {
+
+#include "../math/additive_score.h"
+
+template <class T>
+struct Side {
+    const T* data;  // (B,count,width)
+    int64_t count;
+    int64_t step;  // of a (B,S,T) tensor, from one to the next
+};
+
+template <class T>
+struct Pairs {
+    Side<T> rows, others;
+    const T* v;  // (width)
+    int64_t batch, width;
+    bool vectors;  // whether four channels may be read at a time
+};
+
+// Four channels from a0 on, zeros behind the last.
+template <class A, class T>
+HYBRIDOPS_INLINE Lanes<A, 4> load_channels(const T* row, int64_t a0, int64_t width, bool vectors) {
+    if (vectors && a0 < width) return load<A, 4>(row + a0);
+    Lanes<A, 4> x;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x[i] = a0 + i < width ? static_cast<A>(row[a0 + i]) : A(0);
+    return x;
+}
+
+// The largest magnitudes among the rows and among the others that a block has read.
+template <class A>
+struct Bounds {
+    A row, other;
+};
+
+// Those of all threads, and a barrier; the next use needs one in between.
+template <int warps, class A>
+HYBRIDOPS_INLINE Bounds<A> of_block(Bounds<A> mine, Bounds<A> (&of_warps)[warps]) {
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) {
+        mine.row = max_magnitude(mine.row, __shfl_xor_sync(~0u, mine.row, distance));
+        mine.other = max_magnitude(mine.other, __shfl_xor_sync(~0u, mine.other, distance));
+    }
+    if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = mine;
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < warps; ++i)
+        mine = {max_magnitude(mine.row, of_warps[i].row), max_magnitude(mine.other, of_warps[i].other)};
+    return mine;
+}
+
+// How sum_a v_a act(x_a + y_a) is computed. Of four channels, without the sum of v in the factored forms, whose v is
+// -2v.
+struct Merged {  // x, y: exponentials
+    template <class A>
+    HYBRIDOPS_INLINE A operator()(const Lanes<A, 4>& x, const Lanes<A, 4>& y, const Lanes<A, 4>& v) const {
+        const auto f = sum_of_quotients(v[0], x[0] * y[0] + 1, v[1], x[1] * y[1] + 1, v[2], x[2] * y[2] + 1, v[3],
+                                        x[3] * y[3] + 1);
+        return f.numerator * reciprocal(f.denominator);
+    }
+};
+
+struct Single {
+    template <class A>
+    HYBRIDOPS_INLINE A operator()(const Lanes<A, 4>& x, const Lanes<A, 4>& y, const Lanes<A, 4>& v) const {
+        A sum = 0;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sum += v[i] * reciprocal(x[i] * y[i] + 1);
+        return sum;
+    }
+};
+
+template <class Act>
+struct Direct {  // x, y as they are
+    Act act;
+    template <class A>
+    HYBRIDOPS_INLINE A operator()(const Lanes<A, 4>& x, const Lanes<A, 4>& y, const Lanes<A, 4>& v) const {
+        A sum = 0;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sum += v[i] * act.value(x[i] + y[i]);
+        return sum;
+    }
+};
+
+// How 256 threads share a tile: in rows, in others, and `lanes` of them in the channels of a pair.
+template <int row_threads_, int other_threads_, int lanes_, int rows_each_, int others_each_>
+struct ThreadTile {
+    static constexpr int row_threads = row_threads_, other_threads = other_threads_, lanes = lanes_;
+    static constexpr int rows_each = rows_each_, others_each = others_each_;
+    static constexpr int rows = row_threads * rows_each, others = other_threads * others_each;
+    static constexpr int threads = row_threads * other_threads * lanes;
+};
+// 16 pairs a thread: nine reads of 16 bytes from shared memory for 224 multiply-adds. No more than 16 rows by 64
+// others, or there would be fewer tiles than multiprocessors: four threads share the channels of a pair.
+using WideTile = ThreadTile<4, 16, 4, 4, 4>;
+// For one row, or few: a warp a pair. What is read once is the limit here, not the arithmetic.
+using NarrowTile = ThreadTile<1, 8, 32, 1, 4>;
+
+template <class T, class A, class Act, class Tile>
+struct ScoreTile {
+    static constexpr int threads = Tile::threads;
+    // With 16 pairs a thread it takes up to 212 registers: within 128, for two blocks, the compiler spills.
+    static constexpr int resident = sizeof(A) == 4 && Tile::others_each * Tile::rows_each < 16 ? 2 : 1;
+    static constexpr int staged = Tile::rows + Tile::others + 1;  // rows, others, v
+    static constexpr int v_row = staged - 1;
+    static constexpr int least_chunk = 256 / sizeof(A);  // channels at a time
+    static constexpr int chunk = Tile::lanes * 4 > least_chunk ? Tile::lanes * 4 : least_chunk;
+    static constexpr int vectors = chunk / 4;
+    static constexpr int loads = (staged * vectors + threads - 1) / threads;  // of four channels, a thread
+    static constexpr bool factored = std::is_same_v<Act, Tanh>;
+    enum class Form { merged, single, direct };
+
+    struct Shared {
+        // more than a chunk: eight threads that read 16 bytes each, of as many rows or as few as they have lanes, read
+        // 32 different banks
+        alignas(16) A channels[staged][chunk + 4 * Tile::lanes % 32];
+        Bounds<A> of_warps[threads / 32];
+    };
+
+    Pairs<T> pairs;
+    Act act;
+
+    // Calls take(row, other, score) for each pair of the tile from (row0, other0) on, counted from there, in a thread.
+    template <class Take>
+    HYBRIDOPS_INLINE void operator()(Shared& shared, int64_t b, int64_t row0, int64_t other0, const Take& take) const {
+        const Pairs<T>& p = pairs;
+        const int lane = threadIdx.x % Tile::lanes, other = threadIdx.x / Tile::lanes % Tile::other_threads;
+        const int row = threadIdx.x / (Tile::lanes * Tile::other_threads);
+
+        A scores[Tile::rows_each][Tile::others_each] = {};
+        for (int64_t a0 = 0; a0 < p.width; a0 += chunk) {
+            const Form form = stage(shared, b, row0, other0, a0);
+            const int count = p.width - a0 < chunk ? static_cast<int>(p.width - a0) : chunk;
+            if (form == Form::merged) {
+                add<true>(scores, shared, row, other, lane, count, Merged{});
+            } else if (form == Form::single) {
+                add<true>(scores, shared, row, other, lane, count, Single{});
+            } else {
+                add<false>(scores, shared, row, other, lane, count, Direct<Act>{act});
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < Tile::rows_each; ++i) {
+#pragma unroll
+            for (int j = 0; j < Tile::others_each; ++j) {
+                A score = scores[i][j];
+#pragma unroll
+                for (int distance = Tile::lanes / 2; distance > 0; distance /= 2)
+                    score += __shfl_xor_sync(~0u, score, distance);
+                if (lane == (i * Tile::others_each + j) % Tile::lanes)
+                    take(row + i * Tile::row_threads, other + j * Tile::other_threads, score);
+            }
+        }
+    }
+
+    // Brings a chunk to shared memory, between barriers, and says in which form.
+    HYBRIDOPS_INLINE Form stage(Shared& shared, int64_t b, int64_t row0, int64_t other0, int64_t a0) const {
+        const Pairs<T>& p = pairs;
+        Lanes<A, 4> x[loads];
+        Bounds<A> bounds = {0, 0};
+#pragma unroll
+        for (int i = 0; i < loads; ++i) {
+            const int index = threadIdx.x + i * threads, line = index / vectors;
+            const bool is_row = line < Tile::rows, is_v = line == v_row;
+            // (by value: a reference to one of two would have both copied to local memory)
+            const int64_t side_count = is_row ? p.rows.count : p.others.count;
+            const T* side = is_row ? p.rows.data : p.others.data;
+            const int64_t at = is_row ? row0 + line : other0 + line - Tile::rows;
+            const bool there = line < staged && (is_v || at < side_count);
+            const T* from = is_v ? p.v : side + (b * side_count + at) * p.width;
+            x[i] = there ? load_channels<A>(from, a0 + index % vectors * 4, p.width, p.vectors) : Lanes<A, 4>{};
+            if constexpr (factored) {
+                A most = 0;
+#pragma unroll
+                for (int m = 0; m < 4; ++m) most = max_magnitude(most, x[i][m]);
+                // Times the (1 + PQ)^3 of a merged numerator, a larger v, or an infinite one, would overflow.
+                if (is_v) most = most <= A(1e9) ? A(0) : std::numeric_limits<A>::infinity();
+                bounds.row = max_magnitude(bounds.row, is_row ? most : A(0));
+                bounds.other = max_magnitude(bounds.other, is_row ? A(0) : most);
+            }
+        }
+        Form form = Form::direct;
+        if constexpr (factored) {
+            bounds = of_block(bounds, shared.of_warps);
+            const A bound = bounds.row + bounds.other;
+            if (bound <= FactoredRange<A>::single) form = Form::single;
+            if (bound <= FactoredRange<A>::merged) form = Form::merged;
+        } else {
+            __syncthreads();  // the chunk before has been read
+        }
+#pragma unroll
+        for (int i = 0; i < loads; ++i) {
+            const int index = threadIdx.x + i * threads, line = index / vectors;
+            if (form != Form::direct) {
+#pragma unroll
+                for (int m = 0; m < 4; ++m) x[i][m] = line == v_row ? -2 * x[i][m] : exp(2 * x[i][m]);
+            }
+            if (line < staged) store(&shared.channels[line][index % vectors * 4], x[i]);
+        }
+        __syncthreads();
+        return form;
+    }
+
+    // Adds the pairs' sums over a chunk: with `sums_v`, of the factored forms, sum(v) is missing in what `term` gives.
+    template <bool sums_v, class Term>
+    static HYBRIDOPS_INLINE void add(A (&scores)[Tile::rows_each][Tile::others_each], const Shared& shared, int row,
+                                     int other, int lane, int count, const Term& term) {
+        // Added up by itself first: sum(v) and the quotients cancel in part, and their rounding stays that of a chunk.
+        A sums[Tile::rows_each][Tile::others_each] = {}, sum_v = 0;
+        for (int a = 4 * lane; a < count; a += 4 * Tile::lanes) {
+            const auto v = load<A, 4>(&shared.channels[v_row][a]);
+            if constexpr (sums_v) sum_v += A(-0.5) * (v[0] + v[1] + v[2] + v[3]);
+            Lanes<A, 4> y[Tile::others_each];
+#pragma unroll
+            for (int j = 0; j < Tile::others_each; ++j)
+                y[j] = load<A, 4>(&shared.channels[Tile::rows + other + j * Tile::other_threads][a]);
+#pragma unroll
+            for (int i = 0; i < Tile::rows_each; ++i) {
+                const auto x = load<A, 4>(&shared.channels[row + i * Tile::row_threads][a]);
+#pragma unroll
+                for (int j = 0; j < Tile::others_each; ++j) sums[i][j] += term(x, y[j], v);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < Tile::rows_each; ++i) {
+#pragma unroll
+            for (int j = 0; j < Tile::others_each; ++j) scores[i][j] += sums[i][j] + sum_v;
+        }
+    }
+};
+
+template <class T, class A, class Act, class Tile>
+struct ScoresForward {
+    using Scores = ScoreTile<T, A, Act, Tile>;
+    using Shared = typename Scores::Shared;
+    static constexpr int threads = Tile::threads, resident = Scores::resident;
+
+    Scores tile;
+    A* scores;  // (B,S,T)
+
+    static int64_t blocks(const Pairs<T>& p) {
+        return p.batch * ceil_div(p.rows.count, Tile::rows) * ceil_div(p.others.count, Tile::others);
+    }
+
+    HYBRIDOPS_INLINE void operator()(Shared& shared) const {
+        const Pairs<T>& p = tile.pairs;
+        const int64_t down = ceil_div(p.rows.count, Tile::rows), across = ceil_div(p.others.count, Tile::others);
+        const int64_t block = blockIdx.x, b = block / (down * across);
+        const int64_t row0 = block / across % down * Tile::rows, other0 = block % across * Tile::others;
+        A* to = scores + b * p.rows.count * p.others.count;
+        tile(shared, b, row0, other0, [&](int row, int other, A score) {
+            const int64_t r = row0 + row, o = other0 + other;
+            if (r < p.rows.count && o < p.others.count) to[r * p.rows.step + o * p.others.step] = score;
+        });
+    }
+};
+
+}  // namespace hybridops
