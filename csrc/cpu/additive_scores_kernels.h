@@ -108,15 +108,10 @@ struct ScoreVector {
 
 // ---- tiles -----------------------------------------------------------------------------------------------------------
 
-// Keys as a tile takes them, each padded: K = e^-2k and v K.
-template <class A>
-struct KeyTile {
-    const A *k, *vk;
-};
-
-// sums[j] = sum_a v_a K_ja / (K_ja + P_a), for |q| and |k| within QuotientRange::merged.
-template <class A>
-HYBRIDOPS_INLINE void merged_sums(A* sums, const A* p, const KeyTile<A>& keys, int64_t padded) {
+// sums[j] = sum_a v_a K_ja / (K_ja + P_a), for |q| and |k| within QuotientRange::merged; `weighted` gives v K.
+template <class A, class Weighted>
+HYBRIDOPS_INLINE void merged_sums(A* sums, const A* p, const A* const (&k)[key_tile], const Weighted& weighted,
+                                  int64_t padded) {
     Simd<A> acc[key_tile] = {};
     for (int64_t a = 0; a < padded; a += merge * lanes<A>) {
         Simd<A> pa[merge];
@@ -124,9 +119,10 @@ HYBRIDOPS_INLINE void merged_sums(A* sums, const A* p, const KeyTile<A>& keys, i
         for (int j = 0; j < key_tile; ++j) {
             Simd<A> x[merge], vk[merge];
             for (int m = 0; m < merge; ++m) {
-                const int64_t at = j * padded + a + m * lanes<A>;
-                x[m] = load(keys.k + at) + pa[m];
-                vk[m] = load(keys.vk + at);
+                const int64_t at = a + m * lanes<A>;
+                const Simd<A> ka = load(k[j] + at);
+                x[m] = ka + pa[m];
+                vk[m] = weighted(j, at, ka);
             }
             const auto f = sum_of_quotients(vk[0], x[0], vk[1], x[1], vk[2], x[2], vk[3], x[3]);
             acc[j] += f.numerator / f.denominator;
@@ -136,12 +132,15 @@ HYBRIDOPS_INLINE void merged_sums(A* sums, const A* p, const KeyTile<A>& keys, i
 }
 
 // The same without merging: for |q| and |k| within QuotientRange::single.
-template <class A>
-HYBRIDOPS_INLINE void single_sums(A* sums, const A* p, const KeyTile<A>& keys, int64_t padded) {
+template <class A, class Weighted>
+HYBRIDOPS_INLINE void single_sums(A* sums, const A* p, const A* const (&k)[key_tile], const Weighted& weighted,
+                                  int64_t padded) {
     Simd<A> acc[key_tile] = {};
     for (int64_t a = 0; a < padded; a += lanes<A>)
-        for (int j = 0; j < key_tile; ++j)
-            acc[j] += load(keys.vk + j * padded + a) / (load(keys.k + j * padded + a) + load(p + a));
+        for (int j = 0; j < key_tile; ++j) {
+            const Simd<A> ka = load(k[j] + a);
+            acc[j] += weighted(j, a, ka) / (ka + load(p + a));
+        }
     sum_lanes_of_four<A>(sums, acc);
 }
 
@@ -169,7 +168,7 @@ struct TanhScores {
     void operator()(const Pairs& pairs, A* out, int64_t stride, A* scratch) const {
         const AdditiveShape& n = a.shape;
         const int64_t queries = pairs.s1 - pairs.s0;
-        A *tile_k = scratch, *tile_vk = tile_k + key_tile * v.padded, *p = tile_vk + key_tile * v.padded;
+        A *own = scratch, *tile_vk = own + key_tile * v.padded, *p = tile_vk + key_tile * v.padded;
         A* bound = p + queries * v.padded;
         const T* q = a.q + (pairs.b * n.queries + pairs.s0) * n.width;
         for (int64_t i = 0; i < queries; ++i)
@@ -177,48 +176,57 @@ struct TanhScores {
 
         // v's unit and twice any score are finite; an infinite v times a difference would be NaN
         const bool factored = v.magnitude <= std::numeric_limits<A>::max() / 4;
+        const auto weigh = [&](int, int64_t at, Simd<A> k) { return k * load(v.scaled.data() + at); };
+        const auto read = [&](int j, int64_t at, Simd<A>) { return load(tile_vk + j * v.padded + at); };
         for (int64_t t = pairs.t0; t < pairs.t1; t += key_tile) {
             const int64_t count = std::min<int64_t>(key_tile, pairs.t1 - t), key = pairs.b * n.keys + t;
-            const A key_bound = fill(tile_k, tile_vk, key, count);
-            const KeyTile<A> tile{tile_k, tile_vk};
-            for (int64_t i = 0; i < queries; ++i) {
-                A sums[key_tile], *to = out + i * stride + (t - pairs.t0);
-                const auto within = [&](A range) { return factored && bound[i] <= range && key_bound <= range; };
-                if (within(QuotientRange<A>::merged)) {
-                    merged_sums(sums, p + i * v.padded, tile, v.padded);
-                } else if (within(QuotientRange<A>::single)) {
-                    single_sums(sums, p + i * v.padded, tile, v.padded);
-                } else {
-                    for (int64_t j = 0; j < count; ++j)
-                        to[j] = direct_score<A>(q + i * n.width, a.k + (key + j) * n.width, a.v, n.width, Tanh{});
-                    continue;
+            const A* k[key_tile];
+            const A key_bound = exponentials(k, own, key, count);
+            const auto within = [&](int64_t i, A range) { return factored && bound[i] <= range && key_bound <= range; };
+            const auto scores = [&](const auto& weighted) {
+                for (int64_t i = 0; i < queries; ++i) {
+                    A sums[key_tile], *to = out + i * stride + (t - pairs.t0);
+                    if (within(i, QuotientRange<A>::merged)) {
+                        merged_sums(sums, p + i * v.padded, k, weighted, v.padded);
+                    } else if (within(i, QuotientRange<A>::single)) {
+                        single_sums(sums, p + i * v.padded, k, weighted, v.padded);
+                    } else {
+                        for (int64_t j = 0; j < count; ++j)
+                            to[j] = direct_score<A>(q + i * n.width, a.k + (key + j) * n.width, a.v, n.width, Tanh{});
+                        continue;
+                    }
+                    for (int64_t j = 0; j < count; ++j) to[j] = v.sum - 2 * v.unit * sums[j];
                 }
-                for (int64_t j = 0; j < count; ++j) to[j] = v.sum - 2 * v.unit * sums[j];
+            };
+            if (queries <= 2) {  // hardly anybody shares these products
+                scores(weigh);
+                continue;
             }
+            for (int j = 0; j < key_tile; ++j)
+                for (int64_t at = 0; at < v.padded; at += lanes<A>)
+                    store(tile_vk + j * v.padded + at, weigh(j, at, load(k[j] + at)));
+            scores(read);
         }
     }
 
    private:
-    // The tile of `count` keys from `key` on; keys that are not there count for nothing. Gives the largest |k|.
-    A fill(A* tile_k, A* tile_vk, int64_t key, int64_t count) const {
+    // k: those of `count` keys from `key` on, where they are or in `own`, and the last one's again for keys that are not
+    // there. Gives the largest |k|.
+    A exponentials(const A* (&k)[key_tile], A* own, int64_t key, int64_t count) const {
         A most = 0;
-        for (int64_t j = 0; j < key_tile; ++j) {
-            A *k = tile_k + j * v.padded, *vk = tile_vk + j * v.padded, bound = 0;
-            const A* ready = j < count && keys.values ? keys.values + (key + j) * v.padded : k;
-            if (j >= count) {
-                std::fill(k, k + v.padded, A(1));
-            } else if (keys.values) {
+        for (int64_t j = 0; j < count; ++j) {
+            A bound;
+            if (keys.values) {
+                k[j] = keys.values + (key + j) * v.padded;
                 bound = keys.bound[key + j];
             } else {
-                bound = exponential_row<A>(k, a.k + (key + j) * a.shape.width, A(-2), a.shape.width, v.padded);
+                k[j] = own + j * v.padded;
+                bound = exponential_row<A>(own + j * v.padded, a.k + (key + j) * a.shape.width, A(-2), a.shape.width,
+                                           v.padded);
             }
             most = bound > most || bound != bound ? bound : most;
-            for (int64_t i = 0; i < v.padded; i += lanes<A>) {
-                const Simd<A> x = load(ready + i);
-                store(k + i, x);
-                store(vk + i, x * load(v.scaled.data() + i));
-            }
         }
+        std::fill(k + count, k + key_tile, k[count - 1]);
         return most;
     }
 };
