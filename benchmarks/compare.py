@@ -18,7 +18,18 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this file is run by its path, and nothing need be installed
 
-from benchmarks.measure import ROOT, machine, machine_name, row, sample_peak, seconds, share_of_peak, table, warm_up
+from benchmarks.measure import (
+    ROOT,
+    machine,
+    machine_name,
+    row,
+    runs_in_a_row,
+    sample_peak,
+    seconds,
+    share_of_peak,
+    table,
+    warm_up,
+)
 from benchmarks.workloads import SCALES, WORKLOADS, Workload, checked_job, fused_backends, score_error, variants
 
 Table = list[dict[str, Any]]
@@ -54,6 +65,7 @@ def compare(workload: Workload, task: str, rounds: int, compiled: bool) -> Table
     print(f"{workload.family}, {workload.name}, {task}: {', '.join(names)}", file=sys.stderr)
     jobs = {name: checked_job(workload, task, name) for name in names}
     memory = {name: warm_up(work) for name, work in jobs.items()}
+    runs = {name: runs_in_a_row(work) for name, work in jobs.items()}
     multiply_adds = workload.multiply_adds(task)
     times: dict[str, list[float]] = {name: [] for name in names}
     shares: dict[str, list[float | None]] = {name: [] for name in names}
@@ -61,7 +73,7 @@ def compare(workload: Workload, task: str, rounds: int, compiled: bool) -> Table
         shift = turn % len(names)  # nobody always comes after the same one
         before = sample_peak()
         for name in names[shift:] + names[:shift]:
-            times[name].append(seconds(jobs[name]))
+            times[name].append(seconds(jobs[name], runs[name]))
             after = sample_peak()
             shares[name].append(share_of_peak(multiply_adds, times[name][-1], before, after))
             before = after
