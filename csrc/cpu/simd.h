@@ -1,6 +1,7 @@
 // Vectors of one instruction set, and exp, sigmoid and tanh on them. Included by every_isa.h inside that set's namespace
 // (so: no include guard, no includes). Written with the compiler's vector extension, so that the same text is SSE2, NEON,
-// AVX2 or AVX-512; the only intrinsics are the approximate reciprocals and the conversions of half precision.
+// AVX2 or AVX-512; the only intrinsics are minimum and maximum, the approximate reciprocal and the
+// conversions of half precision.
 
 #define HYBRIDOPS_INLINE inline __attribute__((always_inline))
 
@@ -163,16 +164,24 @@ HYBRIDOPS_INLINE ExpParts<V> exp_parts(V x) {
     return {(V)(exponent << mantissa), series * r};
 }
 
+// x, but no less than `low` and no more than `high`; NaN stays NaN.
+template <class V>
+HYBRIDOPS_INLINE V clamp(V x, Element<V> low, Element<V> high) {
+#if defined(HYBRIDOPS_X86) && HYBRIDOPS_VECTOR_BYTES == 32
+    if constexpr (std::is_same_v<Element<V>, float>)  // the compiler does not see that these do the same
+        return (V)_mm256_min_ps(_mm256_set1_ps(high), _mm256_max_ps(_mm256_set1_ps(low), (__m256)x));
+#endif
+    const V lowest = V{} + low, highest = V{} + high;
+    x = x < lowest ? lowest : x;
+    return x > highest ? highest : x;
+}
+
 // Within 2 ulp on [-87.3, 88.3] (float32), [-708, 709] (float64); below, it stays at the smallest value of that range
 // instead of going on to zero; above, it is inf; NaN stays NaN.
 template <class V>
 HYBRIDOPS_INLINE V exp(V x) {
     using A = Element<V>;
-    const V lowest = V{} + (sizeof(A) == 4 ? A(-87.3) : A(-708.)),
-            highest = V{} + (sizeof(A) == 4 ? A(88.8) : A(709.8));
-    x = x < lowest ? lowest : x;
-    x = x > highest ? highest : x;
-    const auto e = exp_parts(x);
+    const auto e = exp_parts(sizeof(A) == 4 ? clamp(x, A(-87.3), A(88.8)) : clamp(x, A(-708.), A(709.8)));
     return e.scale * e.expm1 + e.scale;
 }
 
@@ -185,9 +194,8 @@ HYBRIDOPS_INLINE V sigmoid(V x) {
 template <class V>
 HYBRIDOPS_INLINE V tanh(V x) {
     using A = Element<V>;
-    const V saturated = V{} + (sizeof(A) == 4 ? A(10) : A(20));  // tanh of it rounds to 1
-    x = x < -saturated ? -saturated : x;
-    x = x > saturated ? saturated : x;
+    constexpr A saturated = sizeof(A) == 4 ? 10 : 20;  // tanh of it rounds to 1
+    x = clamp(x, -saturated, saturated);
     const auto e = exp_parts(x + x);
     const V expm1 = e.scale * e.expm1 + (e.scale - 1);
     return expm1 / (expm1 + 2);
