@@ -94,15 +94,17 @@ void additive_forward(const AdditiveScoresArgs<T, A>& a, const ContextArgs<T, A>
     const auto run = [&](const auto& scores, A largest_score) {
         c ? attend(n, partition, scores, *c, largest_score) : write_scores(a, partition, scores);
     };
-    const A unbounded = std::numeric_limits<A>::infinity();
-    if (n.activation == Activation::relu) return run(DirectScores<A, T, Relu>{a, {}}, unbounded);
-    if (n.activation == Activation::leaky_relu)
-        return run(DirectScores<A, T, LeakyRelu<A>>{a, {static_cast<A>(n.negative_slope)}}, unbounded);
-    const ScoreVector<A> v(a.v, n.width);
-    // Keys that several units meet, all at once; else each unit those of its own
-    std::optional<OwnedExponentials<A>> keys;
-    if (partition.down > 1 && !a.prepared_keys.values) keys.emplace(a.k, n.batch * n.keys, n.width);
-    run(TanhScores<A, T>{a, keys ? keys->rows : a.prepared_keys, v}, v.magnitude);
+    with_activation<A>(n.activation, n.negative_slope, [&](auto act) {
+        if constexpr (std::is_same_v<decltype(act), Tanh>) {
+            const ScoreVector<A> v(a.v, n.width);
+            // Keys that several units meet, all at once; else each unit those of its own
+            std::optional<OwnedExponentials<A>> keys;
+            if (partition.down > 1 && !a.prepared_keys.values) keys.emplace(a.k, n.batch * n.keys, n.width);
+            run(TanhScores<A, T>{a, keys ? keys->rows : a.prepared_keys, v}, v.magnitude);
+        } else {
+            run(DirectScores<A, T, decltype(act)>{a, act}, std::numeric_limits<A>::infinity());
+        }
+    });
 }
 
 #include "additive_gradient_kernels.h"

@@ -102,11 +102,11 @@ void column_gradients(const AdditiveScoresBackwardArgs<T, A>& a, const Columns<A
     store(dv_out, dv);
 }
 
-template <class T, class A>
-void additive_scores_backward(const AdditiveScoresBackwardArgs<T, A>& a) {
+// dv: (B,columns), for each batch entry
+template <class T, class A, class Act>
+void gradients(const AdditiveScoresBackwardArgs<T, A>& a, A* dv, const Act& act) {
     const AdditiveShape& n = a.shape;
     const int64_t columns = ceil_div(n.width, lanes<A>);
-    Buffer<A> dv(n.batch * columns * lanes<A>);
     share_out(n.batch * columns, [&](Units& units) {
         A* scratch = static_cast<A*>(thread_scratch((n.queries + 2 * n.keys) * lanes<A> * sizeof(A)));
         const Columns<A> c{scratch, scratch + n.queries * lanes<A>, scratch + (n.queries + n.keys) * lanes<A>};
@@ -124,24 +124,33 @@ void additive_scores_backward(const AdditiveScoresBackwardArgs<T, A>& a) {
             };
             const A q_bound = gather(c.q, a.q, n.queries), k_bound = gather(c.k, a.k, n.keys);
             const auto within = [&](A range) { return q_bound <= range && k_bound <= range; };
-            A* dv_out = dv.data() + unit * lanes<A>;
-            if (n.activation == Activation::relu) {
-                column_gradients(a, c, b, a0, count, dv_out, Direct<A, Relu>{});
-            } else if (n.activation == Activation::leaky_relu) {
-                const LeakyRelu<A> act{static_cast<A>(n.negative_slope)};
-                column_gradients(a, c, b, a0, count, dv_out, Direct<A, LeakyRelu<A>>{act});
-            } else if (within(QuotientRange<A>::paired)) {
-                column_gradients(a, c, b, a0, count, dv_out, FactoredTanh<A, true>{});
-            } else if (within(QuotientRange<A>::single)) {
-                column_gradients(a, c, b, a0, count, dv_out, FactoredTanh<A, false>{});
-            } else {
-                column_gradients(a, c, b, a0, count, dv_out, Direct<A, Tanh>{});
+            const auto run = [&](const auto& form) {
+                column_gradients(a, c, b, a0, count, dv + unit * lanes<A>, form);
+            };
+            if constexpr (std::is_same_v<Act, Tanh>) {
+                if (within(QuotientRange<A>::paired)) {
+                    run(FactoredTanh<A, true>{});
+                    continue;
+                }
+                if (within(QuotientRange<A>::single)) {
+                    run(FactoredTanh<A, false>{});
+                    continue;
+                }
             }
+            run(Direct<A, Act>{act});
         }
     });
+}
+
+template <class T, class A>
+void additive_scores_backward(const AdditiveScoresBackwardArgs<T, A>& a) {
+    const AdditiveShape& n = a.shape;
+    const int64_t columns = round_up(n.width, lanes<A>);
+    const Buffer<A> dv(n.batch * columns);
+    with_activation<A>(n.activation, n.negative_slope, [&](auto act) { gradients(a, dv.data(), act); });
     for (int64_t i = 0; i < n.width; ++i) {
         A sum = 0;
-        for (int64_t b = 0; b < n.batch; ++b) sum += dv.data()[b * columns * lanes<A> + i];
+        for (int64_t b = 0; b < n.batch; ++b) sum += dv.data()[b * columns + i];
         a.dv[i] = static_cast<T>(sum);
     }
 }

@@ -110,10 +110,17 @@ HYBRIDOPS_INLINE void add_bfloat16_products(Simd<float>& sum, SimdOf<float>::bit
 }
 #endif
 
+// In registers: a vector read from where its elements were just written one by one would have to wait for them.
+template <class A, class T, size_t... l>
+HYBRIDOPS_INLINE Simd<A> load_strided(const T* p, int64_t stride, std::index_sequence<l...>) {
+    return Simd<A>{static_cast<A>(p[l * stride])...};
+}
+
 // `count` elements of storage type T, `stride` apart, as accumulators; the other lanes are zero.
 template <class A, class T>
 HYBRIDOPS_INLINE Simd<A> load_lanes(const T* p, int64_t count, int64_t stride = 1) {
-    if (count == lanes<A> && stride == 1) return load_all<A>(p);
+    if (count == lanes<A>)
+        return stride == 1 ? load_all<A>(p) : load_strided<A>(p, stride, std::make_index_sequence<lanes<A>>{});
     Simd<A> x = {};
     for (int64_t l = 0; l < count; ++l) x[l] = static_cast<A>(p[l * stride]);
     return x;

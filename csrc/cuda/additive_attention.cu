@@ -15,16 +15,6 @@
 namespace hybridops {
 namespace {
 
-// Calls f with the activation, as an object of its own type.
-template <class A, class F>
-void with_activation(int64_t activation, double negative_slope, const F& f) {
-    switch (static_cast<Activation>(activation)) {
-        case Activation::tanh: return f(Tanh{});
-        case Activation::relu: return f(Relu{});
-        case Activation::leaky_relu: return f(LeakyRelu<A>{static_cast<A>(negative_slope)});
-    }
-}
-
 template <class T>
 Pairs<T> pairs_of(const Tensor& q, const Tensor& k, const Tensor& v, bool keys_as_rows) {
     const Side<T> queries{data<const T>(q), q.size(1), k.size(1)}, keys{data<const T>(k), k.size(1), 1};
@@ -43,7 +33,7 @@ Tensor additive_scores_forward(const Tensor& q, const Tensor& k, const Tensor& v
     const Tensor qc = contiguous(q), kc = contiguous(k), vc = contiguous(v);
     HYBRIDOPS_DISPATCH_DTYPE(q.scalar_type(), "additive_scores_forward", {
         using A = Accumulator<scalar_t>;
-        with_activation<A>(activation, negative_slope, [&](auto act) {
+        with_activation<A>(static_cast<Activation>(activation), negative_slope, [&](auto act) {
             const auto pairs = pairs_of<scalar_t>(qc, kc, vc, k.size(1) < q.size(1));
             const auto launch = [&](auto tile) {
                 using Kernel = ScoresForward<scalar_t, A, decltype(act), decltype(tile)>;
@@ -112,7 +102,7 @@ std::tuple<Tensor, Tensor> additive_attention_forward(const Tensor& q, const Ten
     HYBRIDOPS_DISPATCH_DTYPE(q.scalar_type(), "additive_attention_forward", {
         using A = Accumulator<scalar_t>;
         const auto pairs = pairs_of<scalar_t>(qc, kc, vc, false);
-        with_activation<A>(activation, negative_slope, [&](auto act) {
+        with_activation<A>(static_cast<Activation>(activation), negative_slope, [&](auto act) {
             using Act = decltype(act);
             if (q.size(1) < 8) {
                 const ScoreTile<scalar_t, A, Act, NarrowTile> tile{pairs, act};
@@ -142,7 +132,7 @@ std::tuple<Tensor, Tensor, Tensor> additive_scores_backward(const Tensor& grad, 
     const Tensor &d_rows = keys_as_rows ? dk : dq, &d_others = keys_as_rows ? dq : dk;
     HYBRIDOPS_DISPATCH_DTYPE(q.scalar_type(), "additive_scores_backward", {
         using A = Accumulator<scalar_t>;
-        with_activation<A>(activation, negative_slope, [&](auto act) {
+        with_activation<A>(static_cast<Activation>(activation), negative_slope, [&](auto act) {
             using Kernel = ScoresBackward<scalar_t, A, decltype(act)>;
             using Sum = SumParts<scalar_t, A>;
             const auto pairs = pairs_of<scalar_t>(qc, kc, vc, keys_as_rows);

@@ -87,3 +87,13 @@ struct LeakyRelu {
         return z > 0 ? V{} + 1 : V{} + negative_slope;
     }
 };
+
+// Calls f with the activation, as an object of its own type.
+template <class A, class F>
+void with_activation(Activation activation, double negative_slope, const F& f) {
+    switch (activation) {
+        case Activation::tanh: return f(Tanh{});
+        case Activation::relu: return f(Relu{});
+        case Activation::leaky_relu: return f(LeakyRelu<A>{static_cast<A>(negative_slope)});
+    }
+}
