@@ -158,18 +158,25 @@ struct BackwardEpilogue final : Epilogue<A> {
 
     void finish(int64_t group, const int64_t* pixels, int64_t pixel_count, const A* sums) const override {
         const int64_t first = group * group_channels, end = std::min(first + group_channels, hidden);
-        for (int64_t i = 0; i < pixel_count; ++i, sums += group_channels)
+        for (int64_t i = 0; i < pixel_count; ++i, sums += group_channels) {
+            const T* grad = grad_at(pixels[i]);
             for (int64_t channel = first; channel < end; channel += lanes<A>)
-                step(pixels[i], channel, std::min<int64_t>(lanes<A>, end - channel), load(sums + channel - first));
+                step(pixels[i], grad, channel, std::min<int64_t>(lanes<A>, end - channel),
+                     load(sums + channel - first));
+        }
     }
 
-    void step(int64_t pixel, int64_t channel, int64_t count, Simd<A> dh) const {
-        if (grad_hs.data) {
-            const int64_t b = pixel / (height * width), y = pixel / width % height, x = pixel % width;
-            dh += load_lanes<A>(
-                grad_hs.data + b * grad_hs.batch + y * grad_hs.y + x * grad_hs.x + channel * grad_hs.channel, count,
-                grad_hs.channel);
-        }
+    // Where grad_hs has the first channel of a pixel. Divisions take as long as the arithmetic of a whole vector.
+    const T* grad_at(int64_t pixel) const {
+        if (!grad_hs.data) return nullptr;
+        const int64_t image = height * width, b = pixel / image, at = pixel % image;
+        const T* grad = grad_hs.data + b * grad_hs.batch;
+        if (grad_hs.y == width * grad_hs.x) return grad + at * grad_hs.x;
+        return grad + at / width * grad_hs.y + at % width * grad_hs.x;
+    }
+
+    void step(int64_t pixel, const T* grad, int64_t channel, int64_t count, Simd<A> dh) const {
+        if (grad) dh += load_lanes<A>(grad + channel * grad_hs.channel, count, grad_hs.channel);
         const int64_t at = pixel * hidden + channel;
         const T* gate = gates + pixel * 4 * hidden + channel;
         Peephole<Simd<A>> p = {};
@@ -254,13 +261,14 @@ void run_conv_lstm_backward(const ConvLstmBackwardArgs<T, A>& a, const auto& con
             convolution({&source, nullptr}, epilogue);
         } else {  // nothing comes from behind but the gradient of h_n
             torch::stable::parallel_for(0, pixels, 256, [&](int64_t begin, int64_t end) {
-                for (int64_t pixel = begin; pixel < end; ++pixel)
+                for (int64_t pixel = begin; pixel < end; ++pixel) {
+                    const T* grad = epilogue.grad_at(pixel);
+                    const A* dh = a.grad_hn ? a.grad_hn + pixel * a.hidden : nullptr;
                     for (int64_t channel = 0; channel < a.hidden; channel += lanes<A>) {
                         const int64_t count = std::min<int64_t>(lanes<A>, a.hidden - channel);
-                        epilogue.step(
-                            pixel, channel, count,
-                            a.grad_hn ? load_lanes<A>(a.grad_hn + pixel * a.hidden + channel, count) : Simd<A>{});
+                        epilogue.step(pixel, grad, channel, count, dh ? load_lanes<A>(dh + channel, count) : Simd<A>{});
                     }
+                }
             });
         }
     }
