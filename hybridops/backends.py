@@ -82,7 +82,7 @@ def choose(family: str, name: str | None, x: Tensor, spatial_dims: int = 0) -> M
             raise RuntimeError(f"backend {name!r} was asked for, but {reason}")
         return _MODULES[name, family]
 
-    native_reason = _missing("native") or _refusal("native", family, x, spatial_dims)
+    native_reason = native.why_not(family, x, spatial_dims)
     if native_reason is None:
         return _decided("native", family, "it is compiled for this device")
     if x.device.type == "cpu":  # where Triton runs only in its interpreter, to be tested

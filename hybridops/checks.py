@@ -30,12 +30,14 @@ def check_bool(name: str, value: bool) -> bool:
 
 
 def check_number(name: str, value: float, low: float = -math.inf, high: float = math.inf) -> float:
+    number = isinstance(value, float) or (isinstance(value, Real) and not isinstance(value, bool))
+    # a symbol of torch.compile takes no math.isfinite
+    if number and -math.inf < value < math.inf and low <= value <= high:
+        return float(value)
     expected = "a finite number" if math.isinf(high - low) else f"a number in [{low:g}, {high:g}]"
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be {expected}, got {value!r} of type {type(value).__name__}")
-    if not (-math.inf < value < math.inf and low <= value <= high):  # a symbol of torch.compile takes no math.isfinite
+    if number:
         raise ValueError(f"{name} must be {expected}, got {value}")
-    return float(value)
+    raise TypeError(f"{name} must be {expected}, got {value!r} of type {type(value).__name__}")
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> str:

@@ -179,7 +179,9 @@ def additive_scores(
     Returns:
         (B, S, T) in the dtype of query.
     """
-    query, key, v = _check_pairs(query, key, v, activation, negative_slope)
+    _check_pairs(query, key, v, activation, negative_slope)
+    query, key, v = _autocast(query, key, v)
+    _check_dtypes(query=query, key=key, v=v)
     run = backends.choose("additive_attention", backend, query)
     with _no_autocast(query):
         scores = autograd.additive_attention.scores(run, query, key, v, activation, float(negative_slope))
@@ -221,11 +223,11 @@ def additive_attention(
     Returns:
         context (B, S, D) in the dtype of value, or (context, α (B, S, T)).
     """
-    query, key, v = _check_pairs(query, key, v, activation, negative_slope)
+    _check_pairs(query, key, v, activation, negative_slope)
     pairs = (*query.shape[:2], key.shape[1])
     check_shape("value", value, (pairs[0], pairs[2], "D"))
-    value = _autocast(value)[0]
-    _check_like("value", value, query, like_name="query")
+    query, key, value, v = _autocast(query, key, value, v)
+    _check_dtypes(query=query, key=key, value=value, v=v)
     mask = broadcast_mask(mask, *pairs)
     if mask is not None and mask.device != query.device:
         raise ValueError(f"mask must be on the device of query, {query.device}, got {mask.device}")
@@ -284,17 +286,13 @@ def _check_conv_lstm(
     return dims
 
 
-def _check_pairs(query: Tensor, key: Tensor, v: Tensor, activation: str, negative_slope: float) -> Sequence[Tensor]:
-    """query, key and v, checked, as autocast wants them."""
+def _check_pairs(query: Tensor, key: Tensor, v: Tensor, activation: str, negative_slope: float) -> None:
     check_shape("query", query, ("B", "S", "A"))
     batch, _, width = query.shape
     check_shape("key", key, (batch, "T", width))
     check_shape("v", v, (width,))
     check_choice("activation", activation, ACTIVATIONS)
     check_number("negative_slope", negative_slope)
-    query, key, v = _autocast(query, key, v)
-    _check_dtypes(query=query, key=key, v=v)
-    return query, key, v
 
 
 def _check_prepared(prepared: PreparedExponentials | None, key: Tensor, backend: str) -> tuple[Tensor, Tensor] | None:
@@ -327,7 +325,7 @@ def _check_dtypes(**tensors: Tensor | None) -> None:
     if first.dtype not in DTYPES:
         raise TypeError(f"{name} must be one of {', '.join(map(str, DTYPES))}, got {first.dtype}")
     for other, tensor in others:
-        if tensor is not None:
+        if tensor is not None and (tensor.dtype, tensor.device) != (first.dtype, first.device):
             _check_like(other.replace("_of_", " of "), tensor, first, like_name=name)
 
 
@@ -361,8 +359,11 @@ def _autocast(*tensors: Tensor | None) -> Sequence[Tensor | None]:
     return [t if t is None or t.dtype not in DTYPES or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
 
 
+_AS_IT_IS = contextlib.nullcontext()
+
+
 def _no_autocast(x: Tensor) -> contextlib.AbstractContextManager:
-    return torch.autocast(x.device.type, enabled=False) if _autocast_enabled(x) else contextlib.nullcontext()
+    return torch.autocast(x.device.type, enabled=False) if _autocast_enabled(x) else _AS_IT_IS
 
 
 def _autocast_enabled(x: Tensor) -> bool:

@@ -62,9 +62,10 @@ class FusedAdditiveAttention(AdditiveAttention):
     def _attend(
         self, q: Tensor, keys: PreparedKeys, mask: Tensor | None, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
-        recompute_weights(self.v)
+        v = self.v
+        recompute_weights(v)
         out = HF.additive_attention(
-            q, keys.key, keys.value, self.v.weight[0], mask=mask, scale=self.scale,
+            q, keys.key, keys.value, v.weight[0], mask=mask, scale=self.scale,
             activation=self.activation, negative_slope=self.negative_slope,
             dropout_p=self.dropout if self.training else 0.0, return_weights=need_weights,
             prepared=getattr(keys, "exponentials", None), backend=self.backend,
