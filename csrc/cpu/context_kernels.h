@@ -126,7 +126,8 @@ struct Context {
     template <int count, int size, class X>
     HYBRIDOPS_INLINE void tile(T* context, int64_t width, const A* weights, int64_t stride, const X* x,
                                int64_t x_stride) const {
-        Simd<A> acc[count][size] = {};
+        Simd<A> acc[count][size];
+        clear(acc);
         for (int64_t t = 0; t < keys; ++t) {
             Simd<A> xt[size];
             for (int j = 0; j < size; ++j) xt[j] = load_all<A>(x + t * x_stride + j * lanes<A>);

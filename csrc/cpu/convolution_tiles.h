@@ -30,15 +30,7 @@ struct Operands<float, torch::headeronly::BFloat16> {
 };
 #endif
 
-// Accumulators start from zero, because the error of a sum grows with its length; held, because the compiler would keep
-// the zeros, and then the sums, in memory.
-template <class V, int P, int N>
-HYBRIDOPS_INLINE void clear(V (&sums)[P][N]) {
-    for (int i = 0; i < P * N; ++i) {
-        sums[i / N][i % N] = V{};
-        hold(sums[i / N][i % N]);
-    }
-}
+// Sums start from zero and are then added to memory, because the error of a sum grows with its length.
 template <class A, class V, int P, int N>
 HYBRIDOPS_INLINE void add_to_memory(A* out, const V (&sums)[P][N]) {
     for (int i = 0; i < P * N; ++i, out += lanes<A>) store(out, load(out) + sums[i / N][i % N]);

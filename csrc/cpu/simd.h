@@ -49,6 +49,15 @@ HYBRIDOPS_INLINE void hold(V& x) {
 #endif
 }
 
+// Accumulators, zero; held, because the compiler would keep the zeros, and then the sums, in memory.
+template <class V, int P, int N>
+HYBRIDOPS_INLINE void clear(V (&sums)[P][N]) {
+    for (int i = 0; i < P * N; ++i) {
+        sums[i / N][i % N] = V{};
+        hold(sums[i / N][i % N]);
+    }
+}
+
 // Conversion of `lanes` numbers of storage type T, next to each other.
 template <class T>
 inline constexpr bool is_bfloat16 = std::is_same_v<T, torch::headeronly::BFloat16>;
