@@ -26,7 +26,7 @@ test: build ## the tests
 	$(NEED) pytest hypothesis
 	$(PY) -m pytest -q tests $(ARGS)
 
-# TRITON=3.4.0 takes that version, from build/triton-3.4.0, in place of the installed one. Before 3.7 its interpreter does
+# TRITON=3.6.0 takes that version, from build/triton-3.6.0, in place of the installed one. Before 3.7 its interpreter does
 # not go with NumPy 2.4 or newer, so it has a NumPy of its own.
 ifdef TRITON
 OTHER_TRITON      := build/triton-$(TRITON)

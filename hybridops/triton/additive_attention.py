@@ -33,6 +33,7 @@ SCORES = {
     "many pairs": Config({"BLOCK_S": 32, "BLOCK_T": 64}, num_warps=4),
 }
 ATTENTION = {
+    # BLOCK_T × MOST_VALUES values are in registers: with 64 keys, or four warps, they spill under Triton 3.6
     "one query": Config({"BLOCK_S": 1, "BLOCK_T": 32}, num_warps=8, num_stages=1),
     "few pairs": Config({"BLOCK_S": 16, "BLOCK_T": 16}, num_warps=4, num_stages=1, max_registers=255),
     "many pairs": Config({"BLOCK_S": 32, "BLOCK_T": 32}, num_warps=8, num_stages=1, max_registers=255),
@@ -166,9 +167,9 @@ def _pairs(q, k, v, score_bias, scale, activation, negative_slope, key_exponenti
         q, k = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k))
         factors = (None,) * 4
     strides = (*q.stride(), *k.stride(), v.stride(0), *bias_strides)
-    constants = {"A": width, "ACTIVATION": activation, "SLOPE": negative_slope, "SCALE": scale}
+    constants = {"ACTIVATION": activation, "SLOPE": negative_slope, "SCALE": scale}
     constants |= {"WIDTH": _power_of_two(width), **RANGE[accumulation_dtype(q.dtype)]}
-    return (q, k, v, *factors, bias, queries, keys, *strides), constants
+    return (q, k, v, *factors, bias, queries, keys, width, *strides), constants
 
 
 def _weights_fake(q, k, v, score_bias, scale, activation, negative_slope, key_exponentials, key_bounds, mask):
@@ -377,9 +378,9 @@ def exponentials_kernel(
 
 @triton.jit
 def scores_kernel(
-    q_ptr, k_ptr, v_ptr, q_exp_ptr, q_bound_ptr, k_exp_ptr, k_bound_ptr, bias_ptr, S, T,
+    q_ptr, k_ptr, v_ptr, q_exp_ptr, q_bound_ptr, k_exp_ptr, k_bound_ptr, bias_ptr, S, T, A,
     q_b, q_s, q_a, k_b, k_t, k_a, v_a, bias_b, bias_s, bias_t, scores_ptr,
-    A: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, SCALE: tl.constexpr, WIDTH: tl.constexpr,
+    ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, SCALE: tl.constexpr, WIDTH: tl.constexpr,
     FOUR: tl.constexpr, TWO: tl.constexpr, ONE: tl.constexpr, LARGEST_V: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
@@ -389,21 +390,21 @@ def scores_kernel(
     s = tl.program_id(1) * BLOCK_S + tl.arange(0, BLOCK_S)[:, None]
     t = tl.program_id(2) * BLOCK_T + tl.arange(0, BLOCK_T)[None]
     scores = pair_scores(
-        q_ptr, k_ptr, v_ptr, q_exp_ptr, q_bound_ptr, k_exp_ptr, k_bound_ptr, bias_ptr, b, s, t, S, T,
+        q_ptr, k_ptr, v_ptr, q_exp_ptr, q_bound_ptr, k_exp_ptr, k_bound_ptr, bias_ptr, b, s, t, S, T, A,
         q_b, q_s, q_a, k_b, k_t, k_a, v_a, bias_b, bias_s, bias_t,
         tl.zeros((BLOCK_S, BLOCK_T), scores_ptr.dtype.element_ty),
-        A, ACTIVATION, SLOPE, SCALE, WIDTH, FOUR, TWO, ONE, LARGEST_V,
+        ACTIVATION, SLOPE, SCALE, WIDTH, FOUR, TWO, ONE, LARGEST_V,
     )  # fmt: skip
     tl.store(scores_ptr + (b * S + s) * T + t, scores, (s < S) & (t < T))
 
 
 @triton.jit
 def attention_kernel(
-    q_ptr, k_ptr, v_ptr, q_exp_ptr, q_bound_ptr, k_exp_ptr, k_bound_ptr, bias_ptr, S, T,
+    q_ptr, k_ptr, v_ptr, q_exp_ptr, q_bound_ptr, k_exp_ptr, k_bound_ptr, bias_ptr, S, T, A,
     q_b, q_s, q_a, k_b, k_t, k_a, v_a, bias_b, bias_s, bias_t,
     scores_ptr, mask_ptr, value_ptr, context_ptr, top_ptr, total_ptr,
     mask_b, mask_s, mask_t, value_b, value_t, value_d,
-    A: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, SCALE: tl.constexpr, WIDTH: tl.constexpr,
+    ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, SCALE: tl.constexpr, WIDTH: tl.constexpr,
     FOUR: tl.constexpr, TWO: tl.constexpr, ONE: tl.constexpr, LARGEST_V: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_T: tl.constexpr,
@@ -428,9 +429,9 @@ def attention_kernel(
     for start in range(first, tl.minimum(first + share, T), BLOCK_T):
         t = start + tl.arange(0, BLOCK_T)[None]
         scores = pair_scores(
-            q_ptr, k_ptr, v_ptr, q_exp_ptr, q_bound_ptr, k_exp_ptr, k_bound_ptr, bias_ptr, b, s, t, S, T,
+            q_ptr, k_ptr, v_ptr, q_exp_ptr, q_bound_ptr, k_exp_ptr, k_bound_ptr, bias_ptr, b, s, t, S, T, A,
             q_b, q_s, q_a, k_b, k_t, k_a, v_a, bias_b, bias_s, bias_t, tl.zeros((BLOCK_S, BLOCK_T), tl.float32),
-            A, ACTIVATION, SLOPE, SCALE, WIDTH, FOUR, TWO, ONE, LARGEST_V,
+            ACTIVATION, SLOPE, SCALE, WIDTH, FOUR, TWO, ONE, LARGEST_V,
         )  # fmt: skip
         attended = (s < S) & (t < T)
         if scores_ptr is not None:
@@ -484,12 +485,15 @@ def combine_kernel(
 
 @triton.jit
 def pair_scores(
-    q_ptr, k_ptr, v_ptr, q_exp_ptr, q_bound_ptr, k_exp_ptr, k_bound_ptr, bias_ptr, b, s, t, S, T,
+    q_ptr, k_ptr, v_ptr, q_exp_ptr, q_bound_ptr, k_exp_ptr, k_bound_ptr, bias_ptr, b, s, t, S, T, A,
     q_b, q_s, q_a, k_b, k_t, k_a, v_a, bias_b, bias_s, bias_t, scores,
-    A: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, SCALE: tl.constexpr, WIDTH: tl.constexpr,
+    ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, SCALE: tl.constexpr, WIDTH: tl.constexpr,
     FOUR: tl.constexpr, TWO: tl.constexpr, ONE: tl.constexpr, LARGEST_V: tl.constexpr,
 ):  # fmt: skip
-    """scale Σ_a v_a act(q + k) + bias of queries s, a column, and keys t, a row; `scores` is zeros of that shape"""
+    """scale Σ_a v_a act(q + k) + bias of queries s, a column, and keys t, a row; `scores` is zeros of that shape
+
+    A is no constant: a loop over few channels would be unrolled as a whole, and its loads take all registers.
+    """
     q_ptr += b * q_b
     k_ptr += b * k_b
     if ACTIVATION == "tanh":
@@ -521,7 +525,7 @@ def pair_scores(
 
 
 @triton.jit
-def quotients(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, A: tl.constexpr, SHARE: tl.constexpr):
+def quotients(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, A, SHARE: tl.constexpr):
     """acc + Σ_a v_a / (1 + P_a Q_a), where SHARE channels, of 1, 2 and 4, share a reciprocal"""
     for a in range(0, A, SHARE):
         if SHARE == 1:
@@ -537,7 +541,7 @@ def quotients(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, A: tl.constexpr
 
 
 @triton.jit
-def sum_of_two(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a, A: tl.constexpr):
+def sum_of_two(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a, A):
     """v1/x1 + v2/x2 = (v1 x2 + v2 x1) / (x1 x2): numerator and denominator"""
     v1, x1 = quotient(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a, A)
     v2, x2 = quotient(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a + 1, A)
@@ -545,7 +549,7 @@ def sum_of_two(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a, A: tl.const
 
 
 @triton.jit
-def quotient(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a, A: tl.constexpr):
+def quotient(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a, A):
     """v_a and 1 + P_a Q_a; beyond the last channel 0 and 2"""
     p = tl.load(q_exp_ptr + offset(a, padded(S)) + s, s < S, 0.0)
     q = tl.load(k_exp_ptr + offset(a, padded(T)) + t, t < T, 0.0)
@@ -554,8 +558,7 @@ def quotient(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a, A: tl.constex
 
 @triton.jit
 def values(
-    q_ptr, k_ptr, v_ptr, s, t, S, T, q_s, q_a, k_t, k_a, v_a, acc,
-    A: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, s, t, S, T, q_s, q_a, k_t, k_a, v_a, acc, A, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr
 ):  # fmt: skip
     """acc + Σ_a v_a act(q_a + k_a)"""
     for a in range(A):
