@@ -34,7 +34,8 @@ export PYTHONPATH := $(CURDIR)/$(OTHER_TRITON)
 endif
 
 build/triton-%: | env
-	$(PY) -m pip install -q --no-deps --target $@ triton==$* 'numpy<2.4'
+	$(PY) -m pip install -q --no-deps --target $@ triton==$* 'numpy<2.4' || \
+		{ echo 'Triton $* is not in $@, and pip could not fetch it'; exit 1; }
 
 # What the interpreter does in some minutes: all that is about Triton, and of the rest what it is quick at.
 INTERPRETED = interpreted or (triton and (test_masks or test_layouts or test_empty_and_single or nonfinite and dtype1) and not conv)
