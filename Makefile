@@ -26,7 +26,7 @@ test: build ## the tests
 	$(NEED) pytest hypothesis
 	$(PY) -m pytest -q tests $(ARGS)
 
-# TRITON=3.4.0 takes that version, from build/triton-3.4.0, in place of the installed one. Before 3.7 its interpreter does
+# TRITON=3.6.0 takes that version, from build/triton-3.6.0, in place of the installed one. Before 3.7 its interpreter does
 # not go with NumPy 2.4 or newer, so it has a NumPy of its own.
 ifdef TRITON
 OTHER_TRITON      := build/triton-$(TRITON)
@@ -34,7 +34,8 @@ export PYTHONPATH := $(CURDIR)/$(OTHER_TRITON)
 endif
 
 build/triton-%: | env
-	$(PY) -m pip install -q --no-deps --target $@ triton==$* 'numpy<2.4'
+	$(PY) -m pip install -q --no-deps --target $@ triton==$* 'numpy<2.4' || \
+		{ echo 'Triton $* is not in $@, and pip could not fetch it'; exit 1; }
 
 # What the interpreter does in some minutes: all that is about Triton, and of the rest what it is quick at.
 INTERPRETED = interpreted or (triton and (test_masks or test_layouts or test_empty_and_single or nonfinite and dtype1) and not conv)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 MOST_PIXELS = 2**31 - 2**10  # of a step, and a block more: they are counted through in 32 bits
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-OLDEST, OLDEST_FLOAT64_PRODUCTS = (3, 4), (3, 6)
+OLDEST = (3, 6)  # of PyTorch 2.10 on CUDA; older ones multiply no float64
 INSTALL = "install it with `pip install triton` (Linux only)"
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")  # as Triton reads it
 
@@ -26,7 +26,7 @@ def _why_missing() -> str | None:
     if not INTERPRETED and torch.version.cuda is None:
         return "this torch is built without CUDA, and TRITON_INTERPRET=1 is not set"
     if version() < OLDEST:
-        return "Triton {}.{} is too old, 3.4 or newer is needed: {}".format(*version(), INSTALL)
+        return "Triton {}.{} is too old, {}.{} or newer is needed: {}".format(*version(), *OLDEST, INSTALL)
     return None
 
 
@@ -38,7 +38,6 @@ def version() -> tuple[int, ...]:
 
 
 _MISSING = _why_missing()
-_FLOAT64_PRODUCTS = _MISSING is None and version() >= OLDEST_FLOAT64_PRODUCTS
 
 
 def missing() -> str | None:
@@ -60,6 +59,4 @@ def why_not(family: str, x: Tensor, spatial_dims: int) -> str | None:
         return f"the Triton ConvLSTM takes 1 or 2 spatial dimensions, not {spatial_dims}"
     if family == "conv_lstm" and prod((x.shape[0], *x.shape[-spatial_dims:])) > MOST_PIXELS:
         return f"the Triton ConvLSTM takes up to {MOST_PIXELS} pixels a step, not {tuple(x.shape)}"
-    if family == "conv_lstm" and x.dtype == torch.float64 and not _FLOAT64_PRODUCTS:
-        return "the Triton ConvLSTM takes float64 from Triton 3.6 on: older ones have no product of it"
     return None

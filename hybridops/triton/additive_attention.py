@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hybridops.checks import accumulation_dtype
-from hybridops.triton.launch import Config, launch, op
+from hybridops.triton.launch import Config, launch, op, place
 from hybridops.triton.math import cast, exponential, offset, precision, product, reciprocal, tanh
 
 # Sums of |q| + |k| up to which the product of four factors 1 + PQ is finite, of two, and one; and Σ|v| up to which the
@@ -33,6 +33,7 @@ SCORES = {
     "many pairs": Config({"BLOCK_S": 32, "BLOCK_T": 64}, num_warps=4),
 }
 ATTENTION = {
+    # BLOCK_T × MOST_VALUES values are in registers: with 64 keys, or four warps, they spill under Triton 3.6
     "one query": Config({"BLOCK_S": 1, "BLOCK_T": 32}, num_warps=8, num_stages=1),
     "few pairs": Config({"BLOCK_S": 16, "BLOCK_T": 16}, num_warps=4, num_stages=1, max_registers=255),
     "many pairs": Config({"BLOCK_S": 32, "BLOCK_T": 32}, num_warps=8, num_stages=1, max_registers=255),
@@ -166,9 +167,9 @@ def _pairs(q, k, v, score_bias, scale, activation, negative_slope, key_exponenti
         q, k = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k))
         factors = (None,) * 4
     strides = (*q.stride(), *k.stride(), v.stride(0), *bias_strides)
-    constants = {"A": width, "ACTIVATION": activation, "SLOPE": negative_slope, "SCALE": scale}
+    constants = {"ACTIVATION": activation, "SLOPE": negative_slope, "SCALE": scale}
     constants |= {"WIDTH": _power_of_two(width), **RANGE[accumulation_dtype(q.dtype)]}
-    return (q, k, v, *factors, bias, queries, keys, *strides), constants
+    return (q, k, v, *factors, bias, queries, keys, width, *strides), constants
 
 
 def _weights_fake(q, k, v, score_bias, scale, activation, negative_slope, key_exponentials, key_bounds, mask):
@@ -236,8 +237,8 @@ def _attention(
     config = _scores_config(ATTENTION, batch, queries, keys)
     splits = _splits(config, batch, queries, keys)
     shared_out = splits > 1
-    parts = context.new_empty(splits, batch, queries, value.shape[2], dtype=torch.float32) if shared_out else context
-    tops, totals = parts.new_empty(2, splits, batch, queries) if shared_out else (None, None)
+    parts = context.new_empty(batch, queries, splits, value.shape[2], dtype=torch.float32) if shared_out else context
+    tops, totals = parts.new_empty(2, batch, queries, splits) if shared_out else (None, None)
     mask, mask_strides = _broadcast(mask, (batch, queries, keys))
     pairs, constants = _pairs(*scores)
     grid = (batch, triton.cdiv(queries, config.blocks["BLOCK_S"]), splits)
@@ -352,8 +353,7 @@ def _power_of_two(size: int) -> int:
 
 # -------------------------------------------------------------------------------------------------------- kernels
 # <tensor>_b, _s, _t, _a, _n are the strides of a tensor along the batch, queries, keys, channels, rows of either kind.
-# A block is a variable with the tensor's name; everything is computed in the dtype of the scores, `acc`. The batch is
-# the first dimension of a grid, the one that may be longer than 65535.
+# A block is a variable with the tensor's name; everything is computed in the dtype of the scores, `acc`.
 
 
 @triton.jit
@@ -361,8 +361,8 @@ def exponentials_kernel(
     x_ptr, e_ptr, bounds_ptr, N, x_b, x_n, x_a, A: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_A: tl.constexpr
 ):  # fmt: skip
     """e (B,A',N') = e^2x, A' and N' multiples of four, and bounds (B,N) = max_a |x|"""
-    b = tl.program_id(0).to(tl.int64)
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    b, block, _ = place(tl.cdiv(N, BLOCK_N), 1)
+    n = block * BLOCK_N + tl.arange(0, BLOCK_N)
     e_ptr += b * padded(A) * padded(N)
     bounds = tl.zeros((BLOCK_N,), bounds_ptr.dtype.element_ty)
     for start in range(0, A, BLOCK_A):
@@ -377,44 +377,44 @@ def exponentials_kernel(
 
 @triton.jit
 def scores_kernel(
-    q_ptr, k_ptr, v_ptr, q_exp_ptr, q_bound_ptr, k_exp_ptr, k_bound_ptr, bias_ptr, S, T,
+    q_ptr, k_ptr, v_ptr, q_exp_ptr, q_bound_ptr, k_exp_ptr, k_bound_ptr, bias_ptr, S, T, A,
     q_b, q_s, q_a, k_b, k_t, k_a, v_a, bias_b, bias_s, bias_t, scores_ptr,
-    A: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, SCALE: tl.constexpr, WIDTH: tl.constexpr,
+    ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, SCALE: tl.constexpr, WIDTH: tl.constexpr,
     FOUR: tl.constexpr, TWO: tl.constexpr, ONE: tl.constexpr, LARGEST_V: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """A tile of scores (B,S,T)"""
-    b = tl.program_id(0).to(tl.int64)
+    b, s_block, t_block = place(tl.cdiv(S, BLOCK_S), tl.cdiv(T, BLOCK_T))
     # a column and a row from the start: loads are then laid out as what they are broadcast to
-    s = tl.program_id(1) * BLOCK_S + tl.arange(0, BLOCK_S)[:, None]
-    t = tl.program_id(2) * BLOCK_T + tl.arange(0, BLOCK_T)[None]
+    s = s_block * BLOCK_S + tl.arange(0, BLOCK_S)[:, None]
+    t = t_block * BLOCK_T + tl.arange(0, BLOCK_T)[None]
     scores = pair_scores(
-        q_ptr, k_ptr, v_ptr, q_exp_ptr, q_bound_ptr, k_exp_ptr, k_bound_ptr, bias_ptr, b, s, t, S, T,
+        q_ptr, k_ptr, v_ptr, q_exp_ptr, q_bound_ptr, k_exp_ptr, k_bound_ptr, bias_ptr, b, s, t, S, T, A,
         q_b, q_s, q_a, k_b, k_t, k_a, v_a, bias_b, bias_s, bias_t,
         tl.zeros((BLOCK_S, BLOCK_T), scores_ptr.dtype.element_ty),
-        A, ACTIVATION, SLOPE, SCALE, WIDTH, FOUR, TWO, ONE, LARGEST_V,
+        ACTIVATION, SLOPE, SCALE, WIDTH, FOUR, TWO, ONE, LARGEST_V,
     )  # fmt: skip
     tl.store(scores_ptr + (b * S + s) * T + t, scores, (s < S) & (t < T))
 
 
 @triton.jit
 def attention_kernel(
-    q_ptr, k_ptr, v_ptr, q_exp_ptr, q_bound_ptr, k_exp_ptr, k_bound_ptr, bias_ptr, S, T,
+    q_ptr, k_ptr, v_ptr, q_exp_ptr, q_bound_ptr, k_exp_ptr, k_bound_ptr, bias_ptr, S, T, A,
     q_b, q_s, q_a, k_b, k_t, k_a, v_a, bias_b, bias_s, bias_t,
     scores_ptr, mask_ptr, value_ptr, context_ptr, top_ptr, total_ptr,
     mask_b, mask_s, mask_t, value_b, value_t, value_d,
-    A: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, SCALE: tl.constexpr, WIDTH: tl.constexpr,
+    ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, SCALE: tl.constexpr, WIDTH: tl.constexpr,
     FOUR: tl.constexpr, TWO: tl.constexpr, ONE: tl.constexpr, LARGEST_V: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """A block of queries over its share of the keys: context (B,S,D), by a softmax whose maximum rises as it goes
 
-    (Milakov & Gimelshein 2018, https://arxiv.org/abs/1805.02867). Of several shares (SPLITS,B,S,D) each is left a sum,
-    beside its maximum and the sum of its exponentials, (SPLITS,B,S). The scores (B,S,T) are written if wanted.
+    (Milakov & Gimelshein 2018, https://arxiv.org/abs/1805.02867). Of several shares (B,S,SPLITS,D) each is left a sum,
+    beside its maximum and the sum of its exponentials, (B,S,SPLITS). The scores (B,S,T) are written if wanted.
     """
-    b = tl.program_id(0).to(tl.int64)
-    s = tl.program_id(1) * BLOCK_S + tl.arange(0, BLOCK_S)[:, None]
+    b, block, split = place(tl.cdiv(S, BLOCK_S), SPLITS)
+    s = block * BLOCK_S + tl.arange(0, BLOCK_S)[:, None]
     d = tl.arange(0, BLOCK_D)[None]
     value_ptr += b * value_b
     if mask_ptr is not None:
@@ -424,13 +424,13 @@ def attention_kernel(
     seen = tl.zeros((BLOCK_S, 1), tl.int32)
     context = tl.zeros((BLOCK_S, BLOCK_D), tl.float32)
     share = tl.cdiv(tl.cdiv(T, BLOCK_T), SPLITS) * BLOCK_T
-    first = tl.program_id(2) * share
+    first = split * share
     for start in range(first, tl.minimum(first + share, T), BLOCK_T):
         t = start + tl.arange(0, BLOCK_T)[None]
         scores = pair_scores(
-            q_ptr, k_ptr, v_ptr, q_exp_ptr, q_bound_ptr, k_exp_ptr, k_bound_ptr, bias_ptr, b, s, t, S, T,
+            q_ptr, k_ptr, v_ptr, q_exp_ptr, q_bound_ptr, k_exp_ptr, k_bound_ptr, bias_ptr, b, s, t, S, T, A,
             q_b, q_s, q_a, k_b, k_t, k_a, v_a, bias_b, bias_s, bias_t, tl.zeros((BLOCK_S, BLOCK_T), tl.float32),
-            A, ACTIVATION, SLOPE, SCALE, WIDTH, FOUR, TWO, ONE, LARGEST_V,
+            ACTIVATION, SLOPE, SCALE, WIDTH, FOUR, TWO, ONE, LARGEST_V,
         )  # fmt: skip
         attended = (s < S) & (t < T)
         if scores_ptr is not None:
@@ -457,7 +457,7 @@ def attention_kernel(
         context = tl.where(seen != 0, context / total, 0.0)
         tl.store(context_ptr + (b * S + s) * D + d, cast(context, context_ptr.dtype.element_ty), inside)
     else:
-        at = (tl.program_id(2) * tl.num_programs(0) + b) * S + s
+        at = (b * S + s) * SPLITS + split
         tl.store(context_ptr + at * D + d, context, inside)
         tl.store(top_ptr + at, top, s < S)
         # zero only if nothing was attended to: with a maximum of -inf the value does not count
@@ -470,7 +470,7 @@ def combine_kernel(
 ):  # fmt: skip
     """A row of context (B,S,D) from the shares of the keys that `attention_kernel` left"""
     row = tl.program_id(0).to(tl.int64)
-    at = tl.arange(0, SPLITS)[:, None] * tl.num_programs(0) + row
+    at = row * SPLITS + tl.arange(0, SPLITS)[:, None]
     d = tl.arange(0, BLOCK_D)[None]
     top, total = tl.load(top_ptr + at), tl.load(total_ptr + at)
     seen = tl.max((total != 0).to(tl.int32))
@@ -484,12 +484,15 @@ def combine_kernel(
 
 @triton.jit
 def pair_scores(
-    q_ptr, k_ptr, v_ptr, q_exp_ptr, q_bound_ptr, k_exp_ptr, k_bound_ptr, bias_ptr, b, s, t, S, T,
+    q_ptr, k_ptr, v_ptr, q_exp_ptr, q_bound_ptr, k_exp_ptr, k_bound_ptr, bias_ptr, b, s, t, S, T, A,
     q_b, q_s, q_a, k_b, k_t, k_a, v_a, bias_b, bias_s, bias_t, scores,
-    A: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, SCALE: tl.constexpr, WIDTH: tl.constexpr,
+    ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, SCALE: tl.constexpr, WIDTH: tl.constexpr,
     FOUR: tl.constexpr, TWO: tl.constexpr, ONE: tl.constexpr, LARGEST_V: tl.constexpr,
 ):  # fmt: skip
-    """scale Σ_a v_a act(q + k) + bias of queries s, a column, and keys t, a row; `scores` is zeros of that shape"""
+    """scale Σ_a v_a act(q + k) + bias of queries s, a column, and keys t, a row; `scores` is zeros of that shape
+
+    A is no constant: a loop over few channels would be unrolled as a whole, and its loads take all registers.
+    """
     q_ptr += b * q_b
     k_ptr += b * k_b
     if ACTIVATION == "tanh":
@@ -521,7 +524,7 @@ def pair_scores(
 
 
 @triton.jit
-def quotients(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, A: tl.constexpr, SHARE: tl.constexpr):
+def quotients(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, A, SHARE: tl.constexpr):
     """acc + Σ_a v_a / (1 + P_a Q_a), where SHARE channels, of 1, 2 and 4, share a reciprocal"""
     for a in range(0, A, SHARE):
         if SHARE == 1:
@@ -537,7 +540,7 @@ def quotients(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, A: tl.constexpr
 
 
 @triton.jit
-def sum_of_two(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a, A: tl.constexpr):
+def sum_of_two(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a, A):
     """v1/x1 + v2/x2 = (v1 x2 + v2 x1) / (x1 x2): numerator and denominator"""
     v1, x1 = quotient(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a, A)
     v2, x2 = quotient(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a + 1, A)
@@ -545,7 +548,7 @@ def sum_of_two(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a, A: tl.const
 
 
 @triton.jit
-def quotient(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a, A: tl.constexpr):
+def quotient(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a, A):
     """v_a and 1 + P_a Q_a; beyond the last channel 0 and 2"""
     p = tl.load(q_exp_ptr + offset(a, padded(S)) + s, s < S, 0.0)
     q = tl.load(k_exp_ptr + offset(a, padded(T)) + t, t < T, 0.0)
@@ -554,8 +557,7 @@ def quotient(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a, A: tl.constex
 
 @triton.jit
 def values(
-    q_ptr, k_ptr, v_ptr, s, t, S, T, q_s, q_a, k_t, k_a, v_a, acc,
-    A: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, s, t, S, T, q_s, q_a, k_t, k_a, v_a, acc, A, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr
 ):  # fmt: skip
     """acc + Σ_a v_a act(q_a + k_a)"""
     for a in range(A):
@@ -615,9 +617,10 @@ def gradients_kernel(
 
     dx (B,X,A) = v_a Σ_y grad act'(x + y), and where dv is wanted, dv (B,blocks of X,A) = Σ_{x,y} grad act(x + y)
     """
-    b = tl.program_id(0).to(tl.int64)
-    n = tl.program_id(1) * BLOCK_X + tl.arange(0, BLOCK_X)
-    a = tl.program_id(2) * BLOCK_A + tl.arange(0, BLOCK_A)
+    blocks = tl.cdiv(X, BLOCK_X)
+    b, n_block, a_block = place(blocks, tl.cdiv(A, BLOCK_A))
+    n = n_block * BLOCK_X + tl.arange(0, BLOCK_X)
+    a = a_block * BLOCK_A + tl.arange(0, BLOCK_A)
     inside = (n < X)[:, None] & (a < A)[None]
     acc: tl.constexpr = grad_ptr.dtype.element_ty
     grad_ptr += b * grad_b + offset(n, grad_x)
@@ -660,7 +663,7 @@ def gradients_kernel(
     dx_ptr += (b * X + n)[:, None] * A + a[None]
     tl.store(dx_ptr, cast(dx * v[None], dx_ptr.dtype.element_ty), inside)
     if dv_ptr is not None:
-        dv_ptr += (b * tl.num_programs(1) + tl.program_id(1)) * A + a
+        dv_ptr += (b * blocks + n_block) * A + a
         tl.store(dv_ptr, tl.sum(dv, 0), a < A)
 
 

@@ -28,7 +28,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from hybridops.reference.additive_attention import ACTIVATIONS
-from hybridops.triton import OLDEST_FLOAT64_PRODUCTS, additive_attention, conv_lstm, version
+from hybridops.triton import additive_attention, conv_lstm
 from hybridops.triton.launch import Config, options
 
 # Bytes of shared memory that a block may have, by compute capability (CUDA C++ Programming Guide, technical
@@ -113,8 +113,6 @@ def conv_lstm_launches() -> Iterator[Launch]:
     """All arguments given, with channels that are multiples of a vector and that are not; and the fewest arguments."""
     dtypes = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32, "float64": torch.float64}
     for kind, dtype in dtypes.items():
-        if kind == "float64" and version() < OLDEST_FLOAT64_PRODUCTS:
-            continue
         torch.backends.cuda.matmul.fp32_precision = "tf32" if kind == "tf32" else "ieee"
         for table, run in ((conv_lstm.FORWARD, run_conv_lstm_forward), (conv_lstm.BACKWARD, run_conv_lstm_backward)):
             for config in table[kind]:

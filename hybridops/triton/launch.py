@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 _library = torch.library.Library("hybridops_triton", "DEF")
@@ -24,8 +27,19 @@ class Config(NamedTuple):
 
 
 def launch(kernel: Any, grid: tuple[int, ...], config: Config, *arguments: Any, **constants: Any) -> None:
-    """On the current stream of the current device, which `op` has made that of the tensors."""
-    kernel[grid](*arguments, **constants, **config.blocks, **options(config))
+    """On the current stream of the current device, which `op` has made that of the tensors.
+
+    The axes of the grid become one: of CUDA's three only the first may be longer than 65535 (CUDA C++ Programming
+    Guide, technical specifications).
+    """
+    kernel[(math.prod(grid),)](*arguments, **constants, **config.blocks, **options(config))
+
+
+@triton.jit
+def place(rows, columns):
+    """Where a program is in its grid (batch, rows, columns), which `launch` made one axis"""
+    program = tl.program_id(0)
+    return (program // (rows * columns)).to(tl.int64), program // columns % rows, program % columns
 
 
 def options(config: Config) -> dict[str, Any]:
