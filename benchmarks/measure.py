@@ -61,9 +61,15 @@ def _cpu_model() -> str:
 
 
 def _commit() -> str | None:
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
-    done = subprocess.run(git, capture_output=True, text=True) if shutil.which("git") else None
-    return done.stdout.strip() or None if done else None
+    """With -dirty behind it if what is run is not what was committed; results are not run."""
+    if shutil.which("git") is None:
+        return None
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+    return git("describe", "--always", "--exclude=*") + ("-dirty" if changed else "") or None
 
 
 # --------------------------------------------------------------------------------------------------------------- peak
