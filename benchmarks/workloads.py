@@ -209,7 +209,7 @@ class DecodingLoopWorkload:
 
         def decode(hidden: Tensor, encoded: Tensor) -> Tensor:
             keys = fused.prepare(encoded)
-            return torch.stack([fused(h[:, None], keys, need_weights=False)[0] for h in hidden])
+            return torch.stack([fused(h, keys, need_weights=False)[0] for h in hidden]).unsqueeze(2)
 
         return decode
 
