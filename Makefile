@@ -38,11 +38,11 @@ build/triton-%: | env
 		{ echo 'Triton $* is not in $@, and pip could not fetch it'; exit 1; }
 
 # What the interpreter does in some minutes: all that is about Triton, and of the rest what it is quick at.
-INTERPRETED = interpreted or (triton and (test_masks or test_layouts or test_empty_and_single or nonfinite and dtype1) and not conv)
+INTERPRETED = interpreted or triton and (test_forward_mode or not conv and (test_masks or test_layouts or test_empty_and_single or nonfinite and dtype1))
 
 triton-test: build $(OTHER_TRITON) ## the Triton kernels in Triton's interpreter, on the CPU
 	$(NEED) pytest hypothesis triton
-	TRITON_INTERPRET=1 $(PY) -m pytest -q tests/triton tests/functional -k "$(INTERPRETED)" $(ARGS)
+	TRITON_INTERPRET=1 $(PY) -m pytest -q tests/triton tests/functional tests/autograd -k "$(INTERPRETED)" $(ARGS)
 
 triton-check: env $(OTHER_TRITON) ## that the Triton kernels compile for GPUs, and spill no registers; needs none
 	$(NEED) triton

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hybridops.checks import accumulation_dtype
+from hybridops.native import refuse_forward_mode
 from hybridops.triton.launch import Config, launch, op, place
 from hybridops.triton.math import cast, exponential, offset, precision, product, reciprocal, tanh
 
@@ -63,6 +64,7 @@ def additive_scores_forward(
     activation: str,
     negative_slope: float,
 ) -> Tensor:
+    refuse_forward_mode(q, k, v)
     return _scores(q, k, v, None, 1.0, activation, negative_slope, None, None)
 
 
@@ -80,6 +82,7 @@ def additive_attention_forward(
     need_weights: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Without the weights nothing of the size (B,S,T) is written, where a row of the context fits in registers."""
+    refuse_forward_mode(q, k, v, value, score_bias)
     scores = (q, k, v, score_bias, scale, activation, negative_slope, *(key_exponentials or (None, None)))
     if _fits_registers(value):
         return _attention(*scores, mask, value, need_weights)
