@@ -24,6 +24,27 @@ class LargestMagnitude {
     }
 };
 
+// The quotient by additions alone: r = K/(K + P) with K = e^-2k. So a pair costs no multiplication of its own, and a factor
+// v_a of r is multiplied into K once a key. |q| and |k|, each for itself, may be as large as `merged` for a product of four
+// K + P, between e^-2m and 2 e^2m, to stay finite and normal, with a factor of up to e^2m in front; `paired` for one of
+// two, `single` for one; beyond, and for NaN, the direct tanh is taken.
+template <class A>
+struct QuotientRange;
+template <>
+struct QuotientRange<float> {
+    static constexpr float merged = 10.0f;  // (2 e^20)^4 = 9e35
+    static constexpr float paired = 20.0f;  // (2 e^40)^2 = 2e35
+    static constexpr float single = 43.0f;  // 2 e^86 = 4e37
+};
+template <>
+struct QuotientRange<double> {
+    static constexpr double merged = 80.0;   // (2 e^160)^4 = 1e279
+    static constexpr double paired = 170.0;  // (2 e^340)^2 = 9e295
+    static constexpr double single = 350.0;  // 2 e^700 = 2e304
+};
+
+inline constexpr int64_t few_queries = 2;  // hardly share what is computed of a key
+
 // ---- exponentials ----------------------------------------------------------------------------------------------------
 
 inline constexpr int merge = 4;     // positions along A that share a reciprocal
@@ -101,8 +122,7 @@ struct ScoreVector {
         int exponent = 0;
         std::frexp(most, &exponent);
         unit = std::ldexp(A(1), exponent);
-        for (int64_t i = 0; i < padded; ++i)
-            scaled.data()[i] = i < width ? std::ldexp(static_cast<A>(v[i]), -exponent) : A(0);
+        for (int64_t i = 0; i < padded; ++i) scaled.data()[i] = i < width ? static_cast<A>(v[i]) / unit : A(0);
     }
 };
 
@@ -198,7 +218,7 @@ struct TanhScores {
                     for (int64_t j = 0; j < count; ++j) to[j] = v.sum - 2 * v.unit * sums[j];
                 }
             };
-            if (queries <= 2) {  // hardly anybody shares these products
+            if (queries <= few_queries) {
                 scores(weigh);
                 continue;
             }

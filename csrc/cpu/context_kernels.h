@@ -95,8 +95,8 @@ struct Context {
         const T* value = c.value + pairs.b * keys * c.channels;
         T* context = c.context + (pairs.b * queries + pairs.s0) * c.channels;
         int64_t d = d0;
-        // Values that hardly anybody shares are read where they are
-        if (count <= 2)
+        // Values for few are read where they are
+        if (count <= few_queries)
             for (; d + strip <= d1; d += strip)
                 for (int64_t i = 0; i < count; ++i)
                     tile<1, wide>(context + i * c.channels + d, strip, weights + i * stride, stride, value + d,

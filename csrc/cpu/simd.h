@@ -1,7 +1,7 @@
 // Vectors of one instruction set, and exp, sigmoid and tanh on them. Included by every_isa.h inside that set's namespace
 // (so: no include guard, no includes). Written with the compiler's vector extension, so that the same text is SSE2, NEON,
-// AVX2 or AVX-512; the only intrinsics are minimum and maximum, the approximate reciprocal and the
-// conversions of half precision.
+// AVX2 or AVX-512; the only intrinsics are minimum and maximum, the approximate reciprocal and the conversions
+// of half precision.
 
 #define HYBRIDOPS_INLINE inline __attribute__((always_inline))
 

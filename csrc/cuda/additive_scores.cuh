@@ -13,6 +13,23 @@ namespace hybridops {
 
 #include "../math/additive_score.h"
 
+// Where the sums of exponents may go: |q| + |k| at most `merged` keeps a product of four 1 + PQ finite, `paired` one of two,
+// `single` one of them; beyond, and for NaN, the direct tanh is taken.
+template <class A>
+struct FactoredRange;
+template <>
+struct FactoredRange<float> {
+    static constexpr float merged = 10.5f;  // (1 + e^21)^4 = 3e36
+    static constexpr float paired = 21.0f;  // (1 + e^42)^2 = 3e36
+    static constexpr float single = 43.0f;  // 1 + e^86 = 2e37
+};
+template <>
+struct FactoredRange<double> {
+    static constexpr double merged = 80.0;   // (1 + e^160)^4 = 8e277
+    static constexpr double paired = 170.0;  // (1 + e^340)^2 = 2e295
+    static constexpr double single = 350.0;  // 1 + e^700 = 1e304
+};
+
 template <class T>
 struct Side {
     const T* data;  // (B,count,width)
