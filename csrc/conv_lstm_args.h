@@ -93,7 +93,7 @@ struct ConvWeightGradientArgs {
     const T* da;  // (T,B,Y,X,outputs)
     Strided<T> x;
     int64_t winograd;
-    A* dw;  // (outputs,inputs,KY,KX)
+    A* dw;  // (outputs,inputs,KY,KX), added to
 };
 
 }  // namespace hybridops

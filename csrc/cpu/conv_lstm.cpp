@@ -157,23 +157,20 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward_from_states(
     return backward(grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0, winograd, gates);
 }
 
-Tensor conv_input_gradient(const Tensor& da, const Tensor& w, int64_t winograd) {
+void conv_input_gradient(const Tensor& da, const Tensor& w, int64_t winograd, Tensor dx) {
+    if (dx.numel() == 0) return;
     const ConvShape shape{da.size(0) * da.size(1), da.size(2), da.size(3), w.size(2), w.size(3)};
-    Tensor dx = torch::stable::empty({da.size(0), da.size(1), da.size(2), da.size(3), w.size(1)}, da.scalar_type());
-    if (dx.numel() == 0) return dx;
     HYBRIDOPS_DISPATCH_DTYPE(da.scalar_type(), "conv_input_gradient", {
         using A = Accumulator<scalar_t>;
         const ConvInputGradientArgs<scalar_t, A> args{
             shape, w.size(1), w.size(0), data<const scalar_t>(da), weights<scalar_t>(w), winograd, data<scalar_t>(dx)};
         HYBRIDOPS_ON_ISA(conv_input_gradient(args));
     });
-    return dx;
 }
 
-Tensor conv_weight_gradient(const Tensor& da, const Tensor& x, int64_t kernel_h, int64_t kernel_w, int64_t winograd) {
-    const ConvShape shape{da.size(1), da.size(2), da.size(3), kernel_h, kernel_w};
-    Tensor dw = torch::stable::empty({da.size(4), x.size(2), kernel_h, kernel_w}, accumulator_type(da));
-    if (da.numel() == 0) return torch::stable::zero_(dw);
+void conv_weight_gradient(const Tensor& da, const Tensor& x, int64_t winograd, Tensor dw) {
+    if (da.numel() == 0 || dw.numel() == 0) return;
+    const ConvShape shape{da.size(1), da.size(2), da.size(3), dw.size(2), dw.size(3)};
     HYBRIDOPS_DISPATCH_DTYPE(da.scalar_type(), "conv_weight_gradient", {
         using A = Accumulator<scalar_t>;
         const ConvWeightGradientArgs<scalar_t, A> args{
@@ -181,7 +178,6 @@ Tensor conv_weight_gradient(const Tensor& da, const Tensor& x, int64_t kernel_h,
             winograd, data<A>(dw)};
         HYBRIDOPS_ON_ISA(conv_weight_gradient(args));
     });
-    return dw;
 }
 
 }  // namespace

@@ -1,43 +1,45 @@
 // Working memory for kernels, 64-byte aligned.
 #pragma once
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <new>
 
 namespace hybridops {
 
-inline void* allocate_aligned(size_t bytes) {
-    void* p = std::aligned_alloc(64, (bytes + 63) / 64 * 64 + 64);
-    if (!p) throw std::bad_alloc();
-    return p;
-}
-
-// For the length of one call.
+// For the length of one call: from PyTorch's allocator, so that its profiler counts it.
 template <class A>
 class Buffer {
    public:
-    explicit Buffer(size_t count) : data_(static_cast<A*>(allocate_aligned(count * sizeof(A)))) {}
-    A* data() const { return data_.get(); }
+    explicit Buffer(size_t count)
+        : bytes_(torch::stable::empty({static_cast<int64_t>(count * sizeof(A))}, torch::headeronly::ScalarType::Byte)),
+          data_(static_cast<A*>(bytes_.mutable_data_ptr())) {}
+    A* data() const { return data_; }
 
    private:
-    struct Free {
-        void operator()(A* p) const { std::free(p); }
-    };
-    std::unique_ptr<A, Free> data_;
+    torch::stable::Tensor bytes_;
+    A* data_;
 };
 
 // Of one thread, kept between calls, growing; valid until the same thread asks again.
 inline void* thread_scratch(size_t bytes) {
-    static thread_local std::unique_ptr<Buffer<char>> buffer;
+    struct Free {
+        void operator()(void* p) const { std::free(p); }
+    };
+    static thread_local std::unique_ptr<void, Free> memory;
     static thread_local size_t size = 0;
     if (bytes > size) {
-        buffer.reset();
+        memory.reset();
         size = 0;
-        buffer = std::make_unique<Buffer<char>>(bytes);
+        memory.reset(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+        if (!memory) throw std::bad_alloc();
         size = bytes;
     }
-    return buffer->data();
+    return memory.get();
 }
 
 }  // namespace hybridops

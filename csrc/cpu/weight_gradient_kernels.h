@@ -1,4 +1,4 @@
-// The gradient of a convolution's weights for one instruction set: dW[o,c,ky,kx] = sum over images and pixels of
+// The gradient of a convolution's weights for one instruction set: dW[o,c,ky,kx] += sum over images and pixels of
 // grad[pixel,o] x[pixel + (ky,kx), c]. Included by conv_lstm_kernels.h after convolution_kernels.h.
 //
 // Both factors are laid out anew, piece by piece of the images, so that for each plane of the sum (a tap of the kernel, or
@@ -70,44 +70,53 @@ int64_t shares_of(int64_t groups, int64_t planes, int64_t channels) {
     return std::clamp<int64_t>(bytes / (256 << 10), 1, ceil_div(groups * width, 64));
 }
 
-// Sums [group][plane][padded channel][N,lane]. A unit of work is a share of the outputs for a part of the pieces; its
-// factors are laid out by pack(piece, share, patch, x, grad), which tells their extent, and multiplied while they are in
-// the cache. Parts have sums of their own, and depend on sizes alone: so the order of the additions is one for any number of
-// threads.
-template <class A, class Pack>
-Buffer<A> sum_of_products(const OuterLayout<A>& layout, int64_t groups, int64_t shares, int64_t pieces,
-                          const Pack& pack) {
+// For each group of outputs its sums [plane][padded channel][N,lane], which finish(group, sums) takes. A unit of work is a
+// share of the outputs for a part of the pieces; its factors are laid out by pack(piece, share, patch, x, grad), which tells
+// their extent, and multiplied while they are in the cache. Parts have sums of their own, and depend on sizes alone: so the
+// order of the additions is one for any number of threads.
+template <class A, class Pack, class Finish>
+void sum_of_products(const OuterLayout<A>& layout, int64_t groups, int64_t shares, int64_t pieces, const Pack& pack,
+                     const Finish& finish) {
     constexpr int N = outer_vectors<A>, P = outer_channels<A>;
     const int64_t planes = layout.planes(), group_size = layout.sum_at(1, 0, 0), size = groups * group_size;
+    const int64_t most = ceil_div(groups, shares);  // groups of a share
     // at least two pieces a part, for its sums have to be cleared and added up; no more parts than busy many threads
     const int64_t parts = std::clamp<int64_t>(ceil_div(16, shares), 1, std::max<int64_t>(pieces / 2, 1));
-    Buffer<A> sums(parts * size);
+    const Buffer<A> of_parts(parts > 1 ? parts * size : 0);
     share_out(parts * shares, [&](Units& units) {
-        const int64_t grad_size = std::max(planes * layout.grad_plane, ceil_div(groups, shares) * layout.grad_group);
-        A* patch = static_cast<A*>(thread_scratch(sizeof(A) * (layout.patch_size + layout.x_size + grad_size)));
+        const int64_t grad_size = std::max(planes * layout.grad_plane, most * layout.grad_group);
+        const int64_t sums_size = parts > 1 ? 0 : most * group_size;
+        A* patch =
+            static_cast<A*>(thread_scratch(sizeof(A) * (layout.patch_size + layout.x_size + grad_size + sums_size)));
         A *x = patch + layout.patch_size, *grad = x + layout.x_size;
         for (int64_t unit; units.take(unit);) {
             const int64_t part = unit / shares, share = unit % shares, first = share * groups / shares;
             const Share mine{first, (share + 1) * groups / shares - first};
-            A* const my_sums = sums.data() + part * size + first * group_size;
-            std::fill(my_sums, my_sums + mine.count * group_size, A(0));
+            A* const sums = parts > 1 ? of_parts.data() + part * size + first * group_size : grad + grad_size;
+            std::fill(sums, sums + mine.count * group_size, A(0));
             for (int64_t piece = part * pieces / parts; piece < (part + 1) * pieces / parts; ++piece) {
                 const Extent extent = pack(piece, mine, patch, x, grad);
                 for (int64_t group = 0; group < mine.count; ++group)
                     for (int64_t plane = 0; plane < planes; ++plane)
                         for (int64_t panel = 0; panel < layout.panels(); ++panel)
-                            outer_tile<A, N, P>(my_sums + layout.sum_at(group, plane, panel * P),
+                            outer_tile<A, N, P>(sums + layout.sum_at(group, plane, panel * P),
                                                 x + layout.x_plane[plane] + panel * layout.x_panel, layout.x_row,
                                                 grad + plane * layout.grad_plane + group * layout.grad_group,
                                                 extent.rows, extent.cols);
             }
+            if (parts == 1)
+                for (int64_t group = 0; group < mine.count; ++group) finish(first + group, sums + group * group_size);
         }
     });
-    torch::stable::parallel_for(0, size, 4096, [&](int64_t begin, int64_t end) {
-        for (int64_t part = 1; part < parts; ++part)
-            for (int64_t i = begin; i < end; ++i) sums.data()[i] += sums.data()[part * size + i];
+    if (parts == 1) return;
+    torch::stable::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t group = begin; group < end; ++group) {
+            A* const sums = of_parts.data() + group * group_size;
+            for (int64_t part = 1; part < parts; ++part)
+                for (int64_t i = 0; i < group_size; ++i) sums[i] += sums[part * size + i];
+            finish(group, sums);
+        }
     });
-    return sums;
 }
 
 template <class T, class A>
@@ -117,12 +126,14 @@ class WeightGradient {
         : a(args), shape(args.shape), groups(ceil_div(args.outputs, width)) {}
 
     void run() const {
-        bool done = false;
+        bool tiled = false;
         if constexpr (sizeof(A) == 4)
             if (a.inputs >= lanes<A>)  // else most of a vector of transformed inputs would be empty
-                with_winograd(shape.kernel_h, winograd_tile(shape, false, a.winograd),
-                              [&](auto w) { done = winograd<decltype(w)>(); });
-        if (!done) direct();
+                with_winograd(shape.kernel_h, winograd_tile(shape, false, a.winograd), [&](auto w) {
+                    winograd<decltype(w)>();
+                    tiled = true;
+                });
+        if (!tiled) direct({0, groups});
     }
 
    private:
@@ -140,25 +151,23 @@ class WeightGradient {
                              std::min<int64_t>(lanes<A>, a.outputs - o));
     }
 
-    // taps(c, group, o, out) gives the kernels [tap][lane] of channel c for outputs [group * width + o, ... + lanes).
+    // taps(c, o, out) gives the kernels [tap][lane] of channel c for the group's outputs [o, o + lanes).
     template <class Taps>
-    void store_kernels(const Taps& taps) const {
+    void add_kernels(int64_t group, const Taps& taps) const {
         const int64_t count = shape.kernel_h * shape.kernel_w;
-        torch::stable::parallel_for(0, groups * a.inputs, 1, [&](int64_t begin, int64_t end) {
-            std::vector<A> kernels(count * lanes<A>);
-            for (int64_t unit = begin; unit < end; ++unit)
-                for (int64_t o = 0; o < width; o += lanes<A>) {
-                    const int64_t group = unit / a.inputs, c = unit % a.inputs, first = group * width + o;
-                    taps(c, group, o, kernels.data());
-                    for (int64_t l = 0; l < std::min<int64_t>(lanes<A>, a.outputs - first); ++l) {
-                        A* out = a.dw + ((first + l) * a.inputs + c) * count;
-                        for (int64_t tap = 0; tap < count; ++tap) out[tap] = kernels[tap * lanes<A> + l];
-                    }
+        std::vector<A> kernels(count * lanes<A>);
+        for (int64_t o = 0; o < width; o += lanes<A>)
+            for (int64_t c = 0; c < a.inputs; ++c) {
+                taps(c, o, kernels.data());
+                const int64_t first = group * width + o;
+                for (int64_t l = 0; l < std::min<int64_t>(lanes<A>, a.outputs - first); ++l) {
+                    A* out = a.dw + ((first + l) * a.inputs + c) * count;
+                    for (int64_t tap = 0; tap < count; ++tap) out[tap] += kernels[tap * lanes<A> + l];
                 }
-        });
+            }
     }
 
-    void direct() const {
+    void direct(Share range) const {
         // Few channels leave most of a panel empty: then a row of the kernel, which lies contiguous, takes their place.
         const bool rows_of_taps = a.inputs < lanes<A>;
         const int64_t kernel_h = shape.kernel_h, kernel_w = shape.kernel_w;
@@ -177,7 +186,7 @@ class WeightGradient {
         layout.grad_plane = 0;
         layout.grad_group = blocks.most_rows() * blocks.most_cols() * width;
         layout.patch_size = patch_rows * pitch * a.inputs + layout.channels + lanes<A>;
-        const int64_t shares = shares_of<A>(groups, layout.planes(), layout.padded_channels());
+        const int64_t shares = shares_of<A>(range.count, layout.planes(), layout.padded_channels());
         const auto pack = [&](int64_t index, Share share, A* patch, A* x, A* grad) {
             const auto at = blocks[index];
             copy_patch(patch, images(at), a.inputs, shape, at.image % shape.batch, at.y - kernel_h / 2,
@@ -191,24 +200,25 @@ class WeightGradient {
                 for (int64_t col = 0; col < at.cols; ++col, grad += width)
                     for (int64_t o = 0; o < share.count * width; o += lanes<A>)
                         store(grad + o / width * layout.grad_group + o % width,
-                              gradient(at, y, col, share.first * width + o));
+                              gradient(at, y, col, (range.first + share.first) * width + o));
             return Extent{at.rows, at.cols};
         };
-        const Buffer<A> sums =
-            sum_of_products<A>(layout, groups, shares, a.steps * shape.batch * blocks.of_image(), pack);
-        store_kernels([&](int64_t c, int64_t group, int64_t o, A* taps) {
-            for (int64_t tap = 0; tap < kernel_h * kernel_w; ++tap) {
-                const int64_t plane = rows_of_taps ? tap / kernel_w : tap;
-                const int64_t channel = rows_of_taps ? tap % kernel_w * a.inputs + c : c;
-                store(taps + tap * lanes<A>, load(sums.data() + layout.sum_at(group, plane, channel) + o));
-            }
-        });
+        const auto finish = [&](int64_t group, const A* sums) {
+            add_kernels(range.first + group, [&](int64_t c, int64_t o, A* taps) {
+                for (int64_t tap = 0; tap < kernel_h * kernel_w; ++tap) {
+                    const int64_t plane = rows_of_taps ? tap / kernel_w : tap;
+                    const int64_t channel = rows_of_taps ? tap % kernel_w * a.inputs + c : c;
+                    store(taps + tap * lanes<A>, load(sums + layout.sum_at(0, plane, channel) + o));
+                }
+            });
+        };
+        sum_of_products<A>(layout, range.count, shares, a.steps * shape.batch * blocks.of_image(), pack, finish);
     }
 
-    // The gradient of output (kernel g * input d), * element by element: kernel^T (output^T grad * input d). False if there
-    // was an inf or a NaN, which would spread over all taps.
+    // The gradient of output (kernel g * input d), * element by element: kernel^T (output^T grad * input d). An inf or a NaN
+    // would spread over all taps: groups that meet one are summed directly.
     template <class W>
-    bool winograd() const {
+    void winograd() const {
         constexpr int M = W::outputs, R = W::taps, size = W::size, points = size * size;
         using V = Simd<A>;
         const int64_t padded = round_up(a.inputs, P), shares = shares_of<A>(groups, points, padded);
@@ -225,7 +235,7 @@ class WeightGradient {
         layout.grad_plane = ceil_div(groups, shares) * layout.grad_group;
         const int64_t channels = layout.padded_channels() + lanes<A>;  // of a pixel in the patch: whole vectors, zeros
         layout.patch_size = (blocks.most_rows() * M + R - 1) * pitch * channels;
-        std::atomic<bool> finite = true;
+        std::vector<std::atomic<bool>> spoilt(groups);
         const auto pack = [&](int64_t index, Share share, A* patch, A* x, A* grad) {
             const auto at = blocks[index];
             V checked = {};
@@ -257,19 +267,22 @@ class WeightGradient {
                         }
                     }
                 }
-            if (sum_lanes<A>(checked) != 0) finite = false;
+            if (sum_lanes<A>(checked) != 0)  // NaN
+                for (int64_t group = 0; group < share.count; ++group) spoilt[share.first + group] = true;
             return Extent{1, tile};
         };
-        const Buffer<A> sums =
-            sum_of_products<A>(layout, groups, shares, a.steps * shape.batch * blocks.of_image(), pack);
-        if (!finite) return false;
-        store_kernels([&](int64_t c, int64_t group, int64_t o, A* taps) {
-            V u[size][size], dw[R][R];
-            for (int i = 0; i < points; ++i) u[i / size][i % size] = load(sums.data() + layout.sum_at(group, i, c) + o);
-            transform<W::kernel_gradient>(u, dw);
-            for (int tap = 0; tap < R * R; ++tap) store(taps + tap * lanes<A>, dw[tap / R][tap % R]);
-        });
-        return true;
+        const auto finish = [&](int64_t group, const A* sums) {
+            if (spoilt[group]) return;
+            add_kernels(group, [&](int64_t c, int64_t o, A* taps) {
+                V u[size][size], dw[R][R];
+                for (int i = 0; i < points; ++i) u[i / size][i % size] = load(sums + layout.sum_at(0, i, c) + o);
+                transform<W::kernel_gradient>(u, dw);
+                for (int tap = 0; tap < R * R; ++tap) store(taps + tap * lanes<A>, dw[tap / R][tap % R]);
+            });
+        };
+        sum_of_products<A>(layout, groups, shares, a.steps * shape.batch * blocks.of_image(), pack, finish);
+        for (int64_t group = 0; group < groups; ++group)
+            if (spoilt[group]) direct({group, 1});
     }
 
     const ConvWeightGradientArgs<T, A>& a;

@@ -223,25 +223,32 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward_from_states(
     return backward(device, grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0, winograd, gates);
 }
 
-Tensor conv_input_gradient(const Tensor& da, const Tensor& w, int64_t) {
+void conv_input_gradient(const Tensor& da, const Tensor& w, int64_t, Tensor dx) {
     const Device device(da);
+    if (dx.numel() == 0) return;
     const Sizes shape{da.size(0), da.size(1), da.size(2), da.size(3), w.size(1)};
-    if (da.numel() == 0) return torch::stable::new_empty(da, shape);
-    return torch::stable::view(convolution(as_images(da), prepared(w), true), shape);
+    torch::stable::copy_(dx, torch::stable::view(convolution(as_images(da), prepared(w), true), shape));
 }
 
-Tensor conv_weight_gradient(const Tensor& da, const Tensor& x, int64_t kernel_h, int64_t kernel_w, int64_t) {
+void conv_weight_gradient(const Tensor& da, const Tensor& x, int64_t, Tensor dw) {
     const Device device(da);
-    const Sizes shape{da.size(4), x.size(2), kernel_h, kernel_w}, ones{1, 1}, zeros{0, 0};
-    if (da.numel() == 0) return torch::stable::new_zeros(da, shape, accumulator_type(da));
+    if (da.numel() == 0 || dw.numel() == 0) return;
+    const int64_t kernel_h = dw.size(2), kernel_w = dw.size(3);
+    const Sizes ones{1, 1}, zeros{0, 0};
     const std::array<bool, 3> of_weight_alone{false, true, false};
     const Tensor images = torch::stable::contiguous(as_images(x), torch::headeronly::MemoryFormat::ChannelsLast);
-    const Tensor like_weight = torch::stable::new_empty(da, shape);  // of which the op reads the shape
+    const Tensor like_weight = torch::stable::new_empty(da, {dw.size(0), dw.size(1), kernel_h, kernel_w});  // its shape is read
     const auto gradients =
         call<3>("aten::convolution_backward", channels_second(as_images(da)), images, like_weight, std::nullopt, ones,
                 same_padding(kernel_h, kernel_w), ones, false, zeros, int64_t{1},
                 torch::headeronly::HeaderOnlyArrayRef<bool>(of_weight_alone.data(), of_weight_alone.size()));
-    return torch::stable::contiguous(torch::stable::to(gradients[1], accumulator_type(da)));
+    // of another dtype where a caller's backward runs under autocast, which the op may obey
+    const Tensor part = torch::stable::contiguous(torch::stable::to(gradients[1], da.scalar_type()));
+    HYBRIDOPS_DISPATCH_DTYPE(da.scalar_type(), "conv_weight_gradient", {
+        using A = Accumulator<scalar_t>;
+        const AddPart<scalar_t, A> add{data<const scalar_t>(part), data<A>(dw), dw.numel()};
+        device.launch(add, ceil_div(add.count, add.threads));
+    });
 }
 
 }  // namespace

@@ -192,4 +192,19 @@ struct StepBackward {
     }
 };
 
+// sum += part
+template <class T, class A>
+struct AddPart {
+    static constexpr int threads = 256, resident = 4;
+    struct Shared {};
+    const T* part;
+    A* sum;
+    int64_t count;
+
+    HYBRIDOPS_INLINE void operator()(Shared&) const {
+        const int64_t i = int64_t{blockIdx.x} * threads + threadIdx.x;
+        if (i < count) sum[i] += static_cast<A>(part[i]);
+    }
+};
+
 }  // namespace hybridops

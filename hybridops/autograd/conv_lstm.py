@@ -93,8 +93,8 @@ def _gradients(
     pixels = PIXELS_PER_CHUNK_ON_CPU if x.device.type == "cpu" else PIXELS_PER_CHUNK
     length = max(1, pixels // max(1, batch * hs.shape[3:].numel()))
     dx = _time_major_channels_last(x) if need_x else None
-    dw_ih = db = dp = None
-    dw_hh = torch.zeros_like(w_hh, dtype=cs.dtype) if need_w_hh else None  # one step from zeros adds nothing
+    dw_ih, dw_hh = (_zeros(w, cs.dtype) if need else None for w, need in ((w_ih, need_w_ih), (w_hh, need_w_hh)))
+    db = dp = None
     for end in range(steps, 0, -length):
         start = max(0, end - length)
         chunk = slice(start, end)
@@ -111,11 +111,8 @@ def _gradients(
                 *from_behind, gates[chunk], cs_chunk, c_before, w_hh, peephole, need_dh
             )
         if need_x or need_w_ih:
-            dx_chunk, dw = backend.convolution_gradients(da, x_chunk.transpose(0, 1), w_ih, need_x, need_w_ih)
-            dw_ih = _add(dw_ih, dw)
-            if need_x:
-                dx[chunk] = dx_chunk
-            del dx_chunk
+            dx_chunk = dx[chunk] if need_x else None
+            backend.convolution_gradients(da, x_chunk.transpose(0, 1), w_ih, dx_chunk, dw_ih)
         if need_w_hh:
             _add_recurrent_gradient(dw_hh, backend, da, h0, hs[:end], w_hh)
         if need_bias:
@@ -139,16 +136,20 @@ def _time_major_channels_last(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[1], x.shape[0], *x.shape[3:], x.shape[2]).movedim(-1, 2)
 
 
+def _zeros(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros_like(weight, dtype=dtype, memory_format=torch.contiguous_format)
+
+
 def _add_recurrent_gradient(
     dw: Tensor, backend: ModuleType, da: Tensor, h0: Tensor | None, hs: Tensor, w_hh: Tensor
 ) -> None:
     """Adds the gradient of W_hh from the last steps of hs, those of da: each is beside h one step earlier."""
     if len(da) == len(hs):
         if h0 is not None:  # zeros add nothing
-            dw += backend.convolution_gradients(da[:1], h0[None], w_hh, False, True)[1]
+            backend.convolution_gradients(da[:1], h0[None], w_hh, None, dw)
         da = da[1:]
     if len(da):
-        dw += backend.convolution_gradients(da, hs[-len(da) - 1 : -1], w_hh, False, True)[1]
+        backend.convolution_gradients(da, hs[-len(da) - 1 : -1], w_hh, None, dw)
 
 
 def _add(total: Tensor | None, part: Tensor | None) -> Tensor | None:

@@ -101,13 +101,12 @@ if missing() is None:
         return da, cs.new_empty(batch if need_dh0 else 0, *space, hidden), cs.new_empty(batch, *space, hidden)
 
     @torch.library.register_fake("hybridops::conv_input_gradient")
-    def _(da, weight, winograd):
-        return da.new_empty(*da.shape[:4], weight.shape[1])
+    def _(da, weight, winograd, dx):
+        return None
 
     @torch.library.register_fake("hybridops::conv_weight_gradient")
-    def _(da, x, kernel_h, kernel_w, winograd):
-        acc = accumulation_dtype(da.dtype)
-        return da.new_empty(da.shape[4], x.shape[2], kernel_h, kernel_w, dtype=acc)
+    def _(da, x, winograd, dweight):
+        return None
 
     @torch.library.register_fake("hybridops::additive_scores_forward")
     def _(q, k, v, activation, negative_slope, key_exponentials, key_bounds):

@@ -120,20 +120,16 @@ def convolution_gradients(
     da: Tensor,  # (T,B,4H,S*)
     x: Tensor,  # (T,B,C,S*) any strides
     weight: Tensor,  # (4H,C,K*)
-    need_x: bool,
-    need_weight: bool,
-) -> tuple[Tensor | None, Tensor | None]:
-    """dx (T,B,C,S*) and dweight (4H,C,K*), the latter in acc. PyTorch's convolution_backward copies its
-    channels-last arguments into other layouts first.
-    """
-    da, dx, dweight, one_row = _sequence_channels_last(da), None, None, weight.dim() == 3
-    weight, tile = _with_rows(weight, 2), largest_winograd_tile(da.dtype, da.device.type)
-    if need_x:
-        dx = _channels_third(torch.ops.hybridops.conv_input_gradient.default(da, weight, tile), one_row)
-    if need_weight:
-        dweight = torch.ops.hybridops.conv_weight_gradient.default(da, _with_rows(x, 3), *weight.shape[2:], tile)
-        dweight = dweight.squeeze(2) if one_row else dweight
-    return dx, dweight
+    dx: Tensor | None,  # (T,B,C,S*), contiguous with the channels last
+    dweight: Tensor | None,  # (4H,C,K*) acc, contiguous
+) -> None:
+    """PyTorch's convolution_backward copies its channels-last arguments into other layouts first."""
+    da, tile = _sequence_channels_last(da), largest_winograd_tile(da.dtype, da.device.type)
+    if dx is not None:
+        dx = _with_rows(dx, 3).movedim(2, -1)
+        torch.ops.hybridops.conv_input_gradient.default(da, _with_rows(weight, 2), tile, dx)
+    if dweight is not None:
+        torch.ops.hybridops.conv_weight_gradient.default(da, _with_rows(x, 3), tile, _with_rows(dweight, 2))
 
 
 def largest_winograd_tile(dtype: torch.dtype, device_type: str = "cpu") -> int:

@@ -386,17 +386,19 @@ def convolution_gradients(
     da: Tensor,  # (T, B, 4H, S*)
     x: Tensor,  # (T, B, C, S*)
     weight: Tensor,  # (4H, C, K*)
-    need_x: bool,
-    need_weight: bool,
-) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of x (T, B, C, S*) and of the weight (4H, C, K*) in weight * x, from da; None where not needed."""
-    kernel = weight.shape[2:]
+    dx: Tensor | None,  # (T, B, C, S*)
+    dweight: Tensor | None,  # (4H, C, K*) accumulation dtype
+) -> None:
+    """Of weight * x: writes the gradient of x to dx, and adds that of the weight to dweight; where they are wanted."""
+    kernel, wanted = weight.shape[2:], (dx is not None, dweight is not None, False)
     one, zero = [1] * len(kernel), [0] * len(kernel)
-    dx, dweight, _ = torch.ops.aten.convolution_backward(
-        da.flatten(0, 1), x.flatten(0, 1), weight, None, one, _same_padding(kernel), one,
-        False, zero, 1, (need_x, need_weight, False),
-    )  # fmt: skip
-    return None if dx is None else dx.unflatten(0, da.shape[:2]), dweight
+    of_x, of_weight, _ = torch.ops.aten.convolution_backward(
+        da.flatten(0, 1), x.flatten(0, 1), weight, None, one, _same_padding(kernel), one, False, zero, 1, wanted
+    )
+    if dx is not None:
+        dx.copy_(of_x.unflatten(0, da.shape[:2]))
+    if dweight is not None:
+        dweight += of_weight
 
 
 def conv_lstm_backward_from_states(

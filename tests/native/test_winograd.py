@@ -22,13 +22,13 @@ def root_mean_square(tensor: torch.Tensor) -> float:
 
 def gradients(da, x, h, w_ih, w_hh, tile) -> Tensors:
     """Those of the two factors of W_ih * x and of W_hh * h."""
-    size = w_ih.shape[2:]
-    return {
-        "dx": OPS.conv_input_gradient(da, w_ih, tile),
-        "dh": OPS.conv_input_gradient(da, w_hh, tile),
-        "dw_ih": OPS.conv_weight_gradient(da, x.transpose(0, 1), *size, tile),
-        "dw_hh": OPS.conv_weight_gradient(da, h.movedim(-1, 2), *size, tile),
-    }
+    dx, dh = da.new_empty(*da.shape[:4], x.shape[2]), torch.empty_like(h)
+    dw_ih, dw_hh = torch.zeros_like(w_ih), torch.zeros_like(w_hh)
+    OPS.conv_input_gradient(da, w_ih, tile, dx)
+    OPS.conv_input_gradient(da, w_hh, tile, dh)
+    OPS.conv_weight_gradient(da, x.transpose(0, 1), tile, dw_ih)
+    OPS.conv_weight_gradient(da, h.movedim(-1, 2), tile, dw_hh)
+    return {"dx": dx, "dh": dh, "dw_ih": dw_ih, "dw_hh": dw_hh}
 
 
 def run(inputs: Tensors, tile: int) -> Tensors:
