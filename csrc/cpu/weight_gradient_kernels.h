@@ -55,6 +55,7 @@ struct OuterLayout {
 
 struct Extent {
     int64_t rows, cols;
+    bool finite = true;
 };
 
 // Groups of outputs, [first, first + count).
@@ -70,32 +71,34 @@ int64_t shares_of(int64_t groups, int64_t planes, int64_t channels) {
     return std::clamp<int64_t>(bytes / (256 << 10), 1, ceil_div(groups * width, 64));
 }
 
-// For each group of outputs its sums [plane][padded channel][N,lane], which finish(group, sums) takes. A unit of work is a
-// share of the outputs for a part of the pieces; its factors are laid out by pack(piece, share, patch, x, grad), which tells
-// their extent, and multiplied while they are in the cache. Parts have sums of their own, and depend on sizes alone: so the
-// order of the additions is one for any number of threads.
-template <class A, class Pack, class Finish>
-void sum_of_products(const OuterLayout<A>& layout, int64_t groups, int64_t shares, int64_t pieces, const Pack& pack,
-                     const Finish& finish) {
+// For each group of outputs its sums [plane][padded channel][N,lane]. A unit of work is a share of the outputs for a part of
+// the pieces; its factors are laid out by pack(piece, share, patch, x, grad), which tells their extent, and multiplied while
+// they are in the cache. Where that was not finite, sum_again(piece, share, patch, sums) sums what needs no transforms. At last
+// add(group, sums, finite, room) adds the unit's to the result, with `room` to work in: for a share, part after part, so
+// that the order of the additions is one for any number of threads. A unit waits only for some that were taken before it.
+template <class A, class Pack, class SumAgain, class Add>
+void sum_of_products(const OuterLayout<A>& layout, int64_t groups, int64_t shares, int64_t pieces, int64_t room_size,
+                     const Pack& pack, const SumAgain& sum_again, const Add& add) {
     constexpr int N = outer_vectors<A>, P = outer_channels<A>;
-    const int64_t planes = layout.planes(), group_size = layout.sum_at(1, 0, 0), size = groups * group_size;
-    const int64_t most = ceil_div(groups, shares);  // groups of a share
-    // at least two pieces a part, for its sums have to be cleared and added up; no more parts than busy many threads
+    const int64_t planes = layout.planes(), group_size = layout.sum_at(1, 0, 0), most = ceil_div(groups, shares);
+    const int64_t grad_size = std::max(planes * layout.grad_plane, most * layout.grad_group);
+    // at least two pieces a part, for its sums have to be cleared and added; no more parts than busy many threads
     const int64_t parts = std::clamp<int64_t>(ceil_div(16, shares), 1, std::max<int64_t>(pieces / 2, 1));
-    const Buffer<A> of_parts(parts > 1 ? parts * size : 0);
+    std::vector<std::atomic<int>> added(shares);  // parts
     share_out(parts * shares, [&](Units& units) {
-        const int64_t grad_size = std::max(planes * layout.grad_plane, most * layout.grad_group);
-        const int64_t sums_size = parts > 1 ? 0 : most * group_size;
-        A* patch =
-            static_cast<A*>(thread_scratch(sizeof(A) * (layout.patch_size + layout.x_size + grad_size + sums_size)));
-        A *x = patch + layout.patch_size, *grad = x + layout.x_size;
+        A* const patch = static_cast<A*>(thread_scratch(
+            sizeof(A) * (layout.patch_size + layout.x_size + grad_size + most * group_size + room_size)));
+        A *const x = patch + layout.patch_size, *const grad = x + layout.x_size, *const sums = grad + grad_size,
+                 *const room = sums + most * group_size;
         for (int64_t unit; units.take(unit);) {
             const int64_t part = unit / shares, share = unit % shares, first = share * groups / shares;
             const Share mine{first, (share + 1) * groups / shares - first};
-            A* const sums = parts > 1 ? of_parts.data() + part * size + first * group_size : grad + grad_size;
+            const int64_t begin = part * pieces / parts, end = (part + 1) * pieces / parts;
+            bool finite = true;
             std::fill(sums, sums + mine.count * group_size, A(0));
-            for (int64_t piece = part * pieces / parts; piece < (part + 1) * pieces / parts; ++piece) {
+            for (int64_t piece = begin; piece < end; ++piece) {
                 const Extent extent = pack(piece, mine, patch, x, grad);
+                finite &= extent.finite;
                 for (int64_t group = 0; group < mine.count; ++group)
                     for (int64_t plane = 0; plane < planes; ++plane)
                         for (int64_t panel = 0; panel < layout.panels(); ++panel)
@@ -104,17 +107,15 @@ void sum_of_products(const OuterLayout<A>& layout, int64_t groups, int64_t share
                                                 grad + plane * layout.grad_plane + group * layout.grad_group,
                                                 extent.rows, extent.cols);
             }
-            if (parts == 1)
-                for (int64_t group = 0; group < mine.count; ++group) finish(first + group, sums + group * group_size);
-        }
-    });
-    if (parts == 1) return;
-    torch::stable::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t group = begin; group < end; ++group) {
-            A* const sums = of_parts.data() + group * group_size;
-            for (int64_t part = 1; part < parts; ++part)
-                for (int64_t i = 0; i < group_size; ++i) sums[i] += sums[part * size + i];
-            finish(group, sums);
+            if (!finite) {
+                std::fill(sums, sums + mine.count * group_size, A(0));
+                for (int64_t piece = begin; piece < end; ++piece) sum_again(piece, mine, patch, sums);
+            }
+            for (int before; (before = added[share]) < part;) added[share].wait(before);
+            for (int64_t group = 0; group < mine.count; ++group)
+                add(first + group, sums + group * group_size, finite, room);
+            ++added[share];
+            added[share].notify_all();
         }
     });
 }
@@ -133,7 +134,7 @@ class WeightGradient {
                     winograd<decltype(w)>();
                     tiled = true;
                 });
-        if (!tiled) direct({0, groups});
+        if (!tiled) direct();
     }
 
    private:
@@ -151,23 +152,23 @@ class WeightGradient {
                              std::min<int64_t>(lanes<A>, a.outputs - o));
     }
 
-    // taps(c, o, out) gives the kernels [tap][lane] of channel c for the group's outputs [o, o + lanes).
-    template <class Taps>
-    void add_kernels(int64_t group, const Taps& taps) const {
-        const int64_t count = shape.kernel_h * shape.kernel_w;
-        std::vector<A> kernels(count * lanes<A>);
+    int64_t taps() const { return shape.kernel_h * shape.kernel_w; }
+
+    // kernels_of(c, o, out) gives the kernels [tap][lane] of channel c for the group's outputs [o, o + lanes).
+    template <class KernelsOf>
+    void add_kernels(int64_t group, A* kernels, const KernelsOf& kernels_of) const {
         for (int64_t o = 0; o < width; o += lanes<A>)
             for (int64_t c = 0; c < a.inputs; ++c) {
-                taps(c, o, kernels.data());
+                kernels_of(c, o, kernels);
                 const int64_t first = group * width + o;
                 for (int64_t l = 0; l < std::min<int64_t>(lanes<A>, a.outputs - first); ++l) {
-                    A* out = a.dw + ((first + l) * a.inputs + c) * count;
-                    for (int64_t tap = 0; tap < count; ++tap) out[tap] += kernels[tap * lanes<A> + l];
+                    A* out = a.dw + ((first + l) * a.inputs + c) * taps();
+                    for (int64_t tap = 0; tap < taps(); ++tap) out[tap] += kernels[tap * lanes<A> + l];
                 }
             }
     }
 
-    void direct(Share range) const {
+    void direct() const {
         // Few channels leave most of a panel empty: then a row of the kernel, which lies contiguous, takes their place.
         const bool rows_of_taps = a.inputs < lanes<A>;
         const int64_t kernel_h = shape.kernel_h, kernel_w = shape.kernel_w;
@@ -186,7 +187,7 @@ class WeightGradient {
         layout.grad_plane = 0;
         layout.grad_group = blocks.most_rows() * blocks.most_cols() * width;
         layout.patch_size = patch_rows * pitch * a.inputs + layout.channels + lanes<A>;
-        const int64_t shares = shares_of<A>(range.count, layout.planes(), layout.padded_channels());
+        const int64_t shares = shares_of<A>(groups, layout.planes(), layout.padded_channels());
         const auto pack = [&](int64_t index, Share share, A* patch, A* x, A* grad) {
             const auto at = blocks[index];
             copy_patch(patch, images(at), a.inputs, shape, at.image % shape.batch, at.y - kernel_h / 2,
@@ -200,23 +201,24 @@ class WeightGradient {
                 for (int64_t col = 0; col < at.cols; ++col, grad += width)
                     for (int64_t o = 0; o < share.count * width; o += lanes<A>)
                         store(grad + o / width * layout.grad_group + o % width,
-                              gradient(at, y, col, (range.first + share.first) * width + o));
+                              gradient(at, y, col, share.first * width + o));
             return Extent{at.rows, at.cols};
         };
-        const auto finish = [&](int64_t group, const A* sums) {
-            add_kernels(range.first + group, [&](int64_t c, int64_t o, A* taps) {
-                for (int64_t tap = 0; tap < kernel_h * kernel_w; ++tap) {
+        const auto add = [&](int64_t group, const A* sums, bool, A* room) {
+            add_kernels(group, room, [&](int64_t c, int64_t o, A* kernels) {
+                for (int64_t tap = 0; tap < taps(); ++tap) {
                     const int64_t plane = rows_of_taps ? tap / kernel_w : tap;
                     const int64_t channel = rows_of_taps ? tap % kernel_w * a.inputs + c : c;
-                    store(taps + tap * lanes<A>, load(sums + layout.sum_at(0, plane, channel) + o));
+                    store(kernels + tap * lanes<A>, load(sums + layout.sum_at(0, plane, channel) + o));
                 }
             });
         };
-        sum_of_products<A>(layout, range.count, shares, a.steps * shape.batch * blocks.of_image(), pack, finish);
+        sum_of_products<A>(
+            layout, groups, shares, a.steps * shape.batch * blocks.of_image(), taps() * lanes<A>, pack, [](auto...) {},
+            add);
     }
 
-    // The gradient of output (kernel g * input d), * element by element: kernel^T (output^T grad * input d). An inf or a NaN
-    // would spread over all taps: groups that meet one are summed directly.
+    // The gradient of output (kernel g * input d), * element by element: kernel^T (output^T grad * input d).
     template <class W>
     void winograd() const {
         constexpr int M = W::outputs, R = W::taps, size = W::size, points = size * size;
@@ -235,7 +237,6 @@ class WeightGradient {
         layout.grad_plane = ceil_div(groups, shares) * layout.grad_group;
         const int64_t channels = layout.padded_channels() + lanes<A>;  // of a pixel in the patch: whole vectors, zeros
         layout.patch_size = (blocks.most_rows() * M + R - 1) * pitch * channels;
-        std::vector<std::atomic<bool>> spoilt(groups);
         const auto pack = [&](int64_t index, Share share, A* patch, A* x, A* grad) {
             const auto at = blocks[index];
             V checked = {};
@@ -267,22 +268,40 @@ class WeightGradient {
                         }
                     }
                 }
-            if (sum_lanes<A>(checked) != 0)  // NaN
-                for (int64_t group = 0; group < share.count; ++group) spoilt[share.first + group] = true;
-            return Extent{1, tile};
+            return Extent{1, tile, sum_lanes<A>(checked) == 0};  // not if it is a NaN
         };
-        const auto finish = [&](int64_t group, const A* sums) {
-            if (spoilt[group]) return;
-            add_kernels(group, [&](int64_t c, int64_t o, A* taps) {
+        // Without transforms, the taps in the places of as many points: an inf or a NaN would spread over them all.
+        const auto sum_again = [&](int64_t index, Share share, A* patch, A* sums) {
+            const auto at = blocks[index];
+            const int64_t rows = std::min(at.rows * M, shape.height - at.y), cols = std::min(at.cols * M, shape.width - at.x);
+            copy_patch(patch, images(at), channels, shape, at.image % shape.batch, at.y - R / 2, at.x - R / 2,
+                       at.rows * M + R - 1, pitch);
+            for (int64_t pixel = 0; pixel < rows * cols; ++pixel)
+                for (int64_t o = 0; o < share.count * width; o += lanes<A>) {
+                    const int64_t y = pixel / cols, col = pixel % cols;
+                    const V grad = gradient(at, y, col, share.first * width + o);
+                    for (int64_t tap = 0; tap < taps(); ++tap)
+                        for (int64_t c = 0; c < a.inputs; ++c) {
+                            A* sum = sums + layout.sum_at(o / width, tap, c) + o % width;
+                            store(sum, load(sum) + grad * patch[((y + tap / R) * pitch + col + tap % R) * channels + c]);
+                        }
+                }
+        };
+        const auto add = [&](int64_t group, const A* sums, bool finite, A* room) {
+            add_kernels(group, room, [&](int64_t c, int64_t o, A* kernels) {
+                if (!finite) {
+                    for (int tap = 0; tap < taps(); ++tap)
+                        store(kernels + tap * lanes<A>, load(sums + layout.sum_at(0, tap, c) + o));
+                    return;
+                }
                 V u[size][size], dw[R][R];
                 for (int i = 0; i < points; ++i) u[i / size][i % size] = load(sums + layout.sum_at(0, i, c) + o);
                 transform<W::kernel_gradient>(u, dw);
-                for (int tap = 0; tap < R * R; ++tap) store(taps + tap * lanes<A>, dw[tap / R][tap % R]);
+                for (int tap = 0; tap < taps(); ++tap) store(kernels + tap * lanes<A>, dw[tap / R][tap % R]);
             });
         };
-        sum_of_products<A>(layout, groups, shares, a.steps * shape.batch * blocks.of_image(), pack, finish);
-        for (int64_t group = 0; group < groups; ++group)
-            if (spoilt[group]) direct({group, 1});
+        sum_of_products<A>(layout, groups, shares, a.steps * shape.batch * blocks.of_image(), taps() * lanes<A>, pack,
+                           sum_again, add);
     }
 
     const ConvWeightGradientArgs<T, A>& a;

@@ -18,10 +18,10 @@ from torch import Tensor
 from hybridops.autograd.double_backward import differentiable_gradients
 from hybridops.reference import conv_lstm as reference
 
-# The backward goes through the sequence in chunks of about so many pixels, images and steps together, so that da (and,
-# where they are recomputed, the gates) exist for one chunk at a time. A chunk prepares the weights anew, and so many
-# pixels outweigh that; any other device must also be filled by one.
-PIXELS_PER_CHUNK_ON_CPU, PIXELS_PER_CHUNK = 4096, 262144
+# The backward goes through the sequence in chunks of whole steps whose da has about so many values, so that it (and,
+# where they are recomputed, the gates) exists for one chunk at a time. A chunk prepares the weights anew, and so many
+# values outweigh that; any other device must also be filled by one.
+VALUES_PER_CHUNK_ON_CPU, VALUES_PER_CHUNK = 2**20, 2**26
 
 
 def run(
@@ -89,9 +89,8 @@ def _gradients(
 ) -> tuple[Tensor | None, ...]:
     x, h0, c0, w_ih, w_hh, bias, peephole = inputs
     need_x, need_h0, need_c0, need_w_ih, need_w_hh, need_bias, need_peephole = needed
-    steps, batch = hs.shape[:2]
-    pixels = PIXELS_PER_CHUNK_ON_CPU if x.device.type == "cpu" else PIXELS_PER_CHUNK
-    length = max(1, pixels // max(1, batch * hs.shape[3:].numel()))
+    steps, values = len(hs), VALUES_PER_CHUNK_ON_CPU if x.device.type == "cpu" else VALUES_PER_CHUNK
+    length = max(1, values // max(1, 4 * hs[0].numel()))
     dx = _time_major_channels_last(x) if need_x else None
     dw_ih, dw_hh = (_zeros(w, cs.dtype) if need else None for w, need in ((w_ih, need_w_ih), (w_hh, need_w_hh)))
     db = dp = None

@@ -7,10 +7,19 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from benchmarks.measure import peak_bytes
 from hybridops import native
 from hybridops.native.conv_lstm import largest_winograd_tile
 from tests.native.recorder import record
-from tests.problems import assert_captured, assert_parity, cast, conv_lstm_inputs, fused_conv_lstm, plain_conv_lstm
+from tests.problems import (
+    assert_captured,
+    assert_parity,
+    cast,
+    conv_lstm_inputs,
+    fused_conv_lstm,
+    plain_conv_lstm,
+    with_gradients,
+)
 
 not_compiled = pytest.mark.skipif(native.missing("cuda") is not None, reason=str(native.missing("cuda")))
 
@@ -80,3 +89,17 @@ def test_every_plan_on_a_gpu(sizes, dtype):
 def test_captured_in_a_cuda_graph(hidden):
     inputs = cast(conv_lstm_inputs(hidden=hidden), torch.bfloat16, "cuda")
     assert_captured(fused_conv_lstm, inputs, backend="native")
+
+
+def test_memory():
+    """A training step takes less than the plain one's, and half with the gates recomputed: everything that kernels work
+    with is counted, but for what each thread keeps.
+    """
+    inputs = cast(conv_lstm_inputs(batch=2, steps=20, channels=8, hidden=32, space=(32, 32)), torch.float32)
+    plain = peak_bytes(lambda: with_gradients(plain_conv_lstm, inputs))
+    gates, recomputed = (
+        peak_bytes(lambda save=save: with_gradients(fused_conv_lstm, inputs, backend="native", save=save))
+        for save in ("gates", "recompute")
+    )
+    assert gates < 0.9 * plain
+    assert recomputed < 0.5 * plain

@@ -52,7 +52,8 @@ def limit(bytes):
     resource.setrlimit(resource.RLIMIT_AS, (bytes, resource.RLIM_INFINITY))
 
 pool = ThreadPoolExecutor(1)
-for family, sizes in (("attention", {"queries": 900, "keys": 1000}), ("conv_lstm", {"hidden": 64, "space": (16, 16), "kernel": (5, 5)})):
+large = {"attention": {"queries": 900, "keys": 1000}, "conv_lstm": {"hidden": 64, "space": (16, 16), "kernel": (5, 5)}}
+for family, sizes in large.items():
     before, errors = pool.submit(train, family).result(), set()
     for megabytes in range(0, 150):
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.measure import peak_bytes
 from tests import tolerances
 from tests.problems import Tensors, cast, conv_lstm_inputs, fused_conv_lstm, plain_conv_lstm, with_gradients
 
@@ -128,3 +129,25 @@ def test_nonfinite(tile, kernel, name, value):
     for key, direct in want.items():
         kinds = [t.nan_to_num(math.nan, 1.0, -1.0).where(~t.isfinite(), 0.0) for t in (got[key], direct)]
         torch.testing.assert_close(*kinds, equal_nan=True, msg=key, **tolerances.EXACT)
+
+
+@pytest.mark.parametrize("value", [None, math.inf, math.nan])
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("tile", TILES)
+def test_weight_gradients_are_added(tile, kernel, value):
+    """To what is there, by several units of work, in no memory but the threads' own. A unit that meets what is not finite
+    sums directly.
+    """
+    generator = torch.Generator().manual_seed(0)
+    da, x, before = (
+        torch.randn(shape, generator=generator)
+        for shape in ((3, 2, 18, 21, 150), (3, 2, 50, 18, 21), (150, 50, kernel, kernel))
+    )
+    da /= 50  # then sums are of order one
+    if value is not None:
+        x[1, 1, 20, 9, 10] = value
+    got, want = before.clone(), before.double()
+    assert peak_bytes(lambda: OPS.conv_weight_gradient(da, x, tile, got)) == 0
+    OPS.conv_weight_gradient(da.double(), x.double(), 0, want)
+    torch.testing.assert_close(got.double(), want, equal_nan=True, **tolerances.WINOGRAD)
+    assert want.isfinite().any()
