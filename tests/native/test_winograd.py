@@ -135,8 +135,8 @@ def test_nonfinite(tile, kernel, name, value):
 @pytest.mark.parametrize("kernel", [3, 5])
 @pytest.mark.parametrize("tile", TILES)
 def test_weight_gradients_are_added(tile, kernel, value):
-    """To what is there, by several units of work, in no memory but the threads' own. A unit that meets what is not finite
-    sums directly.
+    """To what is there, by several units of work, in no memory but the threads' own. A unit that meets what is not
+    finite sums directly.
     """
     generator = torch.Generator().manual_seed(0)
     da, x, before = (
