@@ -274,7 +274,8 @@ class WeightGradient {
         // Without transforms, the taps in the places of as many points: an inf or a NaN would spread over them all.
         const auto sum_again = [&](int64_t index, Share share, A* patch, A* sums) {
             const auto at = blocks[index];
-            const int64_t rows = std::min(at.rows * M, shape.height - at.y), cols = std::min(at.cols * M, shape.width - at.x);
+            const int64_t rows = std::min(at.rows * M, shape.height - at.y),
+                          cols = std::min(at.cols * M, shape.width - at.x);
             copy_patch(patch, images(at), channels, shape, at.image % shape.batch, at.y - R / 2, at.x - R / 2,
                        at.rows * M + R - 1, pitch);
             for (int64_t pixel = 0; pixel < rows * cols; ++pixel)
@@ -284,7 +285,8 @@ class WeightGradient {
                     for (int64_t tap = 0; tap < taps(); ++tap)
                         for (int64_t c = 0; c < a.inputs; ++c) {
                             A* sum = sums + layout.sum_at(o / width, tap, c) + o % width;
-                            store(sum, load(sum) + grad * patch[((y + tap / R) * pitch + col + tap % R) * channels + c]);
+                            store(sum,
+                                  load(sum) + grad * patch[((y + tap / R) * pitch + col + tap % R) * channels + c]);
                         }
                 }
         };

@@ -237,7 +237,8 @@ void conv_weight_gradient(const Tensor& da, const Tensor& x, int64_t, Tensor dw)
     const Sizes ones{1, 1}, zeros{0, 0};
     const std::array<bool, 3> of_weight_alone{false, true, false};
     const Tensor images = torch::stable::contiguous(as_images(x), torch::headeronly::MemoryFormat::ChannelsLast);
-    const Tensor like_weight = torch::stable::new_empty(da, {dw.size(0), dw.size(1), kernel_h, kernel_w});  // its shape is read
+    const Tensor like_weight =
+        torch::stable::new_empty(da, {dw.size(0), dw.size(1), kernel_h, kernel_w});  // its shape is read
     const auto gradients =
         call<3>("aten::convolution_backward", channels_second(as_images(da)), images, like_weight, std::nullopt, ones,
                 same_padding(kernel_h, kernel_w), ones, false, zeros, int64_t{1},
