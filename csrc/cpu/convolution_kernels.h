@@ -152,7 +152,7 @@ class Convolution {
         const int64_t channels[2] = {depth_channels(0), count == 2 ? depth_channels(1) : 0};
         const std::vector<Chunk> chunks = this->chunks(count);
         // about 256 pixels amortise the streaming of the weights; the padded patch should stay in the L2 cache
-        const Blocks blocks(shape_, 1, 256, units_wanted(), 192 * 1024 / ((channels[0] + channels[1]) * sizeof(E)));
+        const Blocks blocks(shape_, 1, 256, units_wanted(), 256 * 1024 / ((channels[0] + channels[1]) * sizeof(E)));
         share_out(shape_.batch * blocks.of_image(), [&](Units& units) {
             const int64_t most = blocks.most_rows() * blocks.most_cols();
             const int64_t patch_pixels =
