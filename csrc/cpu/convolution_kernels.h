@@ -187,7 +187,7 @@ class Convolution {
                         for_tiles(pixels, P, [&](int64_t q, int64_t count) {
                             const E* pixel[P];
                             for (int64_t p = 0; p < count; ++p) pixel[p] = patch + patch_pixel[q + p] * stride;
-                            tile_kernel<A, E, N>(count)(partial + q * width, pixel, pitch * stride, chunk.rows,
+                            tile_kernel<A, E, N>(count)(partial + q * width, true, pixel, pitch * stride, chunk.rows,
                                                         chunk.length, weights);
                             if (&chunk == &chunks.back())
                                 epilogue.finish(group, image_pixel + q, count, partial + q * width);
@@ -198,6 +198,10 @@ class Convolution {
         });
     }
 
+    // Between the points of Winograd's tiles, which are written and read together: otherwise they often are a multiple of
+    // 4 KB apart, and compete for the same places in the L1 cache.
+    static constexpr int64_t line = 64 / sizeof(A);
+
     // What a thread makes of a block of Winograd's tiles.
     struct TileBlock {
         Blocks::Block at;
@@ -205,6 +209,7 @@ class Convolution {
         int64_t tiles, pitch;   // pitch: pixels in a row of the patches
         int64_t padded[2];      // channels of the patches, whole vectors
         int64_t channels, row;  // channels of all sources; room for them in the transformed tiles
+        int64_t transformed_point, sums_point;  // strides
         A* patches[2];          // [pixel][padded channel]
         A *transformed, *sums;  // [point][tile][row], [point][tile][width]
         A *start, *out;         // [width], [output][width]
@@ -229,11 +234,11 @@ class Convolution {
         share_out(shape_.batch * blocks.of_image(), [&](Units& units) {
             TileBlock block = sizes;
             block.transformed =
-                static_cast<A*>(thread_scratch(sizeof(A) * (points * most * (block.row + width) + (M * M + 1) * width +
+                static_cast<A*>(thread_scratch(sizeof(A) * (points * (most * (block.row + width) + 2 * line) + (M * M + 1) * width +
                                                             patch_pixels * (block.padded[0] + block.padded[1])) +
                                                most));
-            block.sums = block.transformed + points * most * block.row;
-            block.out = block.sums + points * most * width;
+            block.sums = block.transformed + points * (most * block.row + line);
+            block.out = block.sums + points * (most * width + line);
             block.start = block.out + M * M * width;
             block.patches[0] = block.start + width;
             block.patches[1] = block.patches[0] + patch_pixels * block.padded[0];
@@ -241,6 +246,8 @@ class Convolution {
             for (int64_t unit; units.take(unit);) {
                 block.at = blocks[unit];
                 block.tiles = block.at.rows * block.at.cols;
+                block.transformed_point = block.tiles * block.row + line;
+                block.sums_point = block.tiles * width + line;
                 block.pitch = block.at.cols * M + R - 1;
                 transform_tiles<W>(block, sources);
                 for (int64_t group = 0; group < groups_; ++group) {
@@ -263,7 +270,7 @@ class Convolution {
             for (int64_t tile = 0; tile < block.tiles; ++tile) {
                 const int64_t corner = (tile / block.at.cols * block.pitch + tile % block.at.cols) * M;
                 block.good[tile] &=
-                    transform_tile<W>(block.transformed + tile * block.row + i * channels_[0], block.tiles * block.row,
+                    transform_tile<W>(block.transformed + tile * block.row + i * channels_[0], block.transformed_point,
                                       block.patches[i] + corner * stride, block.pitch * stride, stride, channels_[i]);
             }
         }
@@ -296,16 +303,15 @@ class Convolution {
     template <class W>
     void multiply_tiles(const TileBlock& block, int64_t group) const {
         constexpr int points = W::size * W::size;
-        std::fill(block.sums, block.sums + points * block.tiles * width, A(0));
         for (int point = 0; point < points; ++point)
             for_tiles(block.channels, chunk_length<A, A, N>, [&](int64_t c, int64_t length) {
                 const A* weights =
                     winograd_->data() + ((group * points + point) * (channels_[0] + channels_[1]) + c) * width;
                 for_tiles(block.tiles, P, [&](int64_t tile, int64_t count) {
-                    const int64_t first = point * block.tiles + tile;
-                    const A* pixel[P];
-                    for (int64_t p = 0; p < count; ++p) pixel[p] = block.transformed + (first + p) * block.row + c;
-                    tile_kernel<A, A, N>(count)(block.sums + first * width, pixel, 0, 1, length, weights);
+                    const A *first = block.transformed + point * block.transformed_point + tile * block.row + c, *pixel[P];
+                    for (int64_t p = 0; p < count; ++p) pixel[p] = first + p * block.row;
+                    tile_kernel<A, A, N>(count)(block.sums + point * block.sums_point + tile * width, c > 0, pixel, 0, 1, length,
+                                                weights);
                 });
             });
     }
@@ -327,7 +333,7 @@ class Convolution {
             for (int64_t lane = 0; lane < width; lane += lanes<A>) {
                 V in[size][size], result[M][M];
                 for (int i = 0; i < size * size; ++i)
-                    in[i / size][i % size] = load(block.sums + (i * block.tiles + tile) * width + lane);
+                    in[i / size][i % size] = load(block.sums + i * block.sums_point + tile * width + lane);
                 transform<W::output>(in, result);
                 const V first = load(block.start + lane);
                 for (int i = 0; i < M * M; ++i)
@@ -348,7 +354,7 @@ class Convolution {
             for (int64_t tap = 0; tap < taps; ++tap) {
                 const int64_t at = (y + tap / shape_.kernel_w) * block.pitch + x + tap % shape_.kernel_w;
                 const A* pixel = block.patches[i] + at * block.padded[i];
-                accumulate_tile<A, A, N, 1>(sums, &pixel, 0, 1, channels_[i],
+                accumulate_tile<A, A, N, 1>(sums, true, &pixel, 0, 1, channels_[i],
                                             direct_[i]->data() + (group * taps + tap) * channels_[i] * width);
             }
     }

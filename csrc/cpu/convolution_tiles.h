@@ -47,10 +47,11 @@ template <class A, class E, int N>
 inline constexpr int64_t chunk_length =
     Operands<A, E>::depth * std::min(16 * 1024 / (N * HYBRIDOPS_VECTOR_BYTES), std::max(32 * N, 64));
 
-// partial (P,N,lanes) += the pixels' runs times the weights. `pixel[p]` points to the first element of pixel p's run; runs of
+// partial (P,N,lanes) = the pixels' runs times the weights, or += with `add`. `pixel[p]` points to the first element of pixel p's run; runs of
 // the next kernel rows follow row_stride apart; weights follow each other.
 template <class A, class E, int N, int P>
-void accumulate_tile(A* partial, const E* const* pixels, int64_t row_stride, int64_t rows, int64_t length, const E* w) {
+void accumulate_tile(A* partial, bool add, const E* const* pixels, int64_t row_stride, int64_t rows, int64_t length,
+                     const E* w) {
     using Op = Operands<A, E>;
     using Vector = typename Op::Vector;
     const E* pixel[P];
@@ -81,11 +82,15 @@ void accumulate_tile(A* partial, const E* const* pixels, int64_t row_stride, int
             }
         }
     }
-    add_to_memory(partial, sums);
+    if (add) {
+        add_to_memory(partial, sums);
+    } else {
+        for (int i = 0; i < P * N; ++i) store(partial + i * lanes<A>, sums[i / N][i % N]);
+    }
 }
 
 template <class A, class E>
-using TileKernel = void (*)(A*, const E* const*, int64_t, int64_t, int64_t, const E*);
+using TileKernel = void (*)(A*, bool, const E* const*, int64_t, int64_t, int64_t, const E*);
 
 // The kernel for `count` pixels, 1 <= count <= P.
 template <class A, class E, int N, int P = tile_pixels<N>>
