@@ -206,14 +206,14 @@ class Convolution {
     struct TileBlock {
         Blocks::Block at;
         int sources;
-        int64_t tiles, pitch;   // pitch: pixels in a row of the patches
-        int64_t padded[2];      // channels of the patches, whole vectors
-        int64_t channels, row;  // channels of all sources; room for them in the transformed tiles
+        int64_t tiles, pitch;                   // pitch: pixels in a row of the patches
+        int64_t padded[2];                      // channels of the patches, whole vectors
+        int64_t channels, row;                  // channels of all sources; room for them in the transformed tiles
         int64_t transformed_point, sums_point;  // strides
-        A* patches[2];          // [pixel][padded channel]
-        A *transformed, *sums;  // [point][tile][row], [point][tile][width]
-        A *start, *out;         // [width], [output][width]
-        bool* good;             // [tile]: within the limits
+        A* patches[2];                          // [pixel][padded channel]
+        A *transformed, *sums;                  // [point][tile][row], [point][tile][width]
+        A *start, *out;                         // [width], [output][width]
+        bool* good;                             // [tile]: within the limits
     };
 
     template <class W>
@@ -233,10 +233,10 @@ class Convolution {
         const int64_t patch_pixels = (blocks.most_rows() * M + R - 1) * (blocks.most_cols() * M + R - 1);
         share_out(shape_.batch * blocks.of_image(), [&](Units& units) {
             TileBlock block = sizes;
-            block.transformed =
-                static_cast<A*>(thread_scratch(sizeof(A) * (points * (most * (block.row + width) + 2 * line) + (M * M + 1) * width +
-                                                            patch_pixels * (block.padded[0] + block.padded[1])) +
-                                               most));
+            block.transformed = static_cast<A*>(
+                thread_scratch(sizeof(A) * (points * (most * (block.row + width) + 2 * line) + (M * M + 1) * width +
+                                            patch_pixels * (block.padded[0] + block.padded[1])) +
+                               most));
             block.sums = block.transformed + points * (most * block.row + line);
             block.out = block.sums + points * (most * width + line);
             block.start = block.out + M * M * width;
@@ -265,39 +265,47 @@ class Convolution {
         std::fill(block.good, block.good + block.tiles, true);
         for (int i = 0; i < block.sources; ++i) {
             const int64_t stride = block.padded[i];
+            const int64_t rows = block.at.rows * M + R - 1;
             copy_patch(block.patches[i], *sources[i], stride, shape_, block.at.image, block.at.y - R / 2,
-                       block.at.x - R / 2, block.at.rows * M + R - 1, block.pitch);
+                       block.at.x - R / 2, rows, block.pitch);
+            const bool all_good = limits_.allow(largest_magnitude(block.patches[i], rows * block.pitch * stride));
             for (int64_t tile = 0; tile < block.tiles; ++tile) {
                 const int64_t corner = (tile / block.at.cols * block.pitch + tile % block.at.cols) * M;
-                block.good[tile] &=
-                    transform_tile<W>(block.transformed + tile * block.row + i * channels_[0], block.transformed_point,
-                                      block.patches[i] + corner * stride, block.pitch * stride, stride, channels_[i]);
+                const A* from = block.patches[i] + corner * stride;
+                transform_tile<W>(block.transformed + tile * block.row + i * channels_[0], block.transformed_point,
+                                  from, block.pitch * stride, stride, channels_[i]);
+                if (!all_good) block.good[tile] &= allowed<W>(from, block.pitch * stride, stride, channels_[i]);
             }
         }
     }
 
-    // One tile of one source; false if it is beyond the limits.
+    // One tile of one source.
     template <class W>
-    bool transform_tile(A* out, int64_t point_stride, const A* corner, int64_t row_stride, int64_t pixel_stride,
+    void transform_tile(A* out, int64_t point_stride, const A* corner, int64_t row_stride, int64_t pixel_stride,
                         int64_t channels) const {
         constexpr int size = W::size;
-        using V = Simd<A>;
-        V largest = {}, squares = {};
         for (int64_t c = 0; c < channels; c += lanes<A>) {
-            V d[size][size], v[size][size];
-            for (int y = 0; y < size; ++y)
-                for (int x = 0; x < size; ++x) {
-                    const V value = d[y][x] = load(corner + y * row_stride + x * pixel_stride + c);
-                    squares += value * value;
-                    largest = value > largest ? value : largest;
-                    largest = -value > largest ? -value : largest;
-                }
+            Simd<A> d[size][size], v[size][size];
+            for (int i = 0; i < size * size; ++i)
+                d[i / size][i % size] = load(corner + i / size * row_stride + i % size * pixel_stride + c);
             transform<W::input>(d, v);
             for (int i = 0; i < size * size; ++i) store(out + i * point_stride + c, v[i / size][i % size]);
         }
-        A most = 0;
-        for (int l = 0; l < lanes<A>; ++l) most = std::max(most, largest[l]);
-        return limits_.allow(most, sum_lanes<A>(squares) / (size * size * channels));  // a NaN is in the squares
+    }
+
+    // Whether it is within the limits.
+    template <class W>
+    bool allowed(const A* corner, int64_t row_stride, int64_t pixel_stride, int64_t channels) const {
+        constexpr int size = W::size;
+        LargestMagnitude largest;
+        Simd<A> squares = {};
+        for (int64_t c = 0; c < channels; c += lanes<A>)
+            for (int i = 0; i < size * size; ++i) {
+                const Simd<A> value = load(corner + i / size * row_stride + i % size * pixel_stride + c);
+                largest.add(value);
+                squares += value * value;
+            }
+        return limits_.allow(largest.value(), sum_lanes<A>(squares) / (size * size * channels));
     }
 
     template <class W>
@@ -308,10 +316,11 @@ class Convolution {
                 const A* weights =
                     winograd_->data() + ((group * points + point) * (channels_[0] + channels_[1]) + c) * width;
                 for_tiles(block.tiles, P, [&](int64_t tile, int64_t count) {
-                    const A *first = block.transformed + point * block.transformed_point + tile * block.row + c, *pixel[P];
+                    const A *first = block.transformed + point * block.transformed_point + tile * block.row + c,
+                            *pixel[P];
                     for (int64_t p = 0; p < count; ++p) pixel[p] = first + p * block.row;
-                    tile_kernel<A, A, N>(count)(block.sums + point * block.sums_point + tile * width, c > 0, pixel, 0, 1, length,
-                                                weights);
+                    tile_kernel<A, A, N>(count)(block.sums + point * block.sums_point + tile * width, c > 0, pixel, 0,
+                                                1, length, weights);
                 });
             });
     }

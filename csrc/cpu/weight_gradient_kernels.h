@@ -235,14 +235,15 @@ class WeightGradient {
             layout.x_plane.push_back(point * layout.panels() * layout.x_panel);
         layout.x_size = points * layout.panels() * layout.x_panel;
         layout.grad_group = most * width;
-        layout.grad_plane = ceil_div(groups, shares) * layout.grad_group;
+        layout.grad_plane = ceil_div(groups, shares) * layout.grad_group + 64 / sizeof(A);  // as in TileBlock
         const int64_t channels = layout.padded_channels() + lanes<A>;  // of a pixel in the patch: whole vectors, zeros
         layout.patch_size = (blocks.most_rows() * M + R - 1) * pitch * channels;
         const auto pack = [&](int64_t index, Share share, A* patch, A* x, A* grad) {
             const auto at = blocks[index];
-            V checked = {};
             copy_patch(patch, images(at), channels, shape, at.image % shape.batch, at.y - R / 2, at.x - R / 2,
                        at.rows * M + R - 1, pitch);
+            const A largest_input = largest_magnitude(patch, (at.rows * M + R - 1) * pitch * channels);
+            LargestMagnitude largest;
             int64_t tile = 0;
             for (int64_t row = 0; row < at.rows; ++row)
                 for (int64_t col = 0; col < at.cols; ++col, ++tile) {
@@ -252,24 +253,21 @@ class WeightGradient {
                             d[i / size][i % size] = load(
                                 patch + ((row * M + i / size) * pitch + col * M + i % size) * channels + panel * P);
                         transform<W::input>(d, v);
-                        for (int i = 0; i < points; ++i) {
-                            checked += v[i / size][i % size] * 0;
+                        for (int i = 0; i < points; ++i)
                             store(x + layout.x_plane[i] + panel * layout.x_panel + tile * P, v[i / size][i % size]);
-                        }
                     }
                     for (int64_t o = 0; o < share.count * width; o += lanes<A>) {
                         V g[M][M], v[size][size];
-                        for (int i = 0; i < M * M; ++i)
+                        for (int i = 0; i < M * M; ++i) {
                             g[i / M][i % M] = gradient(at, row * M + i / M, col * M + i % M, share.first * width + o);
+                            largest.add(g[i / M][i % M]);
+                        }
                         transform<W::output_gradient>(g, v);
                         A* to = grad + o / width * layout.grad_group + tile * width + o % width;
-                        for (int i = 0; i < points; ++i) {
-                            checked += v[i / size][i % size] * 0;
-                            store(to + i * layout.grad_plane, v[i / size][i % size]);
-                        }
+                        for (int i = 0; i < points; ++i) store(to + i * layout.grad_plane, v[i / size][i % size]);
                     }
                 }
-            return Extent{1, tile, sum_lanes<A>(checked) == 0};  // not if it is a NaN
+            return Extent{1, tile, std::max(largest_input, largest.value()) < largest_transformed<A>};
         };
         // Without transforms, the taps in the places of as many points: an inf or a NaN would spread over them all.
         const auto sum_again = [&](int64_t index, Share share, A* patch, A* sums) {

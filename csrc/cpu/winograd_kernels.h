@@ -41,7 +41,7 @@ inline int64_t winograd_tile(const ConvShape& shape, bool long_sums, int64_t all
 // The same for a convolution that sums over so many channels: over few, the transforms take longer than the multiplications
 // that they save.
 inline int64_t convolution_tile(const ConvShape& shape, int64_t channels, int64_t allowed) {
-    return channels < (allowed >= 4 ? 12 : 20) ? 0 : winograd_tile(shape, channels >= 48, allowed);
+    return channels < 15 ? 0 : winograd_tile(shape, channels >= 48, allowed);
 }
 
 // f(Winograd<M,R>{}) for square kernels of 3 or 5 taps and tiles of M x M outputs; nothing if there is none for them.
@@ -52,6 +52,34 @@ void with_winograd(int64_t taps, int64_t outputs, const F& f) {
     if (taps == 5 && outputs == 2) f(Winograd<2, 5>{});
 }
 
+// Beyond it, sums of a few values might overflow.
+template <class A>
+inline constexpr A largest_transformed = 1e30;
+
+// The largest magnitude of some vectors. As integers magnitudes have the same order, with NaN above all else.
+struct LargestMagnitude {
+    using Bits = SimdOf<float>::bits;
+    Bits most = {};
+
+    HYBRIDOPS_INLINE void add(Simd<float> x) {
+        const Bits magnitude = (Bits)x & 0x7fffffff;
+        most = magnitude > most ? magnitude : most;
+    }
+    float value() const {
+        int32_t bits = 0;
+        for (int l = 0; l < lanes<float>; ++l) bits = std::max<int32_t>(bits, most[l]);
+        return std::bit_cast<float>(bits);
+    }
+};
+
+inline float largest_magnitude(const float* values, int64_t count) {
+    LargestMagnitude largest;
+    int64_t i = 0;
+    for (; i + lanes<float> <= count; i += lanes<float>) largest.add(load(values + i));
+    largest.add(load_lanes<float>(values + i, count - i));
+    return largest.value();
+}
+
 // Winograd's rounding error goes by the largest value of a tile, whichever outputs it is for, and an inf or NaN spreads over
 // the whole tile. So tiles with values beyond these limits are summed directly.
 template <class A>
@@ -59,8 +87,9 @@ struct TileLimits {
     A within;     // up to here all is well
     A times_rms;  // beyond it, up to so many times the tile's root mean square
 
+    bool allow(A largest) const { return largest < largest_transformed<A> && largest <= within; }
     bool allow(A largest, A mean_square) const {
-        if (!(largest < A(1e30)) || !(mean_square >= 0)) return false;
-        return largest <= within || largest * largest <= times_rms * times_rms * mean_square;
+        return largest < largest_transformed<A> &&
+               (largest <= within || largest * largest <= times_rms * times_rms * mean_square);
     }
 };
