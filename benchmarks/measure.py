@@ -173,8 +173,8 @@ def warm_up(job: Job) -> int | None:
 def peak_bytes(job: Job) -> int:
     """Most bytes that tensors allocated by one run of the job, results included, hold at a time.
 
-    On a CPU they are counted one by one by PyTorch's profiler: exact, and the same every time. It does not see what a
-    library or a kernel allocates for itself while it runs.
+    On a CPU they are counted one by one by PyTorch's profiler: exact, and the same every time. The buffers of the fused
+    kernels are among them; what their threads keep, and what a library allocates for itself, it does not see.
     """
     if ON_CUDA:
         torch.cuda.reset_peak_memory_stats()
