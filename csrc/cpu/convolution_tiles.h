@@ -47,8 +47,8 @@ template <class A, class E, int N>
 inline constexpr int64_t chunk_length =
     Operands<A, E>::depth * std::min(16 * 1024 / (N * HYBRIDOPS_VECTOR_BYTES), std::max(32 * N, 64));
 
-// partial (P,N,lanes) = the pixels' runs times the weights, or += with `add`. `pixel[p]` points to the first element of pixel p's run; runs of
-// the next kernel rows follow row_stride apart; weights follow each other.
+// partial (P,N,lanes) = the pixels' runs times the weights, or += with `add`. `pixel[p]` points to the first element of pixel
+// p's run; runs of the next kernel rows follow row_stride apart; weights follow each other.
 template <class A, class E, int N, int P>
 void accumulate_tile(A* partial, bool add, const E* const* pixels, int64_t row_stride, int64_t rows, int64_t length,
                      const E* w) {

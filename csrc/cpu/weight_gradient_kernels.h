@@ -73,10 +73,10 @@ int64_t shares_of(int64_t groups, int64_t planes, int64_t channels) {
 
 // For each group of outputs its sums [plane][padded channel][N,lane]. A unit of work is a share of the outputs for a part of
 // the pieces; its factors are laid out by pack(piece, share, patch, x, grad), which tells their extent, and multiplied while
-// they are in the cache. Where that was not finite, sum_again(piece, share, patch, sums) sums what needs no transforms. At last
-// add(group, sums, finite, room) adds the unit's to the result, with `room` to work in: for a share, part after part, so
-// that the order of the additions is one for any number of threads. A unit waits only for some that were taken before it,
-// and nothing that it calls throws.
+// they are in the cache. Where they were not finite, sum_again(piece, share, patch, sums) does without transforms. In the end
+// add(group, sums, finite, room) adds the unit's sums to the result, with `room` to work in: for a share, part after part, so
+// that the order of the additions is one for any number of threads. A unit waits only for some that were taken before it, and
+// nothing that it calls throws.
 template <class A, class Pack, class SumAgain, class Add>
 void sum_of_products(const OuterLayout<A>& layout, int64_t groups, int64_t shares, int64_t pieces, int64_t room_size,
                      const Pack& pack, const SumAgain& sum_again, const Add& add) {
