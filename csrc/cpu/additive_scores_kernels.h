@@ -4,26 +4,6 @@ struct Pairs {  // the queries [s0, s1) and the keys [t0, t1) of batch entry b
     int64_t b, s0, s1, t0, t1;
 };
 
-// Running maximum of |x|, NaN above all, by the bits of |x|, which are ordered as the numbers are and compared in one cycle.
-template <class A>
-class LargestMagnitude {
-    using Bits = typename SimdOf<A>::bits;
-    Bits most_ = {};
-
-   public:
-    HYBRIDOPS_INLINE void see(Simd<A> x) {
-        const Bits magnitude = (Bits)x & std::numeric_limits<Element<Bits>>::max();
-        most_ = magnitude > most_ ? magnitude : most_;
-    }
-    A value() const {
-        Element<Bits> most = most_[0];
-        for (int l = 1; l < lanes<A>; ++l) most = std::max<Element<Bits>>(most, most_[l]);
-        A x;
-        std::memcpy(&x, &most, sizeof(x));
-        return x;
-    }
-};
-
 // The quotient by additions alone: r = K/(K + P) with K = e^-2k. So a pair costs no multiplication of its own, and a factor
 // v_a of r is multiplied into K once a key. |q| and |k|, each for itself, may be as large as `merged` for a product of four
 // K + P, between e^-2m and 2 e^2m, to stay finite and normal, with a factor of up to e^2m in front; `paired` for one of

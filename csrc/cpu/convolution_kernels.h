@@ -198,10 +198,6 @@ class Convolution {
         });
     }
 
-    // Between the points of Winograd's tiles, which are written and read together: otherwise they often are a multiple of
-    // 4 KB apart, and compete for the same places in the L1 cache.
-    static constexpr int64_t line = 64 / sizeof(A);
-
     // What a thread makes of a block of Winograd's tiles.
     struct TileBlock {
         Blocks::Block at;
@@ -233,12 +229,12 @@ class Convolution {
         const int64_t patch_pixels = (blocks.most_rows() * M + R - 1) * (blocks.most_cols() * M + R - 1);
         share_out(shape_.batch * blocks.of_image(), [&](Units& units) {
             TileBlock block = sizes;
-            block.transformed = static_cast<A*>(
-                thread_scratch(sizeof(A) * (points * (most * (block.row + width) + 2 * line) + (M * M + 1) * width +
-                                            patch_pixels * (block.padded[0] + block.padded[1])) +
-                               most));
-            block.sums = block.transformed + points * (most * block.row + line);
-            block.out = block.sums + points * (most * width + line);
+            block.transformed = static_cast<A*>(thread_scratch(
+                sizeof(A) * (points * (most * (block.row + width) + 2 * cache_line<A>)+(M * M + 1) * width +
+                             patch_pixels * (block.padded[0] + block.padded[1])) +
+                most));
+            block.sums = block.transformed + points * (most * block.row + cache_line<A>);
+            block.out = block.sums + points * (most * width + cache_line<A>);
             block.start = block.out + M * M * width;
             block.patches[0] = block.start + width;
             block.patches[1] = block.patches[0] + patch_pixels * block.padded[0];
@@ -246,8 +242,8 @@ class Convolution {
             for (int64_t unit; units.take(unit);) {
                 block.at = blocks[unit];
                 block.tiles = block.at.rows * block.at.cols;
-                block.transformed_point = block.tiles * block.row + line;
-                block.sums_point = block.tiles * width + line;
+                block.transformed_point = block.tiles * block.row + cache_line<A>;
+                block.sums_point = block.tiles * width + cache_line<A>;
                 block.pitch = block.at.cols * M + R - 1;
                 transform_tiles<W>(block, sources);
                 for (int64_t group = 0; group < groups_; ++group) {
@@ -297,12 +293,12 @@ class Convolution {
     template <class W>
     bool allowed(const A* corner, int64_t row_stride, int64_t pixel_stride, int64_t channels) const {
         constexpr int size = W::size;
-        LargestMagnitude largest;
+        LargestMagnitude<A> largest;
         Simd<A> squares = {};
         for (int64_t c = 0; c < channels; c += lanes<A>)
             for (int i = 0; i < size * size; ++i) {
                 const Simd<A> value = load(corner + i / size * row_stride + i % size * pixel_stride + c);
-                largest.add(value);
+                largest.see(value);
                 squares += value * value;
             }
         return limits_.allow(largest.value(), sum_lanes<A>(squares) / (size * size * channels));

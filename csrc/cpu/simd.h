@@ -153,6 +153,26 @@ HYBRIDOPS_INLINE A sum_lanes(Simd<A> x) {
 template <class V>
 using Element = std::remove_cv_t<std::remove_reference_t<decltype(std::declval<V&>()[0])>>;
 
+// Running maximum of |x|, NaN above all, by the bits of |x|, which are ordered as the numbers are and compared in one cycle.
+template <class A>
+class LargestMagnitude {
+    using Bits = typename SimdOf<A>::bits;
+    Bits most_ = {};
+
+   public:
+    HYBRIDOPS_INLINE void see(Simd<A> x) {
+        const Bits magnitude = (Bits)x & std::numeric_limits<Element<Bits>>::max();
+        most_ = magnitude > most_ ? magnitude : most_;
+    }
+    A value() const {
+        Element<Bits> most = most_[0];
+        for (int l = 1; l < lanes<A>; ++l) most = std::max<Element<Bits>>(most, most_[l]);
+        A x;
+        std::memcpy(&x, &most, sizeof(x));
+        return x;
+    }
+};
+
 // e^x = 2^n * (1 + q): n = round(x / ln 2), q = expm1 of the remainder |r| <= ln(2)/2 by its Taylor series, long enough
 // that the first omitted term is below half an ulp (0.3466^8/8! = 5e-9; 0.3466^14/14! = 4e-18).
 template <class V>

@@ -235,15 +235,18 @@ class WeightGradient {
             layout.x_plane.push_back(point * layout.panels() * layout.x_panel);
         layout.x_size = points * layout.panels() * layout.x_panel;
         layout.grad_group = most * width;
-        layout.grad_plane = ceil_div(groups, shares) * layout.grad_group + 64 / sizeof(A);  // as in TileBlock
+        layout.grad_plane = ceil_div(groups, shares) * layout.grad_group + cache_line<A>;
         const int64_t channels = layout.padded_channels() + lanes<A>;  // of a pixel in the patch: whole vectors, zeros
         layout.patch_size = (blocks.most_rows() * M + R - 1) * pitch * channels;
-        const auto pack = [&](int64_t index, Share share, A* patch, A* x, A* grad) {
-            const auto at = blocks[index];
+        const auto copy = [&](const Blocks::Block& at, A* patch) {
             copy_patch(patch, images(at), channels, shape, at.image % shape.batch, at.y - R / 2, at.x - R / 2,
                        at.rows * M + R - 1, pitch);
+        };
+        const auto pack = [&](int64_t index, Share share, A* patch, A* x, A* grad) {
+            const auto at = blocks[index];
+            copy(at, patch);
             const A largest_input = largest_magnitude(patch, (at.rows * M + R - 1) * pitch * channels);
-            LargestMagnitude largest;
+            LargestMagnitude<A> largest;
             int64_t tile = 0;
             for (int64_t row = 0; row < at.rows; ++row)
                 for (int64_t col = 0; col < at.cols; ++col, ++tile) {
@@ -260,7 +263,7 @@ class WeightGradient {
                         V g[M][M], v[size][size];
                         for (int i = 0; i < M * M; ++i) {
                             g[i / M][i % M] = gradient(at, row * M + i / M, col * M + i % M, share.first * width + o);
-                            largest.add(g[i / M][i % M]);
+                            largest.see(g[i / M][i % M]);
                         }
                         transform<W::output_gradient>(g, v);
                         A* to = grad + o / width * layout.grad_group + tile * width + o % width;
@@ -274,8 +277,7 @@ class WeightGradient {
             const auto at = blocks[index];
             const int64_t rows = std::min(at.rows * M, shape.height - at.y),
                           cols = std::min(at.cols * M, shape.width - at.x);
-            copy_patch(patch, images(at), channels, shape, at.image % shape.batch, at.y - R / 2, at.x - R / 2,
-                       at.rows * M + R - 1, pitch);
+            copy(at, patch);
             for (int64_t pixel = 0; pixel < rows * cols; ++pixel)
                 for (int64_t o = 0; o < share.count * width; o += lanes<A>) {
                     const int64_t y = pixel / cols, col = pixel % cols;

@@ -56,29 +56,19 @@ void with_winograd(int64_t taps, int64_t outputs, const F& f) {
 template <class A>
 inline constexpr A largest_transformed = 1e30;
 
-// The largest magnitude of some vectors. As integers magnitudes have the same order, with NaN above all else.
-struct LargestMagnitude {
-    using Bits = SimdOf<float>::bits;
-    Bits most = {};
-
-    HYBRIDOPS_INLINE void add(Simd<float> x) {
-        const Bits magnitude = (Bits)x & 0x7fffffff;
-        most = magnitude > most ? magnitude : most;
-    }
-    float value() const {
-        int32_t bits = 0;
-        for (int l = 0; l < lanes<float>; ++l) bits = std::max<int32_t>(bits, most[l]);
-        return std::bit_cast<float>(bits);
-    }
-};
-
-inline float largest_magnitude(const float* values, int64_t count) {
-    LargestMagnitude largest;
+template <class A>
+A largest_magnitude(const A* values, int64_t count) {
+    LargestMagnitude<A> largest;
     int64_t i = 0;
-    for (; i + lanes<float> <= count; i += lanes<float>) largest.add(load(values + i));
-    largest.add(load_lanes<float>(values + i, count - i));
+    for (; i + lanes<A> <= count; i += lanes<A>) largest.see(load(values + i));
+    largest.see(load_lanes<A>(values + i, count - i));
     return largest.value();
 }
+
+// Between the points of tiles, which are written and read together: otherwise they often are a multiple of 4 KB apart, and
+// compete for the same places in the L1 cache.
+template <class A>
+inline constexpr int64_t cache_line = 64 / sizeof(A);
 
 // Winograd's rounding error goes by the largest value of a tile, whichever outputs it is for, and an inf or NaN spreads over
 // the whole tile. So tiles with values beyond these limits are summed directly.

@@ -151,11 +151,8 @@ def _add_recurrent_gradient(
         backend.convolution_gradients(da, hs[-len(da) - 1 : -1], w_hh, None, dw)
 
 
-def _add(total: Tensor | None, part: Tensor | None) -> Tensor | None:
-    """Chunks are added up in the accumulation dtype."""
-    if total is None:
-        return None if part is None else part.to(reference.accumulation_dtype(part.dtype))
-    return total.add_(part)
+def _add(total: Tensor | None, part: Tensor) -> Tensor:
+    return part if total is None else total.add_(part)
 
 
 def _peephole_gradient(da: Tensor, c_before: Tensor | None, cs: Tensor, peephole: Tensor) -> Tensor:

@@ -123,7 +123,9 @@ def convolution_gradients(
     dx: Tensor | None,  # (T,B,C,S*), contiguous with the channels last
     dweight: Tensor | None,  # (4H,C,K*) acc, contiguous
 ) -> None:
-    """PyTorch's convolution_backward copies its channels-last arguments into other layouts first."""
+    """Of weight * x: writes dx = weightᵀ * da, adds Σ da x to dweight. PyTorch's convolution_backward would copy its
+    channels-last arguments into other layouts first.
+    """
     da, tile = _sequence_channels_last(da), largest_winograd_tile(da.dtype, da.device.type)
     if dx is not None:
         dx = _with_rows(dx, 3).movedim(2, -1)
