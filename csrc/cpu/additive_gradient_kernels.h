@@ -81,8 +81,8 @@ void column_gradients(const AdditiveScoresBackwardArgs<T, A>& a, const Columns<A
     constexpr int rows = 6;  // what the registers hold
     const AdditiveShape& n = a.shape;
     if constexpr (Act::exponentials) {
-        exponential_row(c.q, c.q, A(2), n.queries * lanes<A>, n.queries * lanes<A>);
-        exponential_row(c.k, c.k, A(-2), n.keys * lanes<A>, n.keys * lanes<A>);
+        exponential_row<2>(c.q, c.q, n.queries * lanes<A>, n.queries * lanes<A>);
+        exponential_row<-2>(c.k, c.k, n.keys * lanes<A>, n.keys * lanes<A>);
     }
     std::fill(c.dk, c.dk + n.keys * lanes<A>, A(0));
     const A* grad = a.grad + b * n.queries * n.keys;

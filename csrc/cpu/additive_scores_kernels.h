@@ -41,14 +41,14 @@ void set_padded_width(int64_t& padded, int64_t width) {
     padded = padded_width<A>(width);
 }
 
-// out = e^(factor x), zeros of x behind it up to `padded`; gives max|x|. The exponential need not be right, and is not,
+// out = e^(Factor x), zeros of x behind it up to `padded`; gives max|x|. The exponential need not be right, and is not,
 // beyond QuotientRange::single, where nobody looks at it.
-template <class A, class T>
-A exponential_row(A* out, const T* x, A factor, int64_t width, int64_t padded) {
+template <int Factor, class A, class T>
+A exponential_row(A* out, const T* x, int64_t width, int64_t padded) {
     LargestMagnitude<A> most;
     const auto take = [&](int64_t a, Simd<A> value) {
         most.see(value);
-        const auto e = exp_parts(value * factor);
+        const auto e = exp_parts<Factor>(value);
         store(out + a, e.scale * e.expm1 + e.scale);
     };
     int64_t a = 0;
@@ -61,7 +61,7 @@ template <class A, class T>
 void key_exponentials(const KeyExponentials<A>& out, const T* k, int64_t width) {
     torch::stable::parallel_for(0, out.count, 4096 / (out.padded + 1) + 1, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i)
-            out.bound[i] = exponential_row<A>(out.values + i * out.padded, k + i * width, A(-2), width, out.padded);
+            out.bound[i] = exponential_row<-2>(out.values + i * out.padded, k + i * width, width, out.padded);
     });
 }
 
@@ -172,7 +172,7 @@ struct TanhScores {
         A* bound = p + queries * v.padded;
         const T* q = a.q + (pairs.b * n.queries + pairs.s0) * n.width;
         for (int64_t i = 0; i < queries; ++i)
-            bound[i] = exponential_row<A>(p + i * v.padded, q + i * n.width, A(2), n.width, v.padded);
+            bound[i] = exponential_row<2>(p + i * v.padded, q + i * n.width, n.width, v.padded);
 
         // v's unit and twice any score are finite; an infinite v times a difference would be NaN
         const bool factored = v.magnitude <= std::numeric_limits<A>::max() / 4;
@@ -221,8 +221,8 @@ struct TanhScores {
                 bound = keys.bound[key + j];
             } else {
                 k[j] = own + j * v.padded;
-                bound = exponential_row<A>(own + j * v.padded, a.k + (key + j) * a.shape.width, A(-2), a.shape.width,
-                                           v.padded);
+                bound =
+                    exponential_row<-2>(own + j * v.padded, a.k + (key + j) * a.shape.width, a.shape.width, v.padded);
             }
             most = bound > most || bound != bound ? bound : most;
         }

@@ -173,57 +173,82 @@ class LargestMagnitude {
     }
 };
 
-// e^x = 2^n * (1 + q): n = round(x / ln 2), q = expm1 of the remainder |r| <= ln(2)/2 by its Taylor series, long enough
-// that the first omitted term is below half an ulp (0.3466^8/8! = 5e-9; 0.3466^14/14! = 4e-18).
+// x, but no less than `low` or no more than `high`; NaN stays NaN.
+template <class V>
+HYBRIDOPS_INLINE V at_least(V x, Element<V> low) {
+#if defined(HYBRIDOPS_X86) && HYBRIDOPS_VECTOR_BYTES == 32
+    if constexpr (std::is_same_v<Element<V>, float>)  // the compiler does not see that these do the same
+        return (V)_mm256_max_ps(_mm256_set1_ps(low), (__m256)x);
+#endif
+    const V lowest = V{} + low;
+    return x < lowest ? lowest : x;
+}
+template <class V>
+HYBRIDOPS_INLINE V at_most(V x, Element<V> high) {
+#if defined(HYBRIDOPS_X86) && HYBRIDOPS_VECTOR_BYTES == 32
+    if constexpr (std::is_same_v<Element<V>, float>) return (V)_mm256_min_ps(_mm256_set1_ps(high), (__m256)x);
+#endif
+    const V highest = V{} + high;
+    return x > highest ? highest : x;
+}
+
+// Coefficients of (e^r - 1) / r for |r| <= ln(2)/2. float32: the polynomial whose relative error in e^r is the least, 4e-9
+// with coefficients in float32; float64: the Taylor series, whose first omitted term is 0.3466^14/14! = 4e-18.
+template <class A>
+inline constexpr auto expm1_series = [] {
+    std::array<A, 13> series = {1};
+    for (int k = 1; k < 13; ++k) series[k] = series[k - 1] / (k + 1);
+    return series;
+}();
+template <>
+inline constexpr std::array<float, 6> expm1_series<float> = {
+    1, 0.49999994f, 0.16666518f, 0.041668423f, 0.008369064f, 0.001381388f};
+
+// e^(Factor x) = 2^n * (1 + q): n = round(Factor x / ln 2), q = expm1 of what remains. Factor is 1, 2, -1 or the like, and in
+// the constants. n has to be an exponent; with AnyLarge it stays at the largest one, and q grows until the result is inf.
 template <class V>
 struct ExpParts {
     V scale, expm1;
 };
-template <class V>
+template <int Factor, bool AnyLarge = false, class V>
 HYBRIDOPS_INLINE ExpParts<V> exp_parts(V x) {
     using A = Element<V>;
     using Bits = typename SimdOf<A>::bits;
     constexpr bool single = sizeof(A) == 4;
-    constexpr int mantissa = single ? 23 : 52, bias = single ? 127 : 1023, degree = single ? 7 : 13;
-    constexpr A round_magic =
-        single ? A(12582912.) : A(6755399441055744.);  // 1.5 * 2^mantissa: n ends in its last bits
-    constexpr A ln2_high = single ? A(0.693359375) : A(6.93147180369123816490e-01);
-    constexpr A ln2_low = single ? A(-2.12194440e-4) : A(1.90821492927058770002e-10);
-    const V shifted = x * A(1.44269504088896340736) + round_magic;
-    const V n = shifted - round_magic;
-    const V r = (x - n * ln2_high) - n * ln2_low;
-    A inverse_factorial[degree + 1] = {1, 1};
-    for (int k = 2; k <= degree; ++k) inverse_factorial[k] = inverse_factorial[k - 1] / k;
-    V series = V{} + inverse_factorial[degree];
-    for (int k = degree - 1; k >= 1; --k) series = series * r + inverse_factorial[k];
-    const Bits exponent = (Bits)shifted - (Bits)(V{} + round_magic) + bias;
-    return {(V)(exponent << mantissa), series * r};
+    constexpr int mantissa = single ? 23 : 52, bias = single ? 127 : 1023;
+    // 1.5 * 2^mantissa + bias: added to n, the last bits are the exponent of 2^n
+    constexpr A to_exponent = (single ? A(12582912.) : A(6755399441055744.)) + bias;
+    constexpr A ln2_high = (single ? A(0.693359375) : A(6.93147180369123816490e-01)) / Factor;
+    constexpr A ln2_low = (single ? A(-2.12194440e-4) : A(1.90821492927058770002e-10)) / Factor;
+    V exponent = x * A(1.44269504088896340736 * Factor) + to_exponent;
+    if constexpr (AnyLarge) exponent = at_most(exponent, to_exponent + bias);
+    const V n = exponent - to_exponent;
+    const V r = (x - n * ln2_high) - n * ln2_low;  // the rest of the logarithm / Factor
+    constexpr auto coefficients = [] {
+        auto series = expm1_series<A>;
+        A power = 1;
+        for (A& coefficient : series) coefficient *= power *= Factor;
+        return series;
+    }();
+    V series = V{} + coefficients.back();
+    for (int k = static_cast<int>(coefficients.size()) - 2; k >= 0; --k) series = series * r + coefficients[k];
+    return {(V)((Bits)exponent << mantissa), series * r};
 }
 
-// x, but no less than `low` and no more than `high`; NaN stays NaN.
-template <class V>
-HYBRIDOPS_INLINE V clamp(V x, Element<V> low, Element<V> high) {
-#if defined(HYBRIDOPS_X86) && HYBRIDOPS_VECTOR_BYTES == 32
-    if constexpr (std::is_same_v<Element<V>, float>)  // the compiler does not see that these do the same
-        return (V)_mm256_min_ps(_mm256_set1_ps(high), _mm256_max_ps(_mm256_set1_ps(low), (__m256)x));
-#endif
-    const V lowest = V{} + low, highest = V{} + high;
-    x = x < lowest ? lowest : x;
-    return x > highest ? highest : x;
-}
+template <class A>
+inline constexpr A least_exponential = sizeof(A) == 4 ? A(-87.3) : A(-708.);  // e^it is a normal number, just
 
-// Within 2 ulp on [-87.3, 88.3] (float32), [-708, 709] (float64); below, it stays at the smallest value of that range
-// instead of going on to zero; above, it is inf; NaN stays NaN.
+// Within 2 ulp; where it would be subnormal, it stays at the smallest normal number instead of going on to zero.
 template <class V>
 HYBRIDOPS_INLINE V exp(V x) {
-    using A = Element<V>;
-    const auto e = exp_parts(sizeof(A) == 4 ? clamp(x, A(-87.3), A(88.8)) : clamp(x, A(-708.), A(709.8)));
+    const auto e = exp_parts<1, true>(at_least(x, least_exponential<Element<V>>));
     return e.scale * e.expm1 + e.scale;
 }
 
 template <class V>
 HYBRIDOPS_INLINE V sigmoid(V x) {
-    return 1 / (1 + exp(-x));
+    const auto e = exp_parts<-1, true>(at_most(x, -least_exponential<Element<V>>));
+    return 1 / (e.scale * e.expm1 + (e.scale + 1));
 }
 
 // expm1(2x) / (expm1(2x) + 2): relative accuracy holds near zero too.
@@ -231,10 +256,8 @@ template <class V>
 HYBRIDOPS_INLINE V tanh(V x) {
     using A = Element<V>;
     constexpr A saturated = sizeof(A) == 4 ? 10 : 20;  // tanh of it rounds to 1
-    x = clamp(x, -saturated, saturated);
-    const auto e = exp_parts(x + x);
-    const V expm1 = e.scale * e.expm1 + (e.scale - 1);
-    return expm1 / (expm1 + 2);
+    const auto e = exp_parts<2>(at_most(at_least(x, -saturated), saturated));
+    return (e.scale * e.expm1 + (e.scale - 1)) / (e.scale * e.expm1 + (e.scale + 1));
 }
 
 // 1/x for finite normal x (an infinite x may give NaN): an approximation and one Newton step where that is cheaper than a

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -31,8 +33,12 @@ def test_units_in_the_last_place(dtype):
         assert ulps.max() <= tolerances.NONLINEARITY_ULPS
 
 
-def test_far_out():
-    """Where sigmoid goes on to zero, it stays at the smallest normal number."""
-    values = torch.tensor([-torch.inf, -1e30, -200.0, 200.0, 1e30, torch.inf, torch.nan])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_far_out(dtype):
+    """On to zero and one: where sigmoid is subnormal, too, and where the exponential in it overflows."""
+    values = torch.tensor([-torch.inf, -1e30, -2000.0, 200.0, 1e30, torch.inf, torch.nan], dtype=dtype)
+    overflow = torch.linspace(0.98, 1.02, 1001, dtype=dtype) * -math.log(torch.finfo(dtype).max)
+    values = torch.cat((values, overflow))
     for got, want in zip(nonlinearities(values), (values.sigmoid(), values.tanh()), strict=True):
-        torch.testing.assert_close(got, want, rtol=0, atol=torch.finfo(torch.float32).tiny * 2, equal_nan=True)
+        torch.testing.assert_close(got, want, rtol=0, atol=torch.finfo(dtype).tiny * 2, equal_nan=True)
+    assert nonlinearities(values)[0][0] == 0
