@@ -100,30 +100,31 @@ class Convolution {
     bool pack_winograd(const Weight& weight) {  // [group][point][channel][N][lane]; false: not finite
         using V = Simd<double>;
         typedef float Singles __attribute__((vector_size(HYBRIDOPS_VECTOR_BYTES / 2), aligned(4), may_alias));
-        constexpr int R = W::taps, size = W::size;
+        constexpr int R = W::taps, points = W::points;
         const int64_t channels = channels_[0] + channels_[1];
-        winograd_.emplace(groups_ * size * size * channels * width);
+        winograd_.emplace(groups_ * points * channels * width);
         std::atomic<bool> finite = true;
         torch::stable::parallel_for(0, groups_ * channels, 4, [&](int64_t begin, int64_t end) {
             V checked = {};
             for (int64_t i = begin; i < end; ++i) {
                 const int64_t group = i / channels, c = i % channels;
-                A* out = winograd_->data() + (group * size * size * channels + c) * width;
+                A* out = winograd_->data() + (group * points * channels + c) * width;
                 for (int64_t column = 0; column < width; column += lanes<double>, out += lanes<double>) {
-                    V g[R][R], u[size][size];
+                    V g[R][R];
                     for (int l = 0; l < lanes<double>; ++l) {
                         const auto taps = weight(group, column + l, c);
                         for (int y = 0; y < R; ++y)
                             for (int x = 0; x < R; ++x)
                                 reinterpret_cast<double*>(&g[y][x])[l] = static_cast<double>(taps.at(y, x));
                     }
-                    transform<W::kernel>(g, u);  // in double: an error here would be in every product
-                    for (int point = 0; point < size * size; ++point) {
-                        const V value = u[point / size][point % size];
-                        checked += value * 0;
-                        *reinterpret_cast<Singles*>(out + point * channels * width) =
-                            __builtin_convertvector(value, Singles);
-                    }
+                    // in double: an error here would be in every product
+                    transform<W::Y::kernel, W::X::kernel, V>(
+                        [&](int y, int x) { return g[y][x]; },
+                        [&](int y, int x, V value) {
+                            checked += value * 0;
+                            *reinterpret_cast<Singles*>(out + (y * W::X::size + x) * channels * width) =
+                                __builtin_convertvector(value, Singles);
+                        });
                 }
             }
             if (sum_lanes<double>(checked) != 0) finite = false;  // NaN
@@ -152,7 +153,8 @@ class Convolution {
         const int64_t channels[2] = {depth_channels(0), count == 2 ? depth_channels(1) : 0};
         const std::vector<Chunk> chunks = this->chunks(count);
         // about 256 pixels amortise the streaming of the weights; the padded patch should stay in the L2 cache
-        const Blocks blocks(shape_, 1, 256, units_wanted(), 256 * 1024 / ((channels[0] + channels[1]) * sizeof(E)));
+        const Blocks blocks(shape_, {1, 1}, 256, units_wanted(),
+                            256 * 1024 / ((channels[0] + channels[1]) * sizeof(E)));
         share_out(shape_.batch * blocks.of_image(), [&](Units& units) {
             const int64_t most = blocks.most_rows() * blocks.most_cols();
             const int64_t patch_pixels =
@@ -214,7 +216,7 @@ class Convolution {
 
     template <class W>
     void run_winograd(Sources sources, const Epilogue<A>& epilogue) const {
-        constexpr int M = W::outputs, R = W::taps, points = W::size * W::size;
+        constexpr int R = W::taps, points = W::points;
         TileBlock sizes{};
         sizes.sources = sources[1] ? 2 : 1;
         for (int i = 0; i < sizes.sources; ++i) {
@@ -224,18 +226,19 @@ class Convolution {
         sizes.row = round_up(sizes.channels + lanes<A>, lanes<A>);  // vectors are written beyond the end
         const int64_t bytes = points * sizes.row * static_cast<int64_t>(sizeof(A));
         // at least 32 tiles for each pass over the weights, more where they stay in the L2 cache
-        const Blocks blocks(shape_, M, std::clamp<int64_t>(256 * 1024 / bytes, 32, 64), units_wanted());
+        const Blocks blocks(shape_, {W::rows, W::cols}, std::clamp<int64_t>(256 * 1024 / bytes, 32, 64),
+                            units_wanted());
         const int64_t most = blocks.most_rows() * blocks.most_cols();
-        const int64_t patch_pixels = (blocks.most_rows() * M + R - 1) * (blocks.most_cols() * M + R - 1);
+        const int64_t patch_pixels = (blocks.most_rows() * W::rows + R - 1) * (blocks.most_cols() * W::cols + R - 1);
         share_out(shape_.batch * blocks.of_image(), [&](Units& units) {
             TileBlock block = sizes;
             block.transformed = static_cast<A*>(thread_scratch(
-                sizeof(A) * (points * (most * (block.row + width) + 2 * cache_line<A>)+(M * M + 1) * width +
+                sizeof(A) * (points * (most * (block.row + width) + 2 * cache_line<A>)+(W::outputs + 1) * width +
                              patch_pixels * (block.padded[0] + block.padded[1])) +
                 most));
             block.sums = block.transformed + points * (most * block.row + cache_line<A>);
             block.out = block.sums + points * (most * width + cache_line<A>);
-            block.start = block.out + M * M * width;
+            block.start = block.out + W::outputs * width;
             block.patches[0] = block.start + width;
             block.patches[1] = block.patches[0] + patch_pixels * block.padded[0];
             block.good = reinterpret_cast<bool*>(block.patches[1] + patch_pixels * block.padded[1]);
@@ -244,7 +247,7 @@ class Convolution {
                 block.tiles = block.at.rows * block.at.cols;
                 block.transformed_point = block.tiles * block.row + cache_line<A>;
                 block.sums_point = block.tiles * width + cache_line<A>;
-                block.pitch = block.at.cols * M + R - 1;
+                block.pitch = block.at.cols * W::cols + R - 1;
                 transform_tiles<W>(block, sources);
                 for (int64_t group = 0; group < groups_; ++group) {
                     multiply_tiles<W>(block, group);
@@ -257,16 +260,16 @@ class Convolution {
 
     template <class W>
     void transform_tiles(const TileBlock& block, Sources sources) const {
-        constexpr int M = W::outputs, R = W::taps;
+        constexpr int R = W::taps;
         std::fill(block.good, block.good + block.tiles, true);
         for (int i = 0; i < block.sources; ++i) {
             const int64_t stride = block.padded[i];
-            const int64_t rows = block.at.rows * M + R - 1;
+            const int64_t rows = block.at.rows * W::rows + R - 1;
             copy_patch(block.patches[i], *sources[i], stride, shape_, block.at.image, block.at.y - R / 2,
                        block.at.x - R / 2, rows, block.pitch);
             const bool all_good = limits_.allow(largest_magnitude(block.patches[i], rows * block.pitch * stride));
             for (int64_t tile = 0; tile < block.tiles; ++tile) {
-                const int64_t corner = (tile / block.at.cols * block.pitch + tile % block.at.cols) * M;
+                const int64_t corner = tile / block.at.cols * W::rows * block.pitch + tile % block.at.cols * W::cols;
                 const A* from = block.patches[i] + corner * stride;
                 transform_tile<W>(block.transformed + tile * block.row + i * channels_[0], block.transformed_point,
                                   from, block.pitch * stride, stride, channels_[i]);
@@ -279,38 +282,33 @@ class Convolution {
     template <class W>
     void transform_tile(A* out, int64_t point_stride, const A* corner, int64_t row_stride, int64_t pixel_stride,
                         int64_t channels) const {
-        constexpr int size = W::size;
-        for (int64_t c = 0; c < channels; c += lanes<A>) {
-            Simd<A> d[size][size], v[size][size];
-            for (int i = 0; i < size * size; ++i)
-                d[i / size][i % size] = load(corner + i / size * row_stride + i % size * pixel_stride + c);
-            transform<W::input>(d, v);
-            for (int i = 0; i < size * size; ++i) store(out + i * point_stride + c, v[i / size][i % size]);
-        }
+        for (int64_t c = 0; c < channels; c += lanes<A>)
+            transform<W::Y::input, W::X::input, Simd<A>>(
+                [&](int y, int x) { return load(corner + y * row_stride + x * pixel_stride + c); },
+                [&](int y, int x, Simd<A> v) { store(out + (y * W::X::size + x) * point_stride + c, v); });
     }
 
     // Whether it is within the limits.
     template <class W>
     bool allowed(const A* corner, int64_t row_stride, int64_t pixel_stride, int64_t channels) const {
-        constexpr int size = W::size;
+        constexpr int cols = W::X::size;
         LargestMagnitude<A> largest;
         Simd<A> squares = {};
         for (int64_t c = 0; c < channels; c += lanes<A>)
-            for (int i = 0; i < size * size; ++i) {
-                const Simd<A> value = load(corner + i / size * row_stride + i % size * pixel_stride + c);
+            for (int i = 0; i < W::points; ++i) {
+                const Simd<A> value = load(corner + i / cols * row_stride + i % cols * pixel_stride + c);
                 largest.see(value);
                 squares += value * value;
             }
-        return limits_.allow(largest.value(), sum_lanes<A>(squares) / (size * size * channels));
+        return limits_.allow(largest.value(), sum_lanes<A>(squares) / (W::points * channels));
     }
 
     template <class W>
     void multiply_tiles(const TileBlock& block, int64_t group) const {
-        constexpr int points = W::size * W::size;
-        for (int point = 0; point < points; ++point)
+        for (int point = 0; point < W::points; ++point)
             for_tiles(block.channels, chunk_length<A, A, N>, [&](int64_t c, int64_t length) {
                 const A* weights =
-                    winograd_->data() + ((group * points + point) * (channels_[0] + channels_[1]) + c) * width;
+                    winograd_->data() + ((group * W::points + point) * (channels_[0] + channels_[1]) + c) * width;
                 for_tiles(block.tiles, P, [&](int64_t tile, int64_t count) {
                     const A *first = block.transformed + point * block.transformed_point + tile * block.row + c,
                             *pixel[P];
@@ -323,30 +321,30 @@ class Convolution {
 
     template <class W>
     void finish_tile(const TileBlock& block, int64_t group, int64_t tile, const Epilogue<A>& epilogue) const {
-        constexpr int M = W::outputs, size = W::size;
+        constexpr int rows = W::rows, cols = W::cols, outputs = W::outputs, transformed_cols = W::X::size;
         using V = Simd<A>;
-        const int64_t y = tile / block.at.cols * M, x = tile % block.at.cols * M;
-        int64_t pixels[M * M], count = 0;
-        A* to[M * M];  // where the sums of an output go; null outside the image
-        for (int i = 0; i < M * M; ++i) {
-            const int64_t image_y = block.at.y + y + i / M, image_x = block.at.x + x + i % M;
+        const int64_t y = tile / block.at.cols * rows, x = tile % block.at.cols * cols;
+        int64_t pixels[outputs], count = 0;
+        A* to[outputs];  // where the sums of an output go; null outside the image
+        for (int i = 0; i < outputs; ++i) {
+            const int64_t image_y = block.at.y + y + i / cols, image_x = block.at.x + x + i % cols;
             const bool inside = image_y < shape_.height && image_x < shape_.width;
             to[i] = inside ? block.out + count * width : nullptr;
             if (inside) pixels[count++] = pixel_at(block.at.image, image_y, image_x);
         }
         if (block.good[tile]) {
             for (int64_t lane = 0; lane < width; lane += lanes<A>) {
-                V in[size][size], result[M][M];
-                for (int i = 0; i < size * size; ++i)
-                    in[i / size][i % size] = load(block.sums + i * block.sums_point + tile * width + lane);
-                transform<W::output>(in, result);
+                const A* sums = block.sums + tile * width + lane;
                 const V first = load(block.start + lane);
-                for (int i = 0; i < M * M; ++i)
-                    if (to[i]) store(to[i] + lane, result[i / M][i % M] + first);
+                transform<W::Y::output, W::X::output, V>(
+                    [&](int y, int x) { return load(sums + (y * transformed_cols + x) * block.sums_point); },
+                    [&](int y, int x, V sum) {
+                        if (A* out = to[y * cols + x]) store(out + lane, sum + first);
+                    });
             }
         } else {
-            for (int i = 0; i < M * M; ++i)
-                if (to[i]) sum_directly(to[i], block, group, y + i / M, x + i % M);
+            for (int i = 0; i < outputs; ++i)
+                if (to[i]) sum_directly(to[i], block, group, y + i / cols, x + i % cols);
         }
         epilogue.finish(group, pixels, count, block.out);
     }

@@ -188,22 +188,25 @@ void copy_patch(E* out, const Source<E>& source, int64_t stride, const ConvShape
     }
 }
 
-// Images are cut into blocks of whole or part rows of cells, a cell being a square of pixels; a block is a unit of work
-// for a thread.
+// Images are cut into blocks of whole or part rows of cells, a cell being a pixel or a tile of them; a block is a unit of
+// work for a thread.
 class Blocks {
    public:
+    struct Cell {
+        int64_t rows, cols;
+    };
     struct Block {
         int64_t image, y, x;  // of its first pixel
         int64_t rows, cols;   // in cells
     };
 
-    Blocks(const ConvShape& s, int64_t cell, int64_t wanted_cells, int64_t wanted_units,
+    Blocks(const ConvShape& s, Cell cell, int64_t wanted_cells, int64_t wanted_units,
            int64_t most_patch_pixels = std::numeric_limits<int64_t>::max())
-        : cell_(cell), height_(ceil_div(s.height, cell)), width_(ceil_div(s.width, cell)) {
-        across_ = ceil_div(width_, 64 / cell);
+        : cell_(cell), height_(ceil_div(s.height, cell.rows)), width_(ceil_div(s.width, cell.cols)) {
+        across_ = ceil_div(width_, 64 / cell.cols);
         cols_ = ceil_div(width_, across_);
-        const int64_t fit = most_patch_pixels / (cols_ * cell + s.kernel_w - 1) - (s.kernel_h - 1);
-        rows_ = std::max<int64_t>(1, std::min<int64_t>({height_, wanted_cells / cols_, fit / cell}));
+        const int64_t fit = most_patch_pixels / (cols_ * cell.cols + s.kernel_w - 1) - (s.kernel_h - 1);
+        rows_ = std::max<int64_t>(1, std::min<int64_t>({height_, wanted_cells / cols_, fit / cell.rows}));
         while (rows_ > 1 && s.batch * across_ * ceil_div(height_, rows_) < wanted_units) rows_ = (rows_ + 1) / 2;
         down_ = ceil_div(height_, rows_);
     }
@@ -213,10 +216,11 @@ class Blocks {
     int64_t most_cols() const { return cols_; }
     Block operator[](int64_t index) const {
         const int64_t row = index / across_ % down_ * rows_, col = index % across_ * cols_;
-        return {index / of_image(), row * cell_, col * cell_, std::min(rows_, height_ - row),
+        return {index / of_image(), row * cell_.rows, col * cell_.cols, std::min(rows_, height_ - row),
                 std::min(cols_, width_ - col)};
     }
 
    private:
-    int64_t cell_, height_, width_, rows_, cols_, down_, across_;
+    Cell cell_;
+    int64_t height_, width_, rows_, cols_, down_, across_;
 };

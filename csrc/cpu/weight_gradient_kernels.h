@@ -174,7 +174,7 @@ class WeightGradient {
         const bool rows_of_taps = a.inputs < lanes<A>;
         const int64_t kernel_h = shape.kernel_h, kernel_w = shape.kernel_w;
         // about 128 pixels: their gradients stay in the L1 cache while all channels pass over them
-        const Blocks blocks(shape, 1, 128, 0);
+        const Blocks blocks(shape, {1, 1}, 128, 0);
         const int64_t pitch = blocks.most_cols() + kernel_w - 1, patch_rows = blocks.most_rows() + kernel_h - 1;
         const int64_t cols = rows_of_taps ? blocks.most_cols() : pitch;
         OuterLayout<A> layout;
@@ -222,11 +222,11 @@ class WeightGradient {
     // The gradient of output (kernel g * input d), * element by element: kernel^T (output^T grad * input d).
     template <class W>
     void winograd() const {
-        constexpr int M = W::outputs, R = W::taps, size = W::size, points = size * size;
+        constexpr int R = W::taps, points = W::points, cols = W::X::size;
         using V = Simd<A>;
         const int64_t padded = round_up(a.inputs, P), shares = shares_of<A>(groups, points, padded);
-        const Blocks blocks(shape, M, 128, 0);
-        const int64_t most = blocks.most_rows() * blocks.most_cols(), pitch = blocks.most_cols() * M + R - 1;
+        const Blocks blocks(shape, {W::rows, W::cols}, 128, 0);
+        const int64_t most = blocks.most_rows() * blocks.most_cols(), pitch = blocks.most_cols() * W::cols + R - 1;
         OuterLayout<A> layout;
         layout.channels = a.inputs;
         layout.x_row = 0;
@@ -237,37 +237,36 @@ class WeightGradient {
         layout.grad_group = most * width;
         layout.grad_plane = ceil_div(groups, shares) * layout.grad_group + cache_line<A>;
         const int64_t channels = layout.padded_channels() + lanes<A>;  // of a pixel in the patch: whole vectors, zeros
-        layout.patch_size = (blocks.most_rows() * M + R - 1) * pitch * channels;
+        layout.patch_size = (blocks.most_rows() * W::rows + R - 1) * pitch * channels;
         const auto copy = [&](const Blocks::Block& at, A* patch) {
             copy_patch(patch, images(at), channels, shape, at.image % shape.batch, at.y - R / 2, at.x - R / 2,
-                       at.rows * M + R - 1, pitch);
+                       at.rows * W::rows + R - 1, pitch);
         };
         const auto pack = [&](int64_t index, Share share, A* patch, A* x, A* grad) {
             const auto at = blocks[index];
             copy(at, patch);
-            const A largest_input = largest_magnitude(patch, (at.rows * M + R - 1) * pitch * channels);
+            const A largest_input = largest_magnitude(patch, (at.rows * W::rows + R - 1) * pitch * channels);
             LargestMagnitude<A> largest;
             int64_t tile = 0;
             for (int64_t row = 0; row < at.rows; ++row)
                 for (int64_t col = 0; col < at.cols; ++col, ++tile) {
                     for (int64_t panel = 0; panel < layout.panels(); ++panel) {
-                        V d[size][size], v[size][size];
-                        for (int i = 0; i < points; ++i)
-                            d[i / size][i % size] = load(
-                                patch + ((row * M + i / size) * pitch + col * M + i % size) * channels + panel * P);
-                        transform<W::input>(d, v);
-                        for (int i = 0; i < points; ++i)
-                            store(x + layout.x_plane[i] + panel * layout.x_panel + tile * P, v[i / size][i % size]);
+                        const A* corner = patch + (row * W::rows * pitch + col * W::cols) * channels + panel * P;
+                        A* to = x + panel * layout.x_panel + tile * P;
+                        transform<W::Y::input, W::X::input, V>(
+                            [&](int y, int x) { return load(corner + (y * pitch + x) * channels); },
+                            [&](int y, int x, V value) { store(to + layout.x_plane[y * cols + x], value); });
                     }
                     for (int64_t o = 0; o < share.count * width; o += lanes<A>) {
-                        V g[M][M], v[size][size];
-                        for (int i = 0; i < M * M; ++i) {
-                            g[i / M][i % M] = gradient(at, row * M + i / M, col * M + i % M, share.first * width + o);
-                            largest.see(g[i / M][i % M]);
-                        }
-                        transform<W::output_gradient>(g, v);
                         A* to = grad + o / width * layout.grad_group + tile * width + o % width;
-                        for (int i = 0; i < points; ++i) store(to + i * layout.grad_plane, v[i / size][i % size]);
+                        transform<W::Y::output_gradient, W::X::output_gradient, V>(
+                            [&](int y, int x) {
+                                const V value =
+                                    gradient(at, row * W::rows + y, col * W::cols + x, share.first * width + o);
+                                largest.see(value);
+                                return value;
+                            },
+                            [&](int y, int x, V value) { store(to + (y * cols + x) * layout.grad_plane, value); });
                     }
                 }
             return Extent{1, tile, std::max(largest_input, largest.value()) < largest_transformed<A>};
@@ -275,8 +274,8 @@ class WeightGradient {
         // Without transforms, the taps in the places of as many points: an inf or a NaN would spread over them all.
         const auto sum_again = [&](int64_t index, Share share, A* patch, A* sums) {
             const auto at = blocks[index];
-            const int64_t rows = std::min(at.rows * M, shape.height - at.y),
-                          cols = std::min(at.cols * M, shape.width - at.x);
+            const int64_t rows = std::min(at.rows * W::rows, shape.height - at.y),
+                          cols = std::min(at.cols * W::cols, shape.width - at.x);
             copy(at, patch);
             for (int64_t pixel = 0; pixel < rows * cols; ++pixel)
                 for (int64_t o = 0; o < share.count * width; o += lanes<A>) {
@@ -297,10 +296,9 @@ class WeightGradient {
                         store(kernels + tap * lanes<A>, load(sums + layout.sum_at(0, tap, c) + o));
                     return;
                 }
-                V u[size][size], dw[R][R];
-                for (int i = 0; i < points; ++i) u[i / size][i % size] = load(sums + layout.sum_at(0, i, c) + o);
-                transform<W::kernel_gradient>(u, dw);
-                for (int tap = 0; tap < taps(); ++tap) store(kernels + tap * lanes<A>, dw[tap / R][tap % R]);
+                transform<W::Y::kernel_gradient, W::X::kernel_gradient, V>(
+                    [&](int y, int x) { return load(sums + layout.sum_at(0, y * cols + x, c) + o); },
+                    [&](int y, int x, V sum) { store(kernels + (y * R + x) * lanes<A>, sum); });
             });
         };
         sum_of_products<A>(layout, groups, shares, a.steps * shape.batch * blocks.of_image(), taps() * lanes<A>, pack,

@@ -1,33 +1,62 @@
 // Winograd's minimal filtering (../math/winograd.h) on vectors of channels: its transforms, and where it may be used.
 // Included by convolution_kernels.h, so inside a namespace.
 
-// Σ_k coefficients[k] x[k * stride], once inlined and unrolled without the zeros and ones.
+// Σ_k coefficients[k] x[k], once inlined and unrolled without the zeros and ones.
 template <int Count, class V>
-HYBRIDOPS_INLINE V combine(const double* coefficients, const V* x, int stride) {
+HYBRIDOPS_INLINE V combine(const double* coefficients, const V* x) {
     V sum = {};
     bool first = true;
 #pragma GCC unroll 8
     for (int k = 0; k < Count; ++k) {
         if (coefficients[k] == 0) continue;
-        const V term = x[k * stride] * static_cast<Element<V>>(coefficients[k]);
+        const V term = x[k] * static_cast<Element<V>>(coefficients[k]);
         sum = first ? term : sum + term;
         first = false;
     }
     return sum;
 }
 
-// out = matrix * in * matrix^T
-template <const auto& matrix, class V, int Rows, int Cols>
-HYBRIDOPS_INLINE void transform(const V (&in)[Cols][Cols], V (&out)[Rows][Rows]) {
-    V half[Rows][Cols];
+// out = matrix * in. The matrix of six inputs comes apart: all of its polynomials but those of the points ±1 have the factor
+// x^2 - 1, and those two are (x ± 1) q, q = x^3 + 3/2 x^2 - x. So it takes 14 operations instead of 26.
+template <const auto& matrix, class V>
+HYBRIDOPS_INLINE void apply(const V (&in)[matrix.cols], V (&out)[matrix.rows]) {
+    if constexpr (matrix.rows == 6 && matrix.cols == 6) {
+        using E = Element<V>;
+        const V e0 = in[2] - in[0], e1 = in[3] - in[1], e2 = in[4] - in[2], e3 = in[5] - in[3];  // x^2 - 1
+        const V q = in[2] * E(1.5) + e1, xq = in[3] * E(1.5) + e2;
+        out[0] = e1 * E(1.5) + (e2 - e0);
+        out[1] = xq + q;
+        out[2] = xq - q;
+        out[3] = e1 * E(2) + e2;
+        out[4] = e2 - e1 * E(0.5);
+        out[5] = e2 * E(1.5) + (e3 - e1);
+    } else {
 #pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r)
+        for (int r = 0; r < matrix.rows; ++r) out[r] = combine<matrix.cols>(matrix.at[r], in);
+    }
+}
+
+// out = y * in * x^T, element by element: in(row, col), out(row, col, value). A column at a time, for there are fewer registers
+// than elements.
+template <const auto& y, const auto& x, class V, class In, class Out>
+HYBRIDOPS_INLINE void transform(const In& in, const Out& out) {
+    V half[y.rows][x.cols];
 #pragma GCC unroll 8
-        for (int c = 0; c < Cols; ++c) half[r][c] = combine<Cols>(matrix.at[r], &in[0][c], Cols);
+    for (int c = 0; c < x.cols; ++c) {
+        V column[y.cols], result[y.rows];
 #pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r)
+        for (int r = 0; r < y.cols; ++r) column[r] = in(r, c);
+        apply<y>(column, result);
 #pragma GCC unroll 8
-        for (int c = 0; c < Rows; ++c) out[r][c] = combine<Cols>(matrix.at[c], half[r], 1);
+        for (int r = 0; r < y.rows; ++r) half[r][c] = result[r];
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < y.rows; ++r) {
+        V result[x.rows];
+        apply<x>(half[r], result);
+#pragma GCC unroll 8
+        for (int c = 0; c < x.rows; ++c) out(r, c, result[c]);
+    }
 }
 
 // Outputs along a side of Winograd's tiles, at most `allowed`; 0 = direct. 4, and what is less exact than twice a plain sum's
@@ -44,12 +73,12 @@ inline int64_t convolution_tile(const ConvShape& shape, int64_t channels, int64_
     return channels < 15 ? 0 : winograd_tile(shape, channels >= 48, allowed);
 }
 
-// f(Winograd<M,R>{}) for square kernels of 3 or 5 taps and tiles of M x M outputs; nothing if there is none for them.
+// f(Winograd{}) for square kernels of 3 or 5 taps and tiles of so many rows; nothing if there is none for them.
 template <class F>
-void with_winograd(int64_t taps, int64_t outputs, const F& f) {
-    if (taps == 3 && outputs == 2) f(Winograd<2, 3>{});
-    if (taps == 3 && outputs == 4) f(Winograd<4, 3>{});
-    if (taps == 5 && outputs == 2) f(Winograd<2, 5>{});
+void with_winograd(int64_t taps, int64_t rows, const F& f) {
+    if (taps == 3 && rows == 2) f(Winograd<2, 4, 3>{});
+    if (taps == 3 && rows == 4) f(Winograd<4, 4, 3>{});
+    if (taps == 5 && rows == 2) f(Winograd<2, 2, 5>{});
 }
 
 // Beyond it, sums of a few values might overflow.

@@ -11,6 +11,7 @@ namespace hybridops {
 
 template <int Rows, int Cols>
 struct Matrix {
+    static constexpr int rows = Rows, cols = Cols;
     double at[Rows][Cols] = {};
 
     constexpr Matrix<Cols, Rows> transposed() const {
@@ -56,7 +57,7 @@ struct ToomCook {
 
 // The matrices of F(M,R), and those of its gradients, which are the same ones transposed.
 template <int M, int R>
-struct Winograd {
+struct MinimalFilter {
     static constexpr int outputs = M, taps = R, size = M + R - 1;
     static constexpr ToomCook<M, R> all{};
     static constexpr Matrix<size, size> input = all.input;
@@ -64,6 +65,14 @@ struct Winograd {
     static constexpr Matrix<M, size> output = all.output;
     static constexpr Matrix<R, size> kernel_gradient = all.kernel.transposed();
     static constexpr Matrix<size, M> output_gradient = all.output.transposed();
+};
+
+// F(Rows x Cols, R x R)
+template <int Rows, int Cols, int R>
+struct Winograd {
+    using Y = MinimalFilter<Rows, R>;
+    using X = MinimalFilter<Cols, R>;
+    static constexpr int rows = Rows, cols = Cols, outputs = Rows * Cols, taps = R, points = Y::size * X::size;
 };
 
 }  // namespace hybridops

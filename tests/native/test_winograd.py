@@ -106,12 +106,14 @@ def test_accuracy(sizes):
         assert error <= tolerances.TIMES_PLAIN * allowed, name
 
 
+@pytest.mark.parametrize("channels", [1, 9])
 @pytest.mark.parametrize("kernel", [3, 5])
 @pytest.mark.parametrize("tile", [2, 4])
-def test_one_large_value(tile, kernel):
+def test_one_large_value(tile, kernel, channels):
     """Its rounding error stays where it is summed, and does not come to the rest of its tile."""
-    inputs = conv_lstm_inputs(batch=1, steps=1, channels=9, hidden=12, space=(14, 15), kernel=(kernel, kernel))
-    inputs["x"][0, 0, 4, 7, 6] = 1e5
+    sizes = {"batch": 1, "steps": 1, "channels": channels, "hidden": 16, "space": (14, 15)}
+    inputs = conv_lstm_inputs(kernel=(kernel, kernel), **sizes)
+    inputs["x"][0, 0, channels // 2, 7, 6] = 1e5
     got, want = run(cast(inputs, torch.float32), tile)["hs"].double(), run(inputs, 0)["hs"]
     torch.testing.assert_close(got, want, **tolerances.WINOGRAD)
 
