@@ -149,8 +149,9 @@ class WeightGradient {
     // outputs [o, o + lanes) of the gradient at a pixel, zeros outside the image
     Simd<A> gradient(const Blocks::Block& at, int64_t y, int64_t x, int64_t o) const {
         if (at.y + y >= shape.height || at.x + x >= shape.width || o >= a.outputs) return Simd<A>{};
-        return load_lanes<A>(a.da + ((at.image * shape.height + at.y + y) * shape.width + at.x + x) * a.outputs + o,
-                             std::min<int64_t>(lanes<A>, a.outputs - o));
+        const T* from = a.da + ((at.image * shape.height + at.y + y) * shape.width + at.x + x) * a.outputs + o;
+        __builtin_prefetch(from + 4 * a.outputs);
+        return load_lanes<A>(from, std::min<int64_t>(lanes<A>, a.outputs - o));
     }
 
     int64_t taps() const { return shape.kernel_h * shape.kernel_w; }
