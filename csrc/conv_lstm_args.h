@@ -88,12 +88,17 @@ struct ConvInputGradientArgs {
 
 template <class T, class A>
 struct ConvWeightGradientArgs {
+    struct Factor {
+        int64_t channels;  // 0 = there is no second one
+        Strided<T> x;
+        A* dw;  // (outputs,channels,KY,KX), added to
+    };
     ConvShape shape;
-    int64_t steps, inputs, outputs;
+    int64_t steps, outputs;
     const T* da;  // (T,B,Y,X,outputs)
-    Strided<T> x;
+    Factor factors[2];
     int64_t winograd;
-    A* dw;  // (outputs,inputs,KY,KX), added to
+    int64_t channels() const { return factors[0].channels + factors[1].channels; }
 };
 
 }  // namespace hybridops

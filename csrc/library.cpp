@@ -26,10 +26,11 @@ STABLE_TORCH_LIBRARY(hybridops, m) {
         "Tensor hs, Tensor cs, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? bias, Tensor? peephole, bool need_dh0, "
         "int winograd) -> (Tensor, Tensor, Tensor)");
 
-    // What da (T,B,Y,X,4H) means for the two factors of W * x: written to dx (T,B,Y,X,C), and, for x (T,B,C,Y,X) of any
-    // strides, added to dweight (4H,C,KY,KX) acc; both are contiguous
+    // What da (T,B,Y,X,4H) means for the factors of W_x * x + W_h * h: written to dx (T,B,Y,X,C), and, for x (T,B,C,Y,X) and
+    // h (T,B,H,Y,X) of any strides, added to dw_x (4H,C,KY,KX) acc and dw_h (4H,H,KY,KX) acc; all three are contiguous
     m.def("conv_input_gradient(Tensor da, Tensor weight, int winograd, Tensor(a!) dx) -> ()");
-    m.def("conv_weight_gradient(Tensor da, Tensor x, int winograd, Tensor(a!) dweight) -> ()");
+    m.def(
+        "conv_weight_gradient(Tensor da, Tensor x, Tensor? h, int winograd, Tensor(a!) dw_x, Tensor(b!)? dw_h) -> ()");
 
     // k (B,T,A) -> its exponentials (B,T,width of the processor's vectors) acc, and max|k| (B,T) acc: what the two forward
     // ops below otherwise compute at every call; for tanh, and on the CPU alone

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <initializer_list>
 #include <limits>
 #include <mutex>
 #include <optional>
@@ -168,14 +169,19 @@ void conv_input_gradient(const Tensor& da, const Tensor& w, int64_t winograd, Te
     });
 }
 
-void conv_weight_gradient(const Tensor& da, const Tensor& x, int64_t winograd, Tensor dw) {
-    if (da.numel() == 0 || dw.numel() == 0) return;
-    const ConvShape shape{da.size(1), da.size(2), da.size(3), dw.size(2), dw.size(3)};
+void conv_weight_gradient(const Tensor& da, const Tensor& x, const std::optional<Tensor>& h, int64_t winograd,
+                          Tensor dw_x, std::optional<Tensor> dw_h) {
+    if (da.numel() == 0 || dw_x.numel() == 0) return;
     HYBRIDOPS_DISPATCH_DTYPE(da.scalar_type(), "conv_weight_gradient", {
         using A = Accumulator<scalar_t>;
-        const ConvWeightGradientArgs<scalar_t, A> args{
-            shape,    da.size(0), x.size(2), da.size(4), data<const scalar_t>(da), strided<scalar_t>(x, 0, 1, 2, 3),
-            winograd, data<A>(dw)};
+        ConvWeightGradientArgs<scalar_t, A> args{};
+        args.shape = {da.size(1), da.size(2), da.size(3), dw_x.size(2), dw_x.size(3)};
+        args.steps = da.size(0);
+        args.outputs = da.size(4);
+        args.da = data<const scalar_t>(da);
+        args.factors[0] = {x.size(2), strided<scalar_t>(x, 0, 1, 2, 3), data<A>(dw_x)};
+        if (h) args.factors[1] = {h->size(2), strided<scalar_t>(*h, 0, 1, 2, 3), data<A>(dw_h)};
+        args.winograd = winograd;
         HYBRIDOPS_ON_ISA(conv_weight_gradient(args));
     });
 }

@@ -170,8 +170,9 @@ class Convolution {
                 const auto block = blocks[unit];
                 const int64_t pixels = block.rows * block.cols, pitch = block.cols + shape_.kernel_w - 1;
                 for (int i = 0; i < count; ++i)
-                    copy_patch(patches[i], *sources[i], channels[i], shape_, block.image, block.y - shape_.kernel_h / 2,
-                               block.x - shape_.kernel_w / 2, block.rows + shape_.kernel_h - 1, pitch);
+                    copy_patch(patches[i], {sources[i]}, channels[i], shape_, block.image,
+                               block.y - shape_.kernel_h / 2, block.x - shape_.kernel_w / 2,
+                               block.rows + shape_.kernel_h - 1, pitch);
                 for (int64_t y = 0, q = 0; y < block.rows; ++y)
                     for (int64_t x = 0; x < block.cols; ++x, ++q) {
                         patch_pixel[q] = y * pitch + x;
@@ -265,7 +266,7 @@ class Convolution {
         for (int i = 0; i < block.sources; ++i) {
             const int64_t stride = block.padded[i];
             const int64_t rows = block.at.rows * W::rows + R - 1;
-            copy_patch(block.patches[i], *sources[i], stride, shape_, block.at.image, block.at.y - R / 2,
+            copy_patch(block.patches[i], {sources[i]}, stride, shape_, block.at.image, block.at.y - R / 2,
                        block.at.x - R / 2, rows, block.pitch);
             const bool all_good = limits_.allow(largest_magnitude(block.patches[i], rows * block.pitch * stride));
             for (int64_t tile = 0; tile < block.tiles; ++tile) {

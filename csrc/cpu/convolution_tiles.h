@@ -168,10 +168,11 @@ StridedSource<T, E> channels_last(const T* data, const ConvShape& shape, int64_t
     return {data, shape.height * row, 1, row, channels, channels};
 }
 
-// Copies rows x cols pixels from (y0, x0) on, zeros outside the image and in what `stride` leaves over beside the channels.
+// Copies rows x cols pixels from (y0, x0) on, the channels of the sources (null: none) side by side; zeros outside the image
+// and in what `stride` leaves over beside the channels.
 template <class E>
-void copy_patch(E* out, const Source<E>& source, int64_t stride, const ConvShape& shape, int64_t b, int64_t y0,
-                int64_t x0, int64_t rows, int64_t cols) {
+void copy_patch(E* out, std::initializer_list<const Source<E>*> sources, int64_t stride, const ConvShape& shape,
+                int64_t b, int64_t y0, int64_t x0, int64_t rows, int64_t cols) {
     const int64_t from = std::clamp<int64_t>(x0, 0, shape.width),
                   to = std::clamp<int64_t>(x0 + cols, from, shape.width);
     for (int64_t y = y0; y < y0 + rows; ++y, out += cols * stride) {
@@ -181,10 +182,14 @@ void copy_patch(E* out, const Source<E>& source, int64_t stride, const ConvShape
         }
         std::fill(out, out + (from - x0) * stride, E(0));
         std::fill(out + (to - x0) * stride, out + cols * stride, E(0));
-        if (stride > source.channels)
-            for (int64_t x = from - x0; x < to - x0; ++x)
-                std::fill(out + x * stride + source.channels, out + (x + 1) * stride, E(0));
-        source.row(out + (from - x0) * stride, stride, b, y, from, to);
+        E *const inside = out + (from - x0) * stride, *channel = inside;
+        for (const Source<E>* source : sources)
+            if (source) {
+                source->row(channel, stride, b, y, from, to);
+                channel += source->channels;
+            }
+        const int64_t rest = stride - (channel - inside);
+        for (int64_t x = 0; rest > 0 && x < to - from; ++x) std::fill_n(channel + x * stride, rest, E(0));
     }
 }
 

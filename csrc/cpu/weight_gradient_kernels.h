@@ -1,5 +1,5 @@
 // The gradient of a convolution's weights for one instruction set: dW[o,c,ky,kx] += sum over images and pixels of
-// grad[pixel,o] x[pixel + (ky,kx), c]. Included by conv_lstm_kernels.h after convolution_kernels.h.
+// grad[pixel,o] x[pixel + (ky,kx), c], c counting through the channels of up to two x. Included by conv_lstm_kernels.h after convolution_kernels.h.
 //
 // Both factors are laid out anew, piece by piece of the images, so that for each plane of the sum (a tap of the kernel, or
 // a point of Winograd's) it is a matrix product whose factors are read in the order in which they lie.
@@ -125,12 +125,12 @@ template <class T, class A>
 class WeightGradient {
    public:
     explicit WeightGradient(const ConvWeightGradientArgs<T, A>& args)
-        : a(args), shape(args.shape), groups(ceil_div(args.outputs, width)) {}
+        : a(args), shape(args.shape), inputs(args.channels()), groups(ceil_div(args.outputs, width)) {}
 
     void run() const {
         bool tiled = false;
         if constexpr (sizeof(A) == 4)
-            if (a.inputs >= lanes<A>)  // else most of a vector of transformed inputs would be empty
+            if (inputs >= lanes<A>)  // else most of a vector of transformed inputs would be empty
                 with_winograd(shape.kernel_h, winograd_tile(shape, false, a.winograd), [&](auto w) {
                     winograd<decltype(w)>();
                     tiled = true;
@@ -141,9 +141,13 @@ class WeightGradient {
    private:
     static constexpr int64_t P = outer_channels<A>, width = outer_width<A>;
 
-    // x at the step of a block's image; images count through the steps.
-    StridedSource<T, A> images(const Blocks::Block& at) const {
-        return images_at<A>(a.x, at.image / shape.batch, a.inputs);
+    // The patch of a block with the kernel's margins, `stride` a pixel. Images count through the steps.
+    void copy(const Blocks::Block& at, A* patch, int64_t stride, int64_t rows, int64_t cols) const {
+        const int64_t step = at.image / shape.batch;
+        const auto first = images_at<A>(a.factors[0].x, step, a.factors[0].channels),
+                   second = images_at<A>(a.factors[1].x, step, a.factors[1].channels);
+        copy_patch<A>(patch, {&first, second.channels ? &second : nullptr}, stride, shape, at.image % shape.batch,
+                      at.y - shape.kernel_h / 2, at.x - shape.kernel_w / 2, rows, cols);
     }
 
     // outputs [o, o + lanes) of the gradient at a pixel, zeros outside the image
@@ -160,11 +164,13 @@ class WeightGradient {
     template <class KernelsOf>
     void add_kernels(int64_t group, A* kernels, const KernelsOf& kernels_of) const {
         for (int64_t o = 0; o < width; o += lanes<A>)
-            for (int64_t c = 0; c < a.inputs; ++c) {
+            for (int64_t c = 0; c < inputs; ++c) {
                 kernels_of(c, o, kernels);
-                const int64_t first = group * width + o;
+                const bool second = c >= a.factors[0].channels;
+                const auto& factor = a.factors[second];
+                const int64_t first = group * width + o, channel = second ? c - a.factors[0].channels : c;
                 for (int64_t l = 0; l < std::min<int64_t>(lanes<A>, a.outputs - first); ++l) {
-                    A* out = a.dw + ((first + l) * a.inputs + c) * taps();
+                    A* out = factor.dw + ((first + l) * factor.channels + channel) * taps();
                     for (int64_t tap = 0; tap < taps(); ++tap) out[tap] += kernels[tap * lanes<A> + l];
                 }
             }
@@ -172,14 +178,14 @@ class WeightGradient {
 
     void direct() const {
         // Few channels leave most of a panel empty: then a row of the kernel, which lies contiguous, takes their place.
-        const bool rows_of_taps = a.inputs < lanes<A>;
+        const bool rows_of_taps = inputs < lanes<A>;
         const int64_t kernel_h = shape.kernel_h, kernel_w = shape.kernel_w;
         // about 128 pixels: their gradients stay in the L1 cache while all channels pass over them
         const Blocks blocks(shape, {1, 1}, 128, 0);
         const int64_t pitch = blocks.most_cols() + kernel_w - 1, patch_rows = blocks.most_rows() + kernel_h - 1;
         const int64_t cols = rows_of_taps ? blocks.most_cols() : pitch;
         OuterLayout<A> layout;
-        layout.channels = a.inputs * (rows_of_taps ? kernel_w : 1);
+        layout.channels = inputs * (rows_of_taps ? kernel_w : 1);
         for (int64_t ky = 0; ky < kernel_h; ++ky)
             for (int64_t kx = 0; kx < (rows_of_taps ? 1 : kernel_w); ++kx)
                 layout.x_plane.push_back((ky * cols + kx) * P);
@@ -188,17 +194,16 @@ class WeightGradient {
         layout.x_size = layout.panels() * layout.x_panel;
         layout.grad_plane = 0;
         layout.grad_group = blocks.most_rows() * blocks.most_cols() * width;
-        layout.patch_size = patch_rows * pitch * a.inputs + layout.channels + lanes<A>;
+        layout.patch_size = patch_rows * pitch * inputs + layout.channels + lanes<A>;
         const int64_t shares = shares_of<A>(groups, layout.planes(), layout.padded_channels());
         const auto pack = [&](int64_t index, Share share, A* patch, A* x, A* grad) {
             const auto at = blocks[index];
-            copy_patch(patch, images(at), a.inputs, shape, at.image % shape.batch, at.y - kernel_h / 2,
-                       at.x - kernel_w / 2, at.rows + kernel_h - 1, pitch);
+            copy(at, patch, inputs, at.rows + kernel_h - 1, pitch);
             for (int64_t panel = 0; panel < layout.panels(); ++panel)
                 for (int64_t y = 0; y < at.rows + kernel_h - 1; ++y)
                     for (int64_t col = 0; col < cols; ++col)
                         store(x + panel * layout.x_panel + y * layout.x_row + col * P,
-                              load(patch + (y * pitch + col) * a.inputs + panel * P));
+                              load(patch + (y * pitch + col) * inputs + panel * P));
             for (int64_t y = 0; y < at.rows; ++y)
                 for (int64_t col = 0; col < at.cols; ++col, grad += width)
                     for (int64_t o = 0; o < share.count * width; o += lanes<A>)
@@ -210,7 +215,7 @@ class WeightGradient {
             add_kernels(group, room, [&](int64_t c, int64_t o, A* kernels) {
                 for (int64_t tap = 0; tap < taps(); ++tap) {
                     const int64_t plane = rows_of_taps ? tap / kernel_w : tap;
-                    const int64_t channel = rows_of_taps ? tap % kernel_w * a.inputs + c : c;
+                    const int64_t channel = rows_of_taps ? tap % kernel_w * inputs + c : c;
                     store(kernels + tap * lanes<A>, load(sums + layout.sum_at(0, plane, channel) + o));
                 }
             });
@@ -225,11 +230,11 @@ class WeightGradient {
     void winograd() const {
         constexpr int R = W::taps, points = W::points, cols = W::X::size;
         using V = Simd<A>;
-        const int64_t padded = round_up(a.inputs, P), shares = shares_of<A>(groups, points, padded);
+        const int64_t padded = round_up(inputs, P), shares = shares_of<A>(groups, points, padded);
         const Blocks blocks(shape, {W::rows, W::cols}, 128, 0);
         const int64_t most = blocks.most_rows() * blocks.most_cols(), pitch = blocks.most_cols() * W::cols + R - 1;
         OuterLayout<A> layout;
-        layout.channels = a.inputs;
+        layout.channels = inputs;
         layout.x_row = 0;
         layout.x_panel = most * P + lanes<A>;
         for (int64_t point = 0; point < points; ++point)
@@ -239,14 +244,11 @@ class WeightGradient {
         layout.grad_plane = ceil_div(groups, shares) * layout.grad_group + cache_line<A>;
         const int64_t channels = layout.padded_channels() + lanes<A>;  // of a pixel in the patch: whole vectors, zeros
         layout.patch_size = (blocks.most_rows() * W::rows + R - 1) * pitch * channels;
-        const auto copy = [&](const Blocks::Block& at, A* patch) {
-            copy_patch(patch, images(at), channels, shape, at.image % shape.batch, at.y - R / 2, at.x - R / 2,
-                       at.rows * W::rows + R - 1, pitch);
-        };
         const auto pack = [&](int64_t index, Share share, A* patch, A* x, A* grad) {
             const auto at = blocks[index];
-            copy(at, patch);
-            const A largest_input = largest_magnitude(patch, (at.rows * W::rows + R - 1) * pitch * channels);
+            const int64_t patch_rows = at.rows * W::rows + R - 1;
+            copy(at, patch, channels, patch_rows, pitch);
+            const A largest_input = largest_magnitude(patch, patch_rows * pitch * channels);
             LargestMagnitude<A> largest;
             int64_t tile = 0;
             for (int64_t row = 0; row < at.rows; ++row)
@@ -277,13 +279,13 @@ class WeightGradient {
             const auto at = blocks[index];
             const int64_t rows = std::min(at.rows * W::rows, shape.height - at.y),
                           cols = std::min(at.cols * W::cols, shape.width - at.x);
-            copy(at, patch);
+            copy(at, patch, channels, at.rows * W::rows + R - 1, pitch);
             for (int64_t pixel = 0; pixel < rows * cols; ++pixel)
                 for (int64_t o = 0; o < share.count * width; o += lanes<A>) {
                     const int64_t y = pixel / cols, col = pixel % cols;
                     const V grad = gradient(at, y, col, share.first * width + o);
                     for (int64_t tap = 0; tap < taps(); ++tap)
-                        for (int64_t c = 0; c < a.inputs; ++c) {
+                        for (int64_t c = 0; c < inputs; ++c) {
                             A* sum = sums + layout.sum_at(o / width, tap, c) + o % width;
                             store(sum,
                                   load(sum) + grad * patch[((y + tap / R) * pitch + col + tap % R) * channels + c]);
@@ -308,5 +310,5 @@ class WeightGradient {
 
     const ConvWeightGradientArgs<T, A>& a;
     const ConvShape& shape;
-    const int64_t groups;
+    const int64_t inputs, groups;  // channels of all x
 };

@@ -230,8 +230,7 @@ void conv_input_gradient(const Tensor& da, const Tensor& w, int64_t, Tensor dx) 
     torch::stable::copy_(dx, torch::stable::view(convolution(as_images(da), prepared(w), true), shape));
 }
 
-void conv_weight_gradient(const Tensor& da, const Tensor& x, int64_t, Tensor dw) {
-    const Device device(da);
+void add_weight_gradient(const Device& device, const Tensor& da, const Tensor& x, Tensor dw) {
     if (da.numel() == 0 || dw.numel() == 0) return;
     const int64_t kernel_h = dw.size(2), kernel_w = dw.size(3);
     const Sizes ones{1, 1}, zeros{0, 0};
@@ -250,6 +249,13 @@ void conv_weight_gradient(const Tensor& da, const Tensor& x, int64_t, Tensor dw)
         const AddPart<scalar_t, A> add{data<const scalar_t>(part), data<A>(dw), dw.numel()};
         device.launch(add, ceil_div(add.count, add.threads));
     });
+}
+
+void conv_weight_gradient(const Tensor& da, const Tensor& x, const MaybeTensor& h, int64_t, Tensor dw_x,
+                          MaybeTensor dw_h) {
+    const Device device(da);
+    add_weight_gradient(device, da, x, dw_x);
+    if (h) add_weight_gradient(device, da, *h, *dw_h);
 }
 
 }  // namespace

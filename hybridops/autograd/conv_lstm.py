@@ -109,11 +109,9 @@ def _gradients(
             da, dh, dc = backend.conv_lstm_backward(
                 *from_behind, gates[chunk], cs_chunk, c_before, w_hh, peephole, need_dh
             )
-        if need_x or need_w_ih:
-            dx_chunk = dx[chunk] if need_x else None
-            backend.convolution_gradients(da, x_chunk.transpose(0, 1), w_ih, dx_chunk, dw_ih)
-        if need_w_hh:
-            _add_recurrent_gradient(dw_hh, backend, da, h0, hs[:end], w_hh)
+        if need_x:
+            backend.input_gradient(da, w_ih, dx[chunk])
+        _add_weight_gradients(backend, da, x_chunk.transpose(0, 1), h0, hs[:end], dw_ih, dw_hh)
         if need_bias:
             db = _add(db, da.sum([0, 1, *range(3, da.dim())], dtype=cs.dtype))
         if need_peephole:
@@ -139,16 +137,25 @@ def _zeros(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(weight, dtype=dtype, memory_format=torch.contiguous_format)
 
 
-def _add_recurrent_gradient(
-    dw: Tensor, backend: ModuleType, da: Tensor, h0: Tensor | None, hs: Tensor, w_hh: Tensor
+def _add_weight_gradients(
+    backend: ModuleType,
+    da: Tensor,
+    x: Tensor,  # (T,B,C,S*)
+    h0: Tensor | None,
+    hs: Tensor,
+    dw_ih: Tensor | None,
+    dw_hh: Tensor | None,
 ) -> None:
-    """Adds the gradient of W_hh from the last steps of hs, those of da: each is beside h one step earlier."""
-    if len(da) == len(hs):
-        if h0 is not None:  # zeros add nothing
-            backend.convolution_gradients(da[:1], h0[None], w_hh, None, dw)
-        da = da[1:]
-    if len(da):
-        backend.convolution_gradients(da, hs[-len(da) - 1 : -1], w_hh, None, dw)
+    """Adds those of the last steps of hs, which are the steps of da and x: W_hh is beside h one step earlier."""
+    start = len(hs) - len(da)
+    if start:
+        parts = [(da, x, hs[start - 1 : -1])]
+    else:
+        parts = [(da[:1], x[:1], None if h0 is None else h0[None]), (da[1:], x[1:], hs[:-1])]
+    for da_part, *factors in parts:
+        wanted = [(f, dw) for f, dw in zip(factors, (dw_ih, dw_hh), strict=True) if f is not None and dw is not None]
+        if wanted and da_part.numel():
+            backend.weight_gradients(da_part, *zip(*wanted, strict=True))
 
 
 def _add(total: Tensor | None, part: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ if missing() is None:
         return None
 
     @torch.library.register_fake("hybridops::conv_weight_gradient")
-    def _(da, x, winograd, dweight):
+    def _(da, x, h, winograd, dw_x, dw_h):
         return None
 
     @torch.library.register_fake("hybridops::additive_scores_forward")

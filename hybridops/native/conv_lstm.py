@@ -5,6 +5,8 @@ The ops want images channels-last with two spatial dimensions; here layouts are 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -116,22 +118,30 @@ def _backward_results(
     return _channels_third(da, one_row), dh0 if need_dh0 else None, dc0
 
 
-def convolution_gradients(
+# PyTorch's convolution_backward would copy its channels-last arguments into other layouts first.
+
+
+def input_gradient(
     da: Tensor,  # (T,B,4H,S*)
-    x: Tensor,  # (T,B,C,S*) any strides
     weight: Tensor,  # (4H,C,K*)
-    dx: Tensor | None,  # (T,B,C,S*), contiguous with the channels last
-    dweight: Tensor | None,  # (4H,C,K*) acc, contiguous
+    dx: Tensor,  # (T,B,C,S*), contiguous with the channels last
 ) -> None:
-    """Of weight * x: writes dx = weightᵀ * da, adds Σ da x to dweight. PyTorch's convolution_backward would copy its
-    channels-last arguments into other layouts first.
-    """
+    """weightᵀ * da"""
     da, tile = _sequence_channels_last(da), largest_winograd_tile(da.dtype, da.device.type)
-    if dx is not None:
-        dx = _with_rows(dx, 3).movedim(2, -1)
-        torch.ops.hybridops.conv_input_gradient.default(da, _with_rows(weight, 2), tile, dx)
-    if dweight is not None:
-        torch.ops.hybridops.conv_weight_gradient.default(da, _with_rows(x, 3), tile, _with_rows(dweight, 2))
+    dx = _with_rows(dx, 3).movedim(2, -1)
+    torch.ops.hybridops.conv_input_gradient.default(da, _with_rows(weight, 2), tile, dx)
+
+
+def weight_gradients(
+    da: Tensor,  # (T,B,4H,S*)
+    factors: Sequence[Tensor],  # x (T,B,C,S*), any strides; one or two
+    dweights: Sequence[Tensor],  # (4H,C,K*) acc, contiguous
+) -> None:
+    """Adds Σ da x for each x, reading da once."""
+    da, tile = _sequence_channels_last(da), largest_winograd_tile(da.dtype, da.device.type)
+    x, h = (*(_with_rows(factor, 3) for factor in factors), None)[:2]
+    dw_x, dw_h = (*(_with_rows(dweight, 2) for dweight in dweights), None)[:2]
+    torch.ops.hybridops.conv_weight_gradient.default(da, x, h, tile, dw_x, dw_h)
 
 
 def largest_winograd_tile(dtype: torch.dtype, device_type: str = "cpu") -> int:

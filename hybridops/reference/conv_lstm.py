@@ -9,6 +9,7 @@ Symbols: B batch, T time, C input channels, H hidden channels, S* the one to thr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -382,23 +383,34 @@ def conv_lstm_backward(
     return _stack_steps(das[::-1], gates.shape[1:], gates), dh if need_dh0 else None, dc
 
 
-def convolution_gradients(
+def input_gradient(
     da: Tensor,  # (T, B, 4H, S*)
-    x: Tensor,  # (T, B, C, S*)
     weight: Tensor,  # (4H, C, K*)
-    dx: Tensor | None,  # (T, B, C, S*)
-    dweight: Tensor | None,  # (4H, C, K*) accumulation dtype
+    dx: Tensor,  # (T, B, C, S*)
 ) -> None:
-    """Of weight * x: writes the gradient of x to dx, and adds that of the weight to dweight; where they are wanted."""
-    kernel, wanted = weight.shape[2:], (dx is not None, dweight is not None, False)
+    """Writes the gradient of x in weight * x to dx."""
+    of_x, _ = _convolution_backward(da, dx, weight, (True, False, False))
+    dx.copy_(of_x.unflatten(0, da.shape[:2]))
+
+
+def weight_gradients(
+    da: Tensor,  # (T, B, 4H, S*)
+    factors: Sequence[Tensor],  # x (T, B, C, S*); one or two
+    dweights: Sequence[Tensor],  # (4H, C, K*) accumulation dtype
+) -> None:
+    """Adds the gradient of the weight in weight * x, for each x."""
+    for x, dweight in zip(factors, dweights, strict=True):
+        dweight += _convolution_backward(da, x, da.new_empty(dweight.shape), (False, True, False))[1]
+
+
+def _convolution_backward(
+    da: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    kernel = weight.shape[2:]
     one, zero = [1] * len(kernel), [0] * len(kernel)
-    of_x, of_weight, _ = torch.ops.aten.convolution_backward(
+    return torch.ops.aten.convolution_backward(
         da.flatten(0, 1), x.flatten(0, 1), weight, None, one, _same_padding(kernel), one, False, zero, 1, wanted
-    )
-    if dx is not None:
-        dx.copy_(of_x.unflatten(0, da.shape[:2]))
-    if dweight is not None:
-        dweight += of_weight
+    )[:2]
 
 
 def conv_lstm_backward_from_states(

@@ -17,11 +17,17 @@ from torch import Tensor
 
 from hybridops.checks import accumulation_dtype
 from hybridops.native import refuse_forward_mode
-from hybridops.reference.conv_lstm import convolution_gradients, gates_from_states
+from hybridops.reference.conv_lstm import gates_from_states, input_gradient, weight_gradients
 from hybridops.triton.launch import Config, launch, op
 from hybridops.triton.math import cast, offset, precision, product, sigmoid, tanh
 
-__all__ = ["conv_lstm_backward", "conv_lstm_backward_from_states", "conv_lstm_forward", "convolution_gradients"]
+__all__ = [
+    "conv_lstm_backward",
+    "conv_lstm_backward_from_states",
+    "conv_lstm_forward",
+    "input_gradient",
+    "weight_gradients",
+]
 
 # The block sizes that the kernels run with, all there are, by what multiplies: tensor cores in half precision or tf32,
 # or the units for float32 and float64. BLOCK_M pixels, BLOCK_N hidden channels, BLOCK_K channels that are summed over.

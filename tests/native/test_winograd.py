@@ -27,8 +27,7 @@ def gradients(da, x, h, w_ih, w_hh, tile) -> Tensors:
     dw_ih, dw_hh = torch.zeros_like(w_ih), torch.zeros_like(w_hh)
     OPS.conv_input_gradient(da, w_ih, tile, dx)
     OPS.conv_input_gradient(da, w_hh, tile, dh)
-    OPS.conv_weight_gradient(da, x.transpose(0, 1), tile, dw_ih)
-    OPS.conv_weight_gradient(da, h.movedim(-1, 2), tile, dw_hh)
+    OPS.conv_weight_gradient(da, x.transpose(0, 1), h.movedim(-1, 2), tile, dw_ih, dw_hh)
     return {"dx": dx, "dh": dh, "dw_ih": dw_ih, "dw_hh": dw_hh}
 
 
@@ -141,15 +140,24 @@ def test_weight_gradients_are_added(tile, kernel, value):
     finite sums directly.
     """
     generator = torch.Generator().manual_seed(0)
-    da, x, before = (
+    da, x, h, before_x, before_h = (
         torch.randn(shape, generator=generator)
-        for shape in ((3, 2, 18, 21, 150), (3, 2, 50, 18, 21), (150, 50, kernel, kernel))
+        for shape in (
+            (3, 2, 18, 21, 150),
+            (3, 2, 50, 18, 21),
+            (3, 2, 18, 18, 21),
+            (150, 50, kernel, kernel),
+            (150, 18, kernel, kernel),
+        )
     )
     da /= 50  # then sums are of order one
     if value is not None:
         x[1, 1, 20, 9, 10] = value
-    got, want = before.clone(), before.double()
-    assert peak_bytes(lambda: OPS.conv_weight_gradient(da, x, tile, got)) == 0
-    OPS.conv_weight_gradient(da.double(), x.double(), 0, want)
-    torch.testing.assert_close(got.double(), want, equal_nan=True, **tolerances.WINOGRAD)
-    assert want.isfinite().any()
+    got_x, got_h, got_alone = before_x.clone(), before_h.clone(), before_h.clone()
+    want_x, want_h = before_x.double(), before_h.double()
+    assert peak_bytes(lambda: OPS.conv_weight_gradient(da, x, h, tile, got_x, got_h)) == 0
+    OPS.conv_weight_gradient(da, h, None, tile, got_alone, None)
+    OPS.conv_weight_gradient(da.double(), x.double(), h.double(), 0, want_x, want_h)
+    for got, want in (got_x, want_x), (got_h, want_h), (got_alone, want_h):
+        torch.testing.assert_close(got.double(), want, equal_nan=True, **tolerances.WINOGRAD)
+        assert want.isfinite().any()
