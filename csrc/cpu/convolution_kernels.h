@@ -3,7 +3,7 @@
 //
 // A convolution is an implicit matrix product: channels-last patches of the inputs (padded, widened to the accumulator
 // type) times weights packed so that P pixels x N vectors of output channels stay in registers while the reduction runs.
-// 3 x 3 and 5 x 5 kernels can go through Winograd's minimal filtering (../math/winograd.h), with 2.25 to 4 times fewer
+// 3 x 3 and 5 x 5 kernels can go through Winograd's minimal filtering (../math/winograd.h), with 2.8 to 4 times fewer
 // multiplications: then there is one such product for each of its points, of transformed patches by transformed weights.
 
 #include "convolution_tiles.h"
@@ -41,7 +41,7 @@ class Convolution {
     Convolution(const Convolution&) = delete;
 
     // weight(group, column, c) -> KernelTaps: c counts through the sources' channels, column through a group's width.
-    // tile: outputs of Winograd's tiles along each dimension, 0 = direct
+    // tile: rows of Winograd's tiles of outputs, 0 = direct
     template <class Weight>
     Convolution(const ConvShape& shape, std::array<int64_t, 2> channels, int64_t groups, int64_t tile,
                 TileLimits<A> limits, const Weight& weight)

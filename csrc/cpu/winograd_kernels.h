@@ -59,7 +59,7 @@ HYBRIDOPS_INLINE void transform(const In& in, const Out& out) {
     }
 }
 
-// Outputs along a side of Winograd's tiles, at most `allowed`; 0 = direct. 4, and what is less exact than twice a plain sum's
+// Rows of Winograd's tiles of outputs, at most `allowed`; 0 = direct. 4, and what is less exact than twice a plain sum's
 // error, wait for that. So do tiles of 5 x 5 kernels, but for long sums: there the plain sum is less exact too.
 inline int64_t winograd_tile(const ConvShape& shape, bool long_sums, int64_t allowed) {
     if (shape.kernel_h != shape.kernel_w) return 0;

@@ -1,10 +1,11 @@
 // Minimal filtering F(M,R): M outputs of a filter of R taps from M + R - 1 products instead of M * R (Winograd 1980; Lavin
-// & Gray 2015, arXiv:1509.09308, nest it for M x M outputs of an R x R kernel):
+// & Gray 2015, arXiv:1509.09308, nest it for M x M outputs of an R x R kernel; rows may have another M than columns):
 //
 //   y = output ((kernel g) * (input d))        d: M + R - 1 inputs, g: R taps, * element by element
 //
 // The matrices follow from the points at which the polynomials are evaluated (Toom-Cook), infinity the last one. Of the
-// points for six products, 0, ±1, ±2 are the usual ones; with 1/2 for 2 the rounding error is about a third less.
+// points for six products, 0, ±1, ±2 are the usual ones; with 1/2 for 2 the rounding error is about a third less. On a CPU
+// the matrix for six inputs is applied in factors that follow from these points (../cpu/winograd_kernels.h).
 #pragma once
 
 namespace hybridops {

@@ -145,10 +145,10 @@ def weight_gradients(
 
 
 def largest_winograd_tile(dtype: torch.dtype, device_type: str = "cpu") -> int:
-    """Outputs along a side of the tiles that convolutions may be cut into, 0 = none: see docs/numerics.md. On a GPU,
+    """Rows of the tiles of outputs that convolutions may be cut into, 0 = none: see docs/numerics.md. On a GPU,
     which has none, 4 says that tensor cores may multiply.
 
-    Tiles of 2×2 are about as exact as a plain float32 convolution. Those of 4×4 lose a bit, and wait for
+    Tiles of two rows are about as exact as a plain float32 convolution. Those of 4×4 lose a bit, and wait for
     torch.set_float32_matmul_precision("high"); in half precision that is far below the last bit.
     """
     return 2 if dtype == torch.float32 and not _reduced_precision(device_type) else 4
