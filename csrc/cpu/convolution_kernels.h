@@ -187,7 +187,10 @@ class Convolution {
                         const E* weights =
                             direct_[chunk.source]->data() +
                             ((group * shape_.kernel_h + chunk.row) * shape_.kernel_w * stride + chunk.begin) * width;
+                        const int64_t size = chunk.rows * chunk.length * width;
+                        Prefetch<E> next_chunk(weights + size, size, ceil_div(pixels, P));
                         for_tiles(pixels, P, [&](int64_t q, int64_t count) {
+                            next_chunk.some();
                             const E* pixel[P];
                             for (int64_t p = 0; p < count; ++p) pixel[p] = patch + patch_pixel[q + p] * stride;
                             tile_kernel<A, E, N>(count)(partial + q * width, true, pixel, pitch * stride, chunk.rows,
@@ -310,7 +313,9 @@ class Convolution {
             for_tiles(block.channels, chunk_length<A, A, N>, [&](int64_t c, int64_t length) {
                 const A* weights =
                     winograd_->data() + ((group * W::points + point) * (channels_[0] + channels_[1]) + c) * width;
+                Prefetch<A> next_chunk(weights + length * width, length * width, ceil_div(block.tiles, P));
                 for_tiles(block.tiles, P, [&](int64_t tile, int64_t count) {
+                    next_chunk.some();
                     const A *first = block.transformed + point * block.transformed_point + tile * block.row + c,
                             *pixel[P];
                     for (int64_t p = 0; p < count; ++p) pixel[p] = first + p * block.row;

@@ -94,11 +94,6 @@ A largest_magnitude(const A* values, int64_t count) {
     return largest.value();
 }
 
-// Between the points of tiles, which are written and read together: otherwise they often are a multiple of 4 KB apart, and
-// compete for the same places in the L1 cache.
-template <class A>
-inline constexpr int64_t cache_line = 64 / sizeof(A);
-
 // Winograd's rounding error goes by the largest value of a tile, whichever outputs it is for, and an inf or NaN spreads over
 // the whole tile. So tiles with values beyond these limits are summed directly.
 template <class A>
