@@ -61,7 +61,7 @@ def compare_family(family: str, arguments: argparse.Namespace) -> Table:
 
 
 def compare(workload: Workload, task: str, rounds: int, compiled: bool) -> Table:
-    names = [name for name in variants(workload.family, task) if compiled or name != "compiled"]
+    names = [name for name in variants(workload.family, task) if compiled or not name.startswith("compiled")]
     print(f"{workload.family}, {workload.name}, {task}: {', '.join(names)}", file=sys.stderr)
     jobs = {name: checked_job(workload, task, name) for name in names}
     memory = {name: warm_up(work) for name, work in jobs.items()}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.measure import machine, row, sample_peak, seconds, share_of_peak, table, warm_up
+from benchmarks.measure import machine, row, sample_peak, seconds, share_of_peak, table, to_the_end, warm_up
 from benchmarks.workloads import SMOKE, WORKLOADS, Job, Workload, checked_job, variants
 
 # Rounds fill this much time, at least one and at most so many: the whole run is to end within minutes.
@@ -49,7 +49,7 @@ def measure(benchmark: Any, request: pytest.FixtureRequest) -> Callable[[Workloa
         peak_before = sample_peak()
         before = eager.get((workload.name, task))  # None: this is eager, or it was not selected
         benchmark.group = f"{workload.name}, {task}"
-        benchmark.pedantic(work, rounds=1 if SMOKE else rounds(work, before))
+        benchmark.pedantic(to_the_end, (work,), rounds=1 if SMOKE else rounds(work, before))
         if benchmark.disabled:
             return
 

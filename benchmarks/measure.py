@@ -101,7 +101,7 @@ def _peak_probe() -> tuple[Callable[[], float], str]:
     if loop is None:
         size = 4096 if ON_CUDA else 1024
         a = torch.randn(size, size, device=DEVICE)
-        return lambda: size**3 / seconds(lambda: _to_the_end(torch.mm, a, a)), f"torch.mm, {size}×{size}: a proxy"
+        return lambda: size**3 / seconds(lambda: torch.mm(a, a)), f"torch.mm, {size}×{size}: a proxy"
     rounds, threads = 10_000_000, torch.get_num_threads()  # some 20 ms, and so the average of what others leave
     pool = ThreadPoolExecutor(threads)  # ctypes lets go of the interpreter's lock
 
@@ -153,8 +153,9 @@ def _gpu_seconds(work: Callable[[], object]) -> float:
     return 1e-3 * start.elapsed_time(end)
 
 
-def _to_the_end(function: Callable[..., object], *args: object) -> None:
-    function(*args)
+def to_the_end(work: Callable[[], object]) -> None:
+    """For a clock that is not the GPU's own."""
+    work()
     if ON_CUDA:
         torch.cuda.synchronize()
 

@@ -8,7 +8,7 @@ A job is one variant of one task of a workload, such as ("kth", "training", "nat
     native-recompute   the same, trained with save="recompute"
     native-high        the same under torch.set_float32_matmul_precision("high"), on a CPU
     native-direct      the same without Winograd's convolutions, on a CPU
-    eager-autocast     on a GPU, eager and each back end under autocast to bfloat16 too
+    eager-autocast     on a GPU, eager, compiled and each back end under autocast to bfloat16 too
 
 The environment decides two things: HYBRIDOPS_BENCH_SMOKE=1 takes tiny workloads, which show that everything runs, and
 HYBRIDOPS_BENCH_DEVICE (default cpu) names the device.
@@ -258,7 +258,7 @@ def variants(family: str, task: str) -> Iterator[str]:
     if family == "conv_lstm" and DEVICE == "cpu":
         yield from ("native-high", "native-direct")
     if DEVICE.startswith("cuda"):
-        for name in ("eager", *fused_backends(family)):
+        for name in ("eager", "compiled", *fused_backends(family)):
             yield f"{name}-autocast"
 
 
@@ -306,7 +306,7 @@ def _runs(family: str, backend: str) -> bool:
 
 @dataclass(frozen=True)
 class Job:
-    """Called, it does its work once, to the end: it waits for a GPU. Gives the output and, in training, gradients."""
+    """Called, it does its work once, but does not wait for a GPU. Gives the output and, in training, gradients."""
 
     function: Callable[..., Tensor | tuple[Tensor, ...]]
     inputs: tuple[Tensor, ...]
@@ -318,10 +318,7 @@ class Job:
             with torch.autocast("cuda", torch.bfloat16, enabled=self.mode == "autocast"):
                 output = self.function(*self.inputs)
             output = output if isinstance(output, Tensor) else output[0]
-            results = (output,) if self.grad is None else (output.detach(), *self._gradients(output))
-        if DEVICE.startswith("cuda"):
-            torch.cuda.synchronize()
-        return results
+            return (output,) if self.grad is None else (output.detach(), *self._gradients(output))
 
     def _gradients(self, output: Tensor) -> tuple[Tensor, ...]:
         parameters = self.function.parameters() if isinstance(self.function, nn.Module) else ()
@@ -336,7 +333,7 @@ def checked_job(workload: Workload, task: str, variant: str) -> Job:
     """
     name, mode = split_mode(variant)
     torch.backends.cudnn.allow_tf32 = False
-    if variant == "compiled":
+    if name == "compiled":
         torch._dynamo.reset()  # all modules share the plain one's code, of which only so many versions are compiled
     place: Place = {"dtype": torch.float32, "device": DEVICE}
     function, short = _function(workload, task, name, place), workload.to_check()

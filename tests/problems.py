@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
 
 import hybridops.functional as HF
 from hybridops.reference import ConvLSTMCell
@@ -166,10 +167,19 @@ def assert_parity(plain, fused, inputs: Tensors, dtype=torch.float64, device="cp
 
 
 def assert_captured(function, inputs: Tensors, **options) -> None:
-    """A CUDA graph of `function` gives what it gives itself."""
-    want = function(**inputs, **options)
+    """A CUDA graph of `function` and its gradients gives what they give themselves."""
+
+    def run() -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        # leaves of its own: autograd would wait for the stream on which a leaf was first used, which a graph must not
+        leaves = {name: None if t is None else t.detach().requires_grad_() for name, t in inputs.items()}
+        outputs = tree_leaves(function(**leaves, **options))
+        wanted = [leaf for leaf in leaves.values() if leaf is not None]
+        grads = torch.autograd.grad(outputs, wanted, [torch.ones_like(out) for out in outputs])
+        return [out.detach() for out in outputs], grads
+
+    want = run()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        got = function(**inputs, **options)
+        got = run()
     graph.replay()
     torch.testing.assert_close(got, want, **tolerances.EXACT)

@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -37,6 +37,8 @@ SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 POINTERS = {
     torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.bool: "*i1",
 }  # fmt: skip
+# Of queries, keys and channels: strides and sizes that are multiples of a vector, and that are not.
+SIZES = {"even": 64, "odd": 63}
 
 
 class Launch(NamedTuple):
@@ -110,17 +112,22 @@ def all_launches() -> Iterator[Launch]:
 
 
 def conv_lstm_launches() -> Iterator[Launch]:
-    """All arguments given, with channels that are multiples of a vector and that are not; and the fewest arguments."""
+    """All arguments given, with channels that are multiples of a vector and that are not; the fewest arguments; and the
+    input convolved ahead, which happens in the last blocks alone: others are taken where they make enough programs."""
     dtypes = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32, "float64": torch.float64}
     for kind, dtype in dtypes.items():
         torch.backends.cuda.matmul.fp32_precision = "tf32" if kind == "tf32" else "ieee"
         for table, run in ((conv_lstm.FORWARD, run_conv_lstm_forward), (conv_lstm.BACKWARD, run_conv_lstm_backward)):
             for config in table[kind]:
-                odd = 17 if config is table[kind][-1] else 3 * config.blocks["BLOCK_N"]
+                last = config is table[kind][-1]
                 conv_lstm._config = lambda *_, config=config: config
-                cases = [("even", 64, 64), ("odd", 3, odd)] + [("least", 64, 64)] * (config is table[kind][0])
-                for case, *sizes in cases:
-                    conv_lstm._hoists = lambda *_, case=case: case == "least"
+                cases = {"even": (64, 64), "odd": (3, 17 if last else 3 * config.blocks["BLOCK_N"])}
+                if last and table is conv_lstm.FORWARD:
+                    cases |= {f"{case}, input ahead": sizes for case, sizes in cases.items()}
+                if config is table[kind][0]:
+                    cases["least"] = (64, 64)
+                for case, sizes in cases.items():
+                    conv_lstm._hoists = lambda *_, case=case: case.endswith("ahead")
                     yield from recorded("conv_lstm", f"{kind}, {case}", run, dtype, *sizes, case == "least")
 
 
@@ -148,31 +155,43 @@ def run_conv_lstm_backward(dtype: torch.dtype, channels: int, hidden: int, least
 
 def additive_attention_launches() -> Iterator[Launch]:
     """Without the exponentials there is less in a kernel: of relu and leaky_relu only the largest blocks."""
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
     for dtype, activation in product((torch.bfloat16, torch.float32, torch.float64), ACTIVATIONS):
         if activation != "tanh" and dtype != torch.float32:
             continue
         name = f"{str(dtype).removeprefix('torch.')}, {activation}"
-        for size in additive_attention.SCORES if activation == "tanh" else ("many pairs",):
-            additive_attention._scores_config = lambda table, *_, size=size: table[size]
-            for splits, values in ((1, 64), (4, additive_attention.MOST_VALUES)):
-                additive_attention._splits = lambda *_, splits=splits: splits
-                yield from recorded("additive_attention", name, run_attention, dtype, activation, values)
-        for enough in (0, 1 << 30):
+        blocks = additive_attention.SCORES if activation == "tanh" else ("many pairs",)
+        yield from attention_launches(name, dtype, activation, blocks)
+        for enough, (case, size) in product((0, 1 << 30), SIZES.items()):
             additive_attention.MANY_PROGRAMS = enough
-            yield from recorded("additive_attention", name, run_gradients, dtype, activation)
+            yield from recorded("additive_attention", f"{name}, {case}", run_gradients, dtype, activation, size)
     # sizes of one are constants
     yield from recorded("additive_attention", "one of everything", run_attention, torch.float32, "tanh", 1, 1)
     yield from recorded("additive_attention", "one of everything", run_gradients, torch.float32, "tanh", 1)
+    # ... and tf32 is for what multiplies matrices
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    for launch in attention_launches("tf32, tanh", torch.float32, "tanh", additive_attention.SCORES):
+        if launch.kernel == "attention_kernel":
+            yield launch
 
 
-def run_attention(dtype: torch.dtype, activation: str, values: int, size: int = 64) -> None:
+def attention_launches(name: str, dtype: torch.dtype, activation: str, blocks: Iterable[str]) -> Iterator[Launch]:
+    """With the keys of a query shared out, or not."""
+    for config, (case, size) in product(blocks, SIZES.items()):
+        additive_attention._scores_config = lambda table, *_, config=config: table[config]
+        for splits, values in ((1, size), (additive_attention.MOST_SPLITS, additive_attention.MOST_VALUES - 64 + size)):
+            additive_attention._splits = lambda *_, splits=splits: splits
+            yield from recorded("additive_attention", f"{name}, {case}", run_attention, dtype, activation, values, size)
+
+
+def run_attention(dtype: torch.dtype, activation: str, values: int, size: int) -> None:
     q, k, v, mask, bias = attention_inputs(dtype, size)
     value = torch.zeros(*k.shape[:2], values, dtype=dtype)
     additive_attention.additive_attention_forward(q, k, v, value, mask, bias, 1.0, activation, 0.01)
     additive_attention.additive_scores_forward(q, k, v, activation, 0.01)
 
 
-def run_gradients(dtype: torch.dtype, activation: str, size: int = 64) -> None:
+def run_gradients(dtype: torch.dtype, activation: str, size: int) -> None:
     q, k, v, _, bias = attention_inputs(dtype, size)
     additive_attention.additive_scores_backward(bias, q, k, v, activation, 0.01)
 

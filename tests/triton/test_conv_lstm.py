@@ -141,12 +141,13 @@ def test_a_small_step_has_its_input_convolved_ahead():
     assert not conv_lstm._hoists(config, x, 1 << 20, 16)
 
 
-@pytest.fixture
-def _tf32() -> Iterator[None]:
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "tf32"
+@pytest.fixture(params=[("fp32_precision", "tf32", "ieee"), ("allow_tf32", True, False)], ids=lambda param: param[0])
+def _tf32(request) -> Iterator[None]:
+    """By PyTorch's newer switch and by the older one."""
+    switch, on, off = request.param
+    setattr(torch.backends.cuda.matmul, switch, on)
     yield
-    torch.backends.cuda.matmul.fp32_precision = before
+    setattr(torch.backends.cuda.matmul, switch, off)
 
 
 @pytest.mark.usefixtures("_tf32")
