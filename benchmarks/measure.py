@@ -44,6 +44,8 @@ def machine() -> dict[str, Any]:
         "commit": _commit(),
         "peak_gflops": round(2e-9 * peak(), 1),
         "peak_is": _peak_probe()[1],
+        "copy_gb_s": round(1e-9 * copy_rate(), 1),
+        "bfloat16_mm_gflops": round(1e-9 * tensor_core_rate(), 1) if ON_CUDA else None,
     }
 
 
@@ -92,6 +94,22 @@ def peak() -> float:
 def share_of_peak(multiply_adds: float | None, duration: float, *peaks: float) -> float | None:
     """Of what the device had to give before and after: other work holds both back alike."""
     return None if multiply_adds is None else multiply_adds / duration / statistics.fmean(peaks)
+
+
+@cache
+def copy_rate() -> float:
+    """Bytes a second, read and written, of a copy that no cache holds: what reading and writing takes at the least."""
+    source = torch.ones(256 << 20, dtype=torch.uint8, device=DEVICE)
+    target = torch.empty_like(source)
+    return 2 * source.numel() / min(seconds(lambda: target.copy_(source)) for _ in range(5))
+
+
+@cache
+def tensor_core_rate() -> float:
+    """Operations a second of a large product in bfloat16: what a step under autocast can reach."""
+    size = 8192
+    a = torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16)
+    return 2 * size**3 / min(seconds(lambda: torch.mm(a, a)) for _ in range(5))
 
 
 @cache
