@@ -269,6 +269,8 @@ def _check_conv_lstm(
     rows, channels, *kernel = weight_ih.shape
     if rows % 4 or rows == 0:
         raise ValueError(f"weight_ih must have 4H rows, one for each gate and hidden channel, got {rows}")
+    if channels == 0:
+        raise ValueError("weight_ih must have at least one input channel, got 0")
     if any(size % 2 == 0 for size in kernel):
         raise ValueError(f"weight_ih must have an odd kernel in every dimension, got {tuple(kernel)}")
     hidden = rows // 4

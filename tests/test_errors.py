@@ -108,6 +108,7 @@ WRONG = [
     ("additive_attention", "score_bias", meta(2, 3, 5), V),
     # shapes
     ("conv_lstm", "x", zeros(2, 3, 5, 6), V),
+    ("conv_lstm", "weight_ih", zeros(16, 0, 3, 3), V),
     ("conv_lstm", "x", zeros(2, 3, 2, 5, 6), V),
     ("conv_lstm", "hx", (STATE,), V),
     ("conv_lstm", "hx", (STATE, STATE, STATE), V),

@@ -122,7 +122,7 @@ class Convolution {
                         [&](int y, int x) { return g[y][x]; },
                         [&](int y, int x, V value) {
                             checked += value * 0;
-                            *reinterpret_cast<Singles*>(out + (y * W::X::size + x) * channels * width) =
+                            *reinterpret_cast<Singles*>(out + W::point(y, x) * channels * width) =
                                 __builtin_convertvector(value, Singles);
                         });
                 }
@@ -289,7 +289,7 @@ class Convolution {
         for (int64_t c = 0; c < channels; c += lanes<A>)
             transform<W::Y::input, W::X::input, Simd<A>>(
                 [&](int y, int x) { return load(corner + y * row_stride + x * pixel_stride + c); },
-                [&](int y, int x, Simd<A> v) { store(out + (y * W::X::size + x) * point_stride + c, v); });
+                [&](int y, int x, Simd<A> v) { store(out + W::point(y, x) * point_stride + c, v); });
     }
 
     // Whether it is within the limits.
@@ -327,7 +327,7 @@ class Convolution {
 
     template <class W>
     void finish_tile(const TileBlock& block, int64_t group, int64_t tile, const Epilogue<A>& epilogue) const {
-        constexpr int rows = W::rows, cols = W::cols, outputs = W::outputs, transformed_cols = W::X::size;
+        constexpr int rows = W::rows, cols = W::cols, outputs = W::outputs;
         using V = Simd<A>;
         const int64_t y = tile / block.at.cols * rows, x = tile % block.at.cols * cols;
         int64_t pixels[outputs], count = 0;
@@ -343,7 +343,7 @@ class Convolution {
                 const A* sums = block.sums + tile * width + lane;
                 const V first = load(block.start + lane);
                 transform<W::Y::output, W::X::output, V>(
-                    [&](int y, int x) { return load(sums + (y * transformed_cols + x) * block.sums_point); },
+                    [&](int y, int x) { return load(sums + W::point(y, x) * block.sums_point); },
                     [&](int y, int x, V sum) {
                         if (A* out = to[y * cols + x]) store(out + lane, sum + first);
                     });

@@ -1,5 +1,6 @@
 // The gradient of a convolution's weights for one instruction set: dW[o,c,ky,kx] += sum over images and pixels of
-// grad[pixel,o] x[pixel + (ky,kx), c], c counting through the channels of up to two x. Included by conv_lstm_kernels.h after convolution_kernels.h.
+// grad[pixel,o] x[pixel + (ky,kx), c], c counting through the channels of up to two x. Included by conv_lstm_kernels.h after
+// convolution_kernels.h.
 //
 // Both factors are laid out anew, piece by piece of the images, so that for each plane of the sum (a tap of the kernel, or
 // a point of Winograd's) it is a matrix product whose factors are read in the order in which they lie.
@@ -140,6 +141,7 @@ class WeightGradient {
 
    private:
     static constexpr int64_t P = outer_channels<A>, width = outer_width<A>;
+    static constexpr int64_t tile_cols = 4;  // of the tiles for 3 x 3 kernels
 
     // The patch of a block with the kernel's margins, `stride` a pixel. Images count through the steps.
     void copy(const Blocks::Block& at, A* patch, int64_t stride, int64_t rows, int64_t cols) const {
@@ -150,11 +152,12 @@ class WeightGradient {
                       at.y - shape.kernel_h / 2, at.x - shape.kernel_w / 2, rows, cols);
     }
 
-    // outputs [o, o + lanes) of the gradient at a pixel, zeros outside the image
+    // outputs [o, o + lanes) of the gradient at a pixel, zeros outside the image. Those of the pixel in its place in the next
+    // tile come into the cache: a tile's pixels are read together, which the processor does not foresee.
     Simd<A> gradient(const Blocks::Block& at, int64_t y, int64_t x, int64_t o) const {
         if (at.y + y >= shape.height || at.x + x >= shape.width || o >= a.outputs) return Simd<A>{};
         const T* from = a.da + ((at.image * shape.height + at.y + y) * shape.width + at.x + x) * a.outputs + o;
-        __builtin_prefetch(from + 4 * a.outputs);
+        __builtin_prefetch(from + tile_cols * a.outputs);
         return load_lanes<A>(from, std::min<int64_t>(lanes<A>, a.outputs - o));
     }
 
@@ -228,7 +231,7 @@ class WeightGradient {
     // The gradient of output (kernel g * input d), * element by element: kernel^T (output^T grad * input d).
     template <class W>
     void winograd() const {
-        constexpr int R = W::taps, points = W::points, cols = W::X::size;
+        constexpr int R = W::taps, points = W::points;
         using V = Simd<A>;
         const int64_t padded = round_up(inputs, P), shares = shares_of<A>(groups, points, padded);
         const Blocks blocks(shape, {W::rows, W::cols}, 128, 0);
@@ -258,7 +261,7 @@ class WeightGradient {
                         A* to = x + panel * layout.x_panel + tile * P;
                         transform<W::Y::input, W::X::input, V>(
                             [&](int y, int x) { return load(corner + (y * pitch + x) * channels); },
-                            [&](int y, int x, V value) { store(to + layout.x_plane[y * cols + x], value); });
+                            [&](int y, int x, V value) { store(to + layout.x_plane[W::point(y, x)], value); });
                     }
                     for (int64_t o = 0; o < share.count * width; o += lanes<A>) {
                         A* to = grad + o / width * layout.grad_group + tile * width + o % width;
@@ -269,7 +272,7 @@ class WeightGradient {
                                 largest.see(value);
                                 return value;
                             },
-                            [&](int y, int x, V value) { store(to + (y * cols + x) * layout.grad_plane, value); });
+                            [&](int y, int x, V value) { store(to + W::point(y, x) * layout.grad_plane, value); });
                     }
                 }
             return Extent{1, tile, std::max(largest_input, largest.value()) < largest_transformed<A>};
@@ -300,7 +303,7 @@ class WeightGradient {
                     return;
                 }
                 transform<W::Y::kernel_gradient, W::X::kernel_gradient, V>(
-                    [&](int y, int x) { return load(sums + layout.sum_at(0, y * cols + x, c) + o); },
+                    [&](int y, int x) { return load(sums + layout.sum_at(0, W::point(y, x), c) + o); },
                     [&](int y, int x, V sum) { store(kernels + (y * R + x) * lanes<A>, sum); });
             });
         };

@@ -36,8 +36,8 @@ HYBRIDOPS_INLINE void apply(const V (&in)[matrix.cols], V (&out)[matrix.rows]) {
     }
 }
 
-// out = y * in * x^T, element by element: in(row, col), out(row, col, value). A column at a time, for there are fewer registers
-// than elements.
+// out = y * in * x^T, element by element: in(row, col), out(row, col, value). A column at a time, for there are fewer
+// registers than elements.
 template <const auto& y, const auto& x, class V, class In, class Out>
 HYBRIDOPS_INLINE void transform(const In& in, const Out& out) {
     V half[y.rows][x.cols];

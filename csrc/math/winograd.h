@@ -59,7 +59,7 @@ struct ToomCook {
 // The matrices of F(M,R), and those of its gradients, which are the same ones transposed.
 template <int M, int R>
 struct MinimalFilter {
-    static constexpr int outputs = M, taps = R, size = M + R - 1;
+    static constexpr int size = M + R - 1;
     static constexpr ToomCook<M, R> all{};
     static constexpr Matrix<size, size> input = all.input;
     static constexpr Matrix<size, R> kernel = all.kernel;
@@ -74,6 +74,7 @@ struct Winograd {
     using Y = MinimalFilter<Rows, R>;
     using X = MinimalFilter<Cols, R>;
     static constexpr int rows = Rows, cols = Cols, outputs = Rows * Cols, taps = R, points = Y::size * X::size;
+    static constexpr int point(int y, int x) { return y * X::size + x; }
 };
 
 }  // namespace hybridops

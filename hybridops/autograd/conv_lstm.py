@@ -139,12 +139,12 @@ def _zeros(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _add_weight_gradients(
     backend: ModuleType,
-    da: Tensor,
-    x: Tensor,  # (T,B,C,S*)
-    h0: Tensor | None,
-    hs: Tensor,
-    dw_ih: Tensor | None,
-    dw_hh: Tensor | None,
+    da: Tensor,  # (t,B,4H,S*)
+    x: Tensor,  # (t,B,C,S*)
+    h0: Tensor | None,  # (B,H,S*), None = zeros
+    hs: Tensor,  # (T,B,H,S*), T >= t
+    dw_ih: Tensor | None,  # (4H,C,K*) acc, None = not wanted
+    dw_hh: Tensor | None,  # (4H,H,K*) acc, likewise
 ) -> None:
     """Adds those of the last steps of hs, which are the steps of da and x: W_hh is beside h one step earlier."""
     start = len(hs) - len(da)

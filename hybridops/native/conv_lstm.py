@@ -118,15 +118,12 @@ def _backward_results(
     return _channels_third(da, one_row), dh0 if need_dh0 else None, dc0
 
 
-# PyTorch's convolution_backward would copy its channels-last arguments into other layouts first.
-
-
 def input_gradient(
     da: Tensor,  # (T,B,4H,S*)
     weight: Tensor,  # (4H,C,K*)
     dx: Tensor,  # (T,B,C,S*), contiguous with the channels last
 ) -> None:
-    """weightᵀ * da"""
+    """Writes dx = weightᵀ * da. PyTorch's convolution_backward would copy its channels-last arguments first."""
     da, tile = _sequence_channels_last(da), largest_winograd_tile(da.dtype, da.device.type)
     dx = _with_rows(dx, 3).movedim(2, -1)
     torch.ops.hybridops.conv_input_gradient.default(da, _with_rows(weight, 2), tile, dx)
@@ -137,7 +134,7 @@ def weight_gradients(
     factors: Sequence[Tensor],  # x (T,B,C,S*), any strides; one or two
     dweights: Sequence[Tensor],  # (4H,C,K*) acc, contiguous
 ) -> None:
-    """Adds Σ da x for each x, reading da once."""
+    """Adds dweight[o,c,k] += Σ_{t,b,s} da[t,b,o,s] x[t,b,c,s+k] for each x, reading da once."""
     da, tile = _sequence_channels_last(da), largest_winograd_tile(da.dtype, da.device.type)
     x, h = (*(_with_rows(factor, 3) for factor in factors), None)[:2]
     dw_x, dw_h = (*(_with_rows(dweight, 2) for dweight in dweights), None)[:2]

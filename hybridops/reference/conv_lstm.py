@@ -388,7 +388,7 @@ def input_gradient(
     weight: Tensor,  # (4H, C, K*)
     dx: Tensor,  # (T, B, C, S*)
 ) -> None:
-    """Writes the gradient of x in weight * x to dx."""
+    """Writes dx = weightᵀ * da, the gradient of x in weight * x."""
     of_x, _ = _convolution_backward(da, dx, weight, (True, False, False))
     dx.copy_(of_x.unflatten(0, da.shape[:2]))
 
@@ -398,7 +398,7 @@ def weight_gradients(
     factors: Sequence[Tensor],  # x (T, B, C, S*); one or two
     dweights: Sequence[Tensor],  # (4H, C, K*) accumulation dtype
 ) -> None:
-    """Adds the gradient of the weight in weight * x, for each x."""
+    """Adds dweight[o,c,k] += Σ_{t,b,s} da[t,b,o,s] x[t,b,c,s+k], for each x: of the weight in weight * x."""
     for x, dweight in zip(factors, dweights, strict=True):
         dweight += _convolution_backward(da, x, da.new_empty(dweight.shape), (False, True, False))[1]
 
