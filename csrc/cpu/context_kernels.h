@@ -1,5 +1,7 @@
 // Softmax of scores, and its product with the values; part of additive_attention_kernels.h.
 
+#include "register_tiles.h"
+
 // softmax(scale * scores + bias) of one row, over the keys that the mask lets through; the others are exactly zero, and so
 // is a row without any. NaN and inf do what they do in torch.softmax.
 template <class A, class T>
@@ -80,8 +82,8 @@ struct Softmax {
 // context[s] = sum_t weights[s,t] value[t]
 template <class A, class T>
 struct Context {
-    static constexpr int rows = 6, vectors = 2;  // a register tile
-    static constexpr int wide = 8;               // vectors of a tile of one row
+    static constexpr int vectors = 2, rows = tile_pixels<vectors>;  // a register tile
+    static constexpr int wide = 8;                                  // vectors of a tile of one row
     static constexpr int64_t panel = vectors * lanes<A>, strip = wide * lanes<A>;
 
     const ContextArgs<T, A>& c;
@@ -99,46 +101,69 @@ struct Context {
         if (count <= few_queries)
             for (; d + strip <= d1; d += strip)
                 for (int64_t i = 0; i < count; ++i)
-                    tile<1, wide>(context + i * c.channels + d, strip, weights + i * stride, stride, value + d,
-                                  c.channels);
-        // Others are put next to each other first: rows far apart crowd a few sets of the caches
+                    tile<1, wide>(
+                        context + i * c.channels + d, strip, weights + i * stride, stride,
+                        [&](int64_t t, int j) { return load_all<A>(value + t * c.channels + d + j * lanes<A>); });
+        // Others are put next to each other by the first tile: rows far apart crowd a few sets of the caches. The processor sees
+        // no pattern in them: a panel is brought near while the one before is multiplied, and nearer right before its use.
         for (; d < d1; d += panel) {
-            const int64_t width = std::min(panel, d1 - d);
-            for (int64_t t = 0; t < keys; ++t)
-                for (int i = 0; i < vectors; ++i)
-                    store(scratch + t * panel + i * lanes<A>,
-                          load_lanes<A>(value + t * c.channels + d + i * lanes<A>,
-                                        std::clamp<int64_t>(width - i * lanes<A>, 0, lanes<A>)));
-            const auto rows_from = [&](auto size, int64_t i) {
-                tile<size, vectors>(context + i * c.channels + d, width, weights + i * stride, stride, scratch, panel);
-                return i + size;
+            const int64_t width = std::min(panel, d1 - d), next_width = std::min(panel, d1 - d - width);
+            Prefetch<T> next(value + d + width, next_width, c.channels, next_width > 0 ? keys : 0,
+                             ceil_div(count, rows));
+            const auto pack = [&](auto whole) {
+                return [&, whole](int64_t t, int j) {
+                    const T* row = value + t * c.channels + d;
+                    if (j == 0) __builtin_prefetch(row + rows_ahead * c.channels + width - 1, 0, 2);
+                    const Simd<A> x = whole ? load_all<A>(row + j * lanes<A>)
+                                            : load_lanes<A>(row + j * lanes<A>, in_vector(width, j));
+                    store(scratch + t * panel + j * lanes<A>, x);
+                    return x;
+                };
             };
-            int64_t i = 0;
-            while (i + rows <= count) i = rows_from(std::integral_constant<int, rows>{}, i);
-            if (i + 4 <= count) i = rows_from(std::integral_constant<int, 4>{}, i);
-            if (i + 2 <= count) i = rows_from(std::integral_constant<int, 2>{}, i);
-            if (i < count) rows_from(std::integral_constant<int, 1>{}, i);
+            const auto packed = [&](int64_t t, int j) { return load(scratch + t * panel + j * lanes<A>); };
+            for_tiles(count, rows, [&](int64_t i, int64_t size) {
+                next.some();
+                const auto tiles = [&](const auto& values) {
+                    tile_of(size, context + i * c.channels + d, width, weights + i * stride, stride, values);
+                };
+                if (i > 0)
+                    tiles(packed);
+                else if (width == panel)
+                    tiles(pack(std::true_type{}));
+                else
+                    tiles(pack(std::false_type{}));
+            });
         }
     }
 
    private:
-    // `width` channels of `count` rows; x (keys, x_stride)
-    template <int count, int size, class X>
-    HYBRIDOPS_INLINE void tile(T* context, int64_t width, const A* weights, int64_t stride, const X* x,
-                               int64_t x_stride) const {
-        Simd<A> acc[count][size];
-        clear(acc);
+    static constexpr int64_t rows_ahead = 16;  // more would push each other out of a cache's set
+
+    static int64_t in_vector(int64_t width, int j) { return std::clamp<int64_t>(width - j * lanes<A>, 0, lanes<A>); }
+
+    template <int P = rows, class... Arguments>
+    HYBRIDOPS_INLINE void tile_of(int64_t size, Arguments&&... arguments) const {
+        if constexpr (P > 1) {
+            if (size < P) return tile_of<P - 1>(size, arguments...);
+        }
+        tile<P, vectors>(arguments...);
+    }
+
+    // `width` channels of `size` rows; value(t, j) is the j-th vector of them
+    template <int size, int N, class Value>
+    void tile(T* context, int64_t width, const A* weights, int64_t stride, const Value& value) const {
+        Simd<A> sums[size][N];
+        clear(sums);
         for (int64_t t = 0; t < keys; ++t) {
-            Simd<A> xt[size];
-            for (int j = 0; j < size; ++j) xt[j] = load_all<A>(x + t * x_stride + j * lanes<A>);
-            for (int i = 0; i < count; ++i) {
+            Simd<A> x[N];
+            for (int j = 0; j < N; ++j) x[j] = value(t, j);
+            for (int i = 0; i < size; ++i) {
                 const Simd<A> weight = broadcast(weights[i * stride + t]);
-                for (int j = 0; j < size; ++j) acc[i][j] += weight * xt[j];
+                for (int j = 0; j < N; ++j) sums[i][j] += weight * x[j];
             }
         }
-        for (int i = 0; i < count; ++i)
-            for (int j = 0; j < size; ++j)
-                store_lanes<A>(context + i * c.channels + j * lanes<A>, acc[i][j],
-                               std::clamp<int64_t>(width - j * lanes<A>, 0, lanes<A>));
+        for (int i = 0; i < size; ++i)
+            for (int j = 0; j < N; ++j)
+                store_lanes<A>(context + i * c.channels + j * lanes<A>, sums[i][j], in_vector(width, j));
     }
 };
