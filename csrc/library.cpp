@@ -45,6 +45,14 @@ STABLE_TORCH_LIBRARY(hybridops, m) {
         "additive_attention_forward(Tensor q, Tensor k, Tensor v, Tensor value, Tensor? mask, Tensor? score_bias, "
         "float scale, int activation, float negative_slope, Tensor? key_exponentials, Tensor? key_bounds, "
         "bool need_weights) -> (Tensor, Tensor)");
+    // weight (A,Q), of queries that are not projected yet -> as the next op takes it; on the CPU alone
+    m.def("additive_prepare_projection(Tensor weight) -> Tensor");
+    // A step of decoding: the attention of the projected query, which is (m B,Q) or (m B,S,Q); mask expanded to (B,m S,T)
+    // -> context (m B,D) or (m B,S,D), weights likewise, or with 0 in place of T
+    m.def(
+        "additive_attention_step(Tensor query, Tensor projection, Tensor? projection_bias, Tensor k, Tensor v, "
+        "Tensor value, Tensor? mask, float scale, int activation, float negative_slope, Tensor? key_exponentials, "
+        "Tensor? key_bounds, bool need_weights) -> (Tensor, Tensor)");
     // grad (B,S,T) acc -> dq (B,S,A), dk (B,T,A), dv (A)
     m.def(
         "additive_scores_backward(Tensor grad, Tensor q, Tensor k, Tensor v, int activation, float negative_slope) -> "

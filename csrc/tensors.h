@@ -1,5 +1,6 @@
 // What both compiled back ends need: types and pointers of stable tensors, sizes rounded up.
 #pragma once
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/Dispatch_v2.h>
 #include <torch/headeronly/core/ScalarType.h>
@@ -24,6 +25,9 @@ using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>
 inline ScalarType accumulator_type(const Tensor& x) {
     return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
+
+// Without a call of PyTorch's dispatcher where it already is.
+inline Tensor dense(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }

@@ -13,6 +13,7 @@
 #include <tuple>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "../additive_attention_args.h"
 #include "../tensors.h"
@@ -31,7 +32,7 @@ AdditiveShape shape_of(const Tensor& q, const Tensor& k, int64_t activation, dou
 
 std::tuple<Tensor, Tensor> additive_prepare_keys(const Tensor& k) {
     int64_t padded = 0;
-    const Tensor kc = torch::stable::contiguous(k);
+    const Tensor kc = dense(k);
     if (k.scalar_type() == ScalarType::Double) {
         HYBRIDOPS_ON_ISA(set_padded_width<double>(padded, k.size(2)));
     } else {
@@ -56,9 +57,9 @@ struct Inputs {
     Inputs(const Tensor& q, const Tensor& k, const Tensor& v, int64_t activation, double negative_slope,
            const std::optional<Tensor>& key_exponentials, const std::optional<Tensor>& key_bounds)
         : shape(shape_of(q, k, activation, negative_slope)),
-          q(torch::stable::contiguous(q)),
-          k(torch::stable::contiguous(k)),
-          v(torch::stable::contiguous(v)),
+          q(dense(q)),
+          k(dense(k)),
+          v(dense(v)),
           key_exponentials(key_exponentials),
           key_bounds(key_bounds) {}
 
@@ -85,21 +86,21 @@ Tensor additive_scores_forward(const Tensor& q, const Tensor& k, const Tensor& v
     return scores;
 }
 
-std::tuple<Tensor, Tensor> additive_attention_forward(const Tensor& q, const Tensor& k, const Tensor& v,
-                                                      const Tensor& value, const std::optional<Tensor>& mask,
-                                                      const std::optional<Tensor>& score_bias, double scale,
-                                                      int64_t activation, double negative_slope,
-                                                      const std::optional<Tensor>& key_exponentials,
-                                                      const std::optional<Tensor>& key_bounds, bool need_weights) {
-    const Inputs inputs(q, k, v, activation, negative_slope, key_exponentials, key_bounds);
-    const Tensor values = torch::stable::contiguous(value);
-    Tensor context = torch::stable::empty({q.size(0), q.size(1), value.size(2)}, q.scalar_type());
-    Tensor weights = torch::stable::empty({q.size(0), q.size(1), need_weights ? k.size(1) : 0}, q.scalar_type());
-    if (q.size(0) * q.size(1) * k.size(1) == 0) {
+// context (...,D) and weights (...,T) of queries (...,A), which are (B,S,A) by number
+std::tuple<Tensor, Tensor> attend(const Inputs& inputs, std::vector<int64_t> queries, const Tensor& value,
+                                  const std::optional<Tensor>& mask, const std::optional<Tensor>& score_bias,
+                                  double scale, bool need_weights) {
+    const AdditiveShape& n = inputs.shape;
+    const Tensor values = dense(value);
+    queries.back() = value.size(2);
+    Tensor context = torch::stable::empty(queries, value.scalar_type());
+    queries.back() = need_weights ? n.keys : 0;
+    Tensor weights = torch::stable::empty(queries, value.scalar_type());
+    if (n.batch * n.queries * n.keys == 0) {
         torch::stable::zero_(context);
         return {context, weights};
     }
-    HYBRIDOPS_DISPATCH_DTYPE(q.scalar_type(), "additive_attention_forward", {
+    HYBRIDOPS_DISPATCH_DTYPE(value.scalar_type(), "additive_attention_forward", {
         using A = Accumulator<scalar_t>;
         const auto args = inputs.arguments<scalar_t>(static_cast<A*>(nullptr));
         const SoftmaxArgs<scalar_t, A> softmax{broadcast_of<bool>(mask), broadcast_of<A>(score_bias),
@@ -111,13 +112,62 @@ std::tuple<Tensor, Tensor> additive_attention_forward(const Tensor& q, const Ten
     return {context, weights};
 }
 
+std::tuple<Tensor, Tensor> additive_attention_forward(const Tensor& q, const Tensor& k, const Tensor& v,
+                                                      const Tensor& value, const std::optional<Tensor>& mask,
+                                                      const std::optional<Tensor>& score_bias, double scale,
+                                                      int64_t activation, double negative_slope,
+                                                      const std::optional<Tensor>& key_exponentials,
+                                                      const std::optional<Tensor>& key_bounds, bool need_weights) {
+    const Inputs inputs(q, k, v, activation, negative_slope, key_exponentials, key_bounds);
+    return attend(inputs, {q.size(0), q.size(1), 0}, value, mask, score_bias, scale, need_weights);
+}
+
+Tensor additive_prepare_projection(const Tensor& weight) {
+    const Tensor wc = dense(weight);
+    const int64_t outputs = weight.size(0), inputs = weight.size(1);
+    int64_t width = 0;
+    if (weight.scalar_type() == ScalarType::Double) {
+        HYBRIDOPS_ON_ISA(set_projection_width<double>(width));
+    } else {
+        HYBRIDOPS_ON_ISA(set_projection_width<float>(width));
+    }
+    Tensor packed = torch::stable::empty({ceil_div(outputs, width), inputs, width}, accumulator_type(weight));
+    HYBRIDOPS_DISPATCH_DTYPE(weight.scalar_type(), "additive_prepare_projection", {
+        using A = Accumulator<scalar_t>;
+        HYBRIDOPS_ON_ISA(pack_projection(data<A>(packed), data<const scalar_t>(wc), outputs, inputs));
+    });
+    return packed;
+}
+
+std::tuple<Tensor, Tensor> additive_attention_step(const Tensor& query, const Tensor& projection,
+                                                   const std::optional<Tensor>& projection_bias, const Tensor& k,
+                                                   const Tensor& v, const Tensor& value,
+                                                   const std::optional<Tensor>& mask, double scale, int64_t activation,
+                                                   double negative_slope, const std::optional<Tensor>& key_exponentials,
+                                                   const std::optional<Tensor>& key_bounds, bool need_weights) {
+    const int64_t batch = k.size(0), width = k.size(2), inputs = projection.size(1);
+    const int64_t rows = query.numel() / inputs;
+    const Tensor x = dense(query);
+    Tensor q = torch::stable::empty({batch, batch ? rows / batch : 0, width}, query.scalar_type());
+    std::optional<Tensor> bias;
+    if (projection_bias) bias = dense(*projection_bias);
+    if (rows > 0)
+        HYBRIDOPS_DISPATCH_DTYPE(query.scalar_type(), "additive_attention_step", {
+            using A = Accumulator<scalar_t>;
+            HYBRIDOPS_ON_ISA(project(data<scalar_t>(q), data<const scalar_t>(x), data<A>(projection),
+                                     data<const scalar_t>(bias), rows, width, inputs));
+        });
+    const Inputs keys(q, k, v, activation, negative_slope, key_exponentials, key_bounds);
+    std::vector<int64_t> queries(query.sizes().begin(), query.sizes().end());
+    return attend(keys, queries, value, mask, std::nullopt, scale, need_weights);
+}
+
 std::tuple<Tensor, Tensor, Tensor> additive_scores_backward(const Tensor& grad, const Tensor& q, const Tensor& k,
                                                             const Tensor& v, int64_t activation,
                                                             double negative_slope) {
     const AdditiveShape shape = shape_of(q, k, activation, negative_slope);
-    const Tensor gc = torch::stable::contiguous(grad);
-    const Tensor qc = torch::stable::contiguous(q), kc = torch::stable::contiguous(k),
-                 vc = torch::stable::contiguous(v);
+    const Tensor gc = dense(grad);
+    const Tensor qc = dense(q), kc = dense(k), vc = dense(v);
     Tensor dq = torch::stable::empty(q.sizes(), q.scalar_type()), dk = torch::stable::empty(k.sizes(), k.scalar_type());
     Tensor dv = torch::stable::empty(v.sizes(), v.scalar_type());
     if (grad.numel() == 0) {
@@ -147,6 +197,8 @@ std::tuple<Tensor, Tensor, Tensor> additive_scores_backward(const Tensor& grad, 
 STABLE_TORCH_LIBRARY_IMPL(hybridops, CPU, m) {
     m.impl("additive_prepare_keys", TORCH_BOX(&hybridops::additive_prepare_keys));
     m.impl("additive_attention_forward", TORCH_BOX(&hybridops::additive_attention_forward));
+    m.impl("additive_prepare_projection", TORCH_BOX(&hybridops::additive_prepare_projection));
+    m.impl("additive_attention_step", TORCH_BOX(&hybridops::additive_attention_step));
     m.impl("additive_scores_forward", TORCH_BOX(&hybridops::additive_scores_forward));
     m.impl("additive_scores_backward", TORCH_BOX(&hybridops::additive_scores_backward));
 }

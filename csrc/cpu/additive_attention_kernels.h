@@ -4,6 +4,7 @@
 #include "../math/additive_score.h"
 #include "additive_scores_kernels.h"
 #include "context_kernels.h"
+#include "projection_kernels.h"
 
 // ---- forward ---------------------------------------------------------------------------------------------------------
 

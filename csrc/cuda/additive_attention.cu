@@ -30,7 +30,7 @@ Tensor additive_scores_forward(const Tensor& q, const Tensor& k, const Tensor& v
     const Device device(q);
     Tensor scores = torch::stable::new_empty(q, {q.size(0), q.size(1), k.size(1)}, accumulator_type(q));
     if (scores.numel() == 0) return scores;
-    const Tensor qc = contiguous(q), kc = contiguous(k), vc = contiguous(v);
+    const Tensor qc = dense(q), kc = dense(k), vc = dense(v);
     HYBRIDOPS_DISPATCH_DTYPE(q.scalar_type(), "additive_scores_forward", {
         using A = Accumulator<scalar_t>;
         with_activation<A>(static_cast<Activation>(activation), negative_slope, [&](auto act) {
@@ -98,7 +98,7 @@ std::tuple<Tensor, Tensor> additive_attention_forward(const Tensor& q, const Ten
     Tensor weights = new_empty(q, {q.size(0), q.size(1), need_weights ? k.size(1) : 0});
     if (k.size(1) == 0) torch::stable::zero_(context);
     if (k.size(1) == 0 || (context.numel() == 0 && weights.numel() == 0)) return {context, weights};
-    const Tensor qc = contiguous(q), kc = contiguous(k), vc = contiguous(v), values = contiguous(value);
+    const Tensor qc = dense(q), kc = dense(k), vc = dense(v), values = dense(value);
     HYBRIDOPS_DISPATCH_DTYPE(q.scalar_type(), "additive_attention_forward", {
         using A = Accumulator<scalar_t>;
         const auto pairs = pairs_of<scalar_t>(qc, kc, vc, false);
@@ -127,7 +127,7 @@ std::tuple<Tensor, Tensor, Tensor> additive_scores_backward(const Tensor& grad, 
         for (Tensor* t : {&dq, &dk, &dv}) torch::stable::zero_(*t);
         return {dq, dk, dv};
     }
-    const Tensor gc = contiguous(grad), qc = contiguous(q), kc = contiguous(k), vc = contiguous(v);
+    const Tensor gc = dense(grad), qc = dense(q), kc = dense(k), vc = dense(v);
     const bool keys_as_rows = k.size(1) > q.size(1);  // a thread holds eight rows: the longer side has them
     const Tensor &d_rows = keys_as_rows ? dk : dq, &d_others = keys_as_rows ? dq : dk;
     HYBRIDOPS_DISPATCH_DTYPE(q.scalar_type(), "additive_scores_backward", {

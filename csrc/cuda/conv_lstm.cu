@@ -34,7 +34,7 @@ Tensor permute(const Tensor& x, const Sizes& order) { return call<1>("aten::perm
 
 // (N,Y,X,C) seen as (N,C,Y,X), as the library names them, and back; and so a (T,B,Y,X,C) as T*B images.
 Tensor channels_second(const Tensor& images) { return permute(images, {0, 3, 1, 2}); }
-Tensor channels_last(const Tensor& images) { return torch::stable::contiguous(permute(images, {0, 2, 3, 1})); }
+Tensor channels_last(const Tensor& images) { return dense(permute(images, {0, 2, 3, 1})); }
 Tensor as_images(const Tensor& x) { return torch::stable::flatten(x, 0, 1); }
 
 // Laid out once, where the library would do it at every call
@@ -54,7 +54,7 @@ Tensor convolution(const Tensor& images, const Tensor& weight, bool transposed) 
 }
 
 // x (B,T,C,Y,X) of any strides -> (T,B,Y,X,C)
-Tensor time_major(const Tensor& x) { return torch::stable::contiguous(permute(x, {1, 0, 3, 4, 2})); }
+Tensor time_major(const Tensor& x) { return dense(permute(x, {1, 0, 3, 4, 2})); }
 
 StepShape step_shape(const Tensor& states) {  // (..,Y,X,H)
     const int64_t area = states.size(-3) * states.size(-2), hidden = states.size(-1);
@@ -144,7 +144,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Device& device, const MaybeTen
         torch::stable::zero_(dc);
     }
     MaybeTensor grads;
-    if (grad_hs) grads = torch::stable::contiguous(*grad_hs);
+    if (grad_hs) grads = dense(*grad_hs);
     HYBRIDOPS_DISPATCH_DTYPE(gates.scalar_type(), "conv_lstm_backward", {
         using A = Accumulator<scalar_t>;
         StepBackwardArgs<scalar_t, A> args{};
@@ -243,7 +243,7 @@ void add_weight_gradient(const Device& device, const Tensor& da, const Tensor& x
                 same_padding(kernel_h, kernel_w), ones, false, zeros, int64_t{1},
                 torch::headeronly::HeaderOnlyArrayRef<bool>(of_weight_alone.data(), of_weight_alone.size()));
     // of another dtype where a caller's backward runs under autocast, which the op may obey
-    const Tensor part = torch::stable::contiguous(torch::stable::to(gradients[1], da.scalar_type()));
+    const Tensor part = dense(torch::stable::to(gradients[1], da.scalar_type()));
     HYBRIDOPS_DISPATCH_DTYPE(da.scalar_type(), "conv_weight_gradient", {
         using A = Accumulator<scalar_t>;
         const AddPart<scalar_t, A> add{data<const scalar_t>(part), data<A>(dw), dw.numel()};

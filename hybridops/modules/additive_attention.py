@@ -9,15 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import hybridops.functional as HF
+from hybridops.modules.decoding import DecodingStep, prepare_step
 from hybridops.modules.recomputed import recompute_weights
 from hybridops.reference.additive_attention import AdditiveAttention, ConcatAttention, PreparedKeys, masked_softmax
 
 
 @dataclass(frozen=True, eq=False)
 class FusedPreparedKeys(PreparedKeys):
-    """PreparedKeys with the exponentials of the keys, where the back end has a use for them."""
+    """PreparedKeys with what else the back end computes once, where it has a use for it."""
 
     exponentials: HF.PreparedExponentials | None = None
+    step: DecodingStep | None = None
 
 
 class FusedConcatAttention(ConcatAttention):
@@ -57,7 +59,23 @@ class FusedAdditiveAttention(AdditiveAttention):
         """Project the keys and take their exponentials, once; `forward` takes the result in place of the three."""
         keys = self._project(key, value, mask)
         exponentials = HF.prepare_exponentials(keys.key, activation=self.activation, backend=self.backend)
-        return FusedPreparedKeys(keys.key, keys.value, keys.mask, exponentials)
+        step = prepare_step(self, keys, exponentials and exponentials.tensors)
+        return FusedPreparedKeys(keys.key, keys.value, keys.mask, exponentials, step)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | PreparedKeys,
+        value: Tensor | None = None,
+        mask: Tensor | None = None,
+        need_weights: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
+        step = getattr(key, "step", None)
+        if step is not None and value is None and mask is None:
+            out = step(self, query, key, need_weights)
+            if out is not None:
+                return out
+        return super().forward(query, key, value, mask, need_weights)
 
     def _attend(
         self, q: Tensor, keys: PreparedKeys, mask: Tensor | None, need_weights: bool

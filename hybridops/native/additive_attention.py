@@ -56,6 +56,33 @@ def prepare_keys(k: Tensor, activation: str) -> tuple[Tensor, Tensor] | None:
     return torch.ops.hybridops.additive_prepare_keys.default(k.detach())
 
 
+def prepare_projection(weight: Tensor) -> Tensor | None:
+    """The weight (A,Q) of the queries' projection as `additive_attention_step` takes it; a GPU has no such op."""
+    return None if weight.is_cuda else torch.ops.hybridops.additive_prepare_projection.default(weight.detach())
+
+
+def additive_attention_step(
+    query: Tensor,  # (m·B,Q) or (m·B,S,Q), not projected
+    projection: Tensor,
+    projection_bias: Tensor | None,  # (A,)
+    k: Tensor,  # (B,T,A)
+    v: Tensor,  # (1,A)
+    value: Tensor,  # (B,T,D)
+    mask: Tensor | None,  # boolean (B,m·S,T)
+    scale: float,
+    activation: str,
+    negative_slope: float,
+    key_exponentials: tuple[Tensor, Tensor] | None,
+    need_weights: bool,
+) -> tuple[Tensor, Tensor]:
+    """context (m·B,D) or (m·B,S,D), weights (m·B,T) or (m·B,S,T)"""
+    refuse_forward_mode(query)
+    return torch.ops.hybridops.additive_attention_step.default(
+        query, projection, projection_bias, k, v, value, mask, scale, _ACTIVATION[activation], negative_slope,
+        *(key_exponentials or (None, None)), need_weights,
+    )  # fmt: skip
+
+
 def additive_scores_backward(
     grad_scores: Tensor,  # (B,S,T) acc
     q: Tensor,  # (B,S,A)

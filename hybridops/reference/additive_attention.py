@@ -264,6 +264,11 @@ def prepare_keys(k: Tensor, activation: str) -> tuple[Tensor, Tensor] | None:
     return None
 
 
+def prepare_projection(weight: Tensor) -> Tensor | None:
+    """The weight (A,Q) of the queries' projection as a back end with `additive_attention_step` takes it: none here."""
+    return None
+
+
 def additive_scores_backward(
     grad_scores: Tensor,  # (B, S, T) accumulation dtype
     q: Tensor,  # (B, S, A)
