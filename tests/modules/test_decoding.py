@@ -10,9 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 import hybridops
 from hybridops import FusedAdditiveAttention, native
+from hybridops.modules.decoding import MOST_ROWS
 from hybridops.reference import AdditiveAttention
 from tests import tolerances
 from tests.modules.agreement import pair, randn
@@ -104,6 +106,27 @@ def test_many_rows(rows, dtype):
     assert_steps(dims, randn(rows, 300).to(dtype), randn(1, 5, 12).to(dtype), None, None)
 
 
+def test_most_rows():
+    plain, fused = pair("AdditiveAttention", **DIMS)
+    key = randn(2, 5, 12)
+    keys = prepare(fused, key)
+    for queries, one_op in ((MOST_ROWS // 2, True), (MOST_ROWS // 2 + 1, False)):
+        query = randn(2, queries, 10)
+        assert is_one_op(fused, query, keys) == one_op
+        torch.testing.assert_close(decode(fused, query, keys), decode(plain, query, key), **tolerances.FLOAT64)
+
+
+def test_vmap():
+    _, fused = pair("AdditiveAttention", **DIMS)
+    query, keys = randn(4, 3, 10), prepare(fused, randn(3, 5, 12))
+    with torch.no_grad():
+        context, weights = torch.vmap(lambda query: fused(query, keys))(query)
+    for each in range(4):
+        torch.testing.assert_close(
+            (context[each], weights[each]), decode(fused, query[each], keys), **tolerances.FLOAT64
+        )
+
+
 def test_layouts():
     """Queries cut out of a sequence, weights and keys that are views."""
     plain, fused = pair("AdditiveAttention", **DIMS)
@@ -163,11 +186,34 @@ def hooked_before(module: FusedAdditiveAttention) -> None:
     module.query_proj.register_forward_pre_hook(lambda module, args: (args[0] + 1,))
 
 
+def other_forward(module: FusedAdditiveAttention) -> None:
+    """As libraries do that move weights between devices."""
+    module.query_proj.forward = lambda x: 3 * nn.functional.linear(x, module.query_proj.weight)
+
+
+class Wrapped(nn.Module):
+    """Around the same parameter, as adapters are."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear, self.weight, self.bias = linear, linear.weight, linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * self.linear(x)
+
+
+def wrapped(module: FusedAdditiveAttention) -> None:
+    module.query_proj = Wrapped(module.query_proj)
+
+
 def parametrized(module: FusedAdditiveAttention) -> None:
     nn.utils.parametrizations.weight_norm(module.query_proj)
 
 
-CHANGES = [other_weight, changed_weight, other_memory, other_projection, hooked, hooked_before, parametrized]
+CHANGES = [
+    other_weight, changed_weight, other_memory, other_projection, other_forward, wrapped,
+    hooked, hooked_before, parametrized,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
@@ -184,6 +230,18 @@ def test_the_projection_is_changed_after_prepare(change):
     torch.testing.assert_close(
         decode(fused, query, prepare(fused, key)), decode(fused, query, keys), **tolerances.FLOAT64
     )
+
+
+@pytest.mark.parametrize("register", [register_module_forward_hook, register_module_forward_pre_hook])
+def test_hooks_of_all_modules(register):
+    _, fused = pair("AdditiveAttention", **DIMS)
+    query, keys = randn(3, 10), prepare(fused, randn(3, 5, 12))
+    called = []
+    handle = register(lambda module, *_: called.append(module))
+    decode(fused, query, keys)
+    handle.remove()
+    assert called == [fused, fused.query_proj] or called == [fused.query_proj, fused]
+    assert is_one_op(fused, query, keys)
 
 
 @pytest.mark.parametrize("name", ["query_proj.bias", "v.weight"])
@@ -291,6 +349,22 @@ def test_errors(query, message):
     _, fused = pair("AdditiveAttention", **DIMS)
     with pytest.raises(ValueError, match=message):
         decode(fused, query, prepare(fused, randn(3, 5, 12)))
+
+
+def test_keys_of_another_width():
+    _, fused = pair("AdditiveAttention", **DIMS)
+    fused.key_proj = nn.Linear(12, 19, dtype=torch.float64)
+    keys = prepare(fused, randn(3, 5, 12))
+    with pytest.raises(ValueError, match=r"^key must have shape \(3, T, 20\), got \(3, 5, 19\)$"):
+        decode(fused, randn(3, 10), keys)
+
+
+def test_a_bias_of_another_width():
+    _, fused = pair("AdditiveAttention", **DIMS, bias=True)
+    keys = prepare(fused, randn(3, 5, 12))
+    fused.query_proj.bias = nn.Parameter(randn(19))
+    with pytest.raises(RuntimeError, match="must match the existing size"):
+        decode(fused, randn(3, 10), keys)
 
 
 @pytest.mark.parametrize("part", ["query_proj", "v"])
