@@ -53,7 +53,7 @@ triton-check: env $(OTHER_TRITON) ## that the Triton kernels compile for GPUs, a
 # never frees is not looked for. ARGS picks others than the tests of parity.
 SANITIZED := build/sanitize/lib
 PARITY    := tests/functional tests/autograd tests/native/test_ops.py tests/native/test_winograd.py \
-             -k 'native and not compile and not accuracy'
+             tests/modules/test_decoding.py -k '(native or decoding) and not compile and not accuracy'
 sanitize: env ## the tests of parity under AddressSanitizer and UndefinedBehaviorSanitizer, some ten minutes
 	$(NEED) pytest hypothesis setuptools
 	HYBRIDOPS_SANITIZE=address,undefined HYBRIDOPS_EMULATE_AVX512=1 HYBRIDOPS_REQUIRE_NATIVE=1 HYBRIDOPS_CUDA=0 \

@@ -28,7 +28,7 @@ inline constexpr int64_t few_queries = 2;  // hardly share what is computed of a
 // ---- exponentials ----------------------------------------------------------------------------------------------------
 
 inline constexpr int merge = 4;     // positions along A that share a reciprocal
-inline constexpr int key_tile = 4;  // keys in a register tile
+inline constexpr int key_tile = 4;  // keys in a register tile: their sums are a Four
 
 // Columns of a row of exponentials: whole groups of merged vectors.
 template <class A>
@@ -110,7 +110,7 @@ struct ScoreVector {
 
 // sums[j] = sum_a v_a K_ja / (K_ja + P_a), for |q| and |k| within QuotientRange::merged; `weighted` gives v K.
 template <class A, class Weighted>
-HYBRIDOPS_INLINE void merged_sums(A* sums, const A* p, const A* const (&k)[key_tile], const Weighted& weighted,
+HYBRIDOPS_INLINE void merged_sums(Four<A>& sums, const A* p, const A* const (&k)[key_tile], const Weighted& weighted,
                                   int64_t padded) {
     Simd<A> acc[key_tile] = {};
     for (int64_t a = 0; a < padded; a += merge * lanes<A>) {
@@ -133,7 +133,7 @@ HYBRIDOPS_INLINE void merged_sums(A* sums, const A* p, const A* const (&k)[key_t
 
 // The same without merging: for |q| and |k| within QuotientRange::single.
 template <class A, class Weighted>
-HYBRIDOPS_INLINE void single_sums(A* sums, const A* p, const A* const (&k)[key_tile], const Weighted& weighted,
+HYBRIDOPS_INLINE void single_sums(Four<A>& sums, const A* p, const A* const (&k)[key_tile], const Weighted& weighted,
                                   int64_t padded) {
     Simd<A> acc[key_tile] = {};
     for (int64_t a = 0; a < padded; a += lanes<A>)
@@ -185,7 +185,8 @@ struct TanhScores {
             const auto within = [&](int64_t i, A range) { return factored && bound[i] <= range && key_bound <= range; };
             const auto scores = [&](const auto& weighted) {
                 for (int64_t i = 0; i < queries; ++i) {
-                    A sums[key_tile], *to = out + i * stride + (t - pairs.t0);
+                    A* to = out + i * stride + (t - pairs.t0);
+                    Four<A> sums;
                     if (within(i, QuotientRange<A>::merged)) {
                         merged_sums(sums, p + i * v.padded, k, weighted, v.padded);
                     } else if (within(i, QuotientRange<A>::single)) {
@@ -195,7 +196,12 @@ struct TanhScores {
                             to[j] = direct_score<A>(q + i * n.width, a.k + (key + j) * n.width, a.v, n.width, Tanh{});
                         continue;
                     }
-                    for (int64_t j = 0; j < count; ++j) to[j] = v.sum - 2 * v.unit * sums[j];
+                    sums = v.sum - 2 * v.unit * sums;
+                    if (count == key_tile) {
+                        std::memcpy(to, &sums, sizeof(sums));
+                    } else {
+                        for (int64_t j = 0; j < count; ++j) to[j] = sums[j];
+                    }
                 }
             };
             if (queries <= few_queries) {
