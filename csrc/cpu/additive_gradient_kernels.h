@@ -112,7 +112,7 @@ void gradients(const AdditiveScoresBackwardArgs<T, A>& a, A* dv, const Act& act)
         const Columns<A> c{scratch, scratch + n.queries * lanes<A>, scratch + (n.queries + n.keys) * lanes<A>};
         for (int64_t unit; units.take(unit);) {
             const int64_t b = unit / columns, a0 = unit % columns * lanes<A>;
-            const int64_t count = std::min<int64_t>(lanes<A>, n.width - a0);
+            const int64_t count = lanes_of<A>(n.width - a0);
             const auto gather = [&](A* out, const T* in, int64_t length) {
                 LargestMagnitude<A> most;
                 for (int64_t i = 0; i < length; ++i) {

@@ -149,7 +149,7 @@ template <class A, class T, class Act>
 A direct_score(const T* q, const T* k, const T* v, int64_t width, const Act& act) {
     Simd<A> acc = {};
     for (int64_t a = 0; a < width; a += lanes<A>) {
-        const int64_t count = std::min<int64_t>(lanes<A>, width - a);
+        const int64_t count = lanes_of<A>(width - a);
         acc += load_lanes<A>(v + a, count) * act.value(load_lanes<A>(q + a, count) + load_lanes<A>(k + a, count));
     }
     return sum_lanes<A>(acc);

@@ -29,7 +29,7 @@ struct Softmax {
 
    private:
     HYBRIDOPS_INLINE void each_vector(auto&& work) const {
-        for (int64_t t = 0; t < keys; t += lanes<A>) work(t, std::min<int64_t>(lanes<A>, keys - t));
+        for (int64_t t = 0; t < keys; t += lanes<A>) work(t, lanes_of<A>(keys - t));
     }
 
     // `other` in the lanes of keys that may not be attended or are not there
@@ -104,8 +104,8 @@ struct Context {
                     tile<1, wide>(
                         context + i * c.channels + d, strip, weights + i * stride, stride,
                         [&](int64_t t, int j) { return load_all<A>(value + t * c.channels + d + j * lanes<A>); });
-        // Others are put next to each other by the first tile: rows far apart crowd a few sets of the caches. The processor sees
-        // no pattern in them: a panel is brought near while the one before is multiplied, and nearer right before its use.
+        // Others are put next to each other by the first tile: rows far apart crowd a few sets of the caches. The processor
+        // sees no pattern in them: a panel is brought near while the one before is multiplied, and nearer before its use.
         for (; d < d1; d += panel) {
             const int64_t width = std::min(panel, d1 - d), next_width = std::min(panel, d1 - d - width);
             Prefetch<T> next(value + d + width, next_width, c.channels, next_width > 0 ? keys : 0,
@@ -115,7 +115,7 @@ struct Context {
                     const T* row = value + t * c.channels + d;
                     if (j == 0) __builtin_prefetch(row + rows_ahead * c.channels + width - 1, 0, 2);
                     const Simd<A> x = whole ? load_all<A>(row + j * lanes<A>)
-                                            : load_lanes<A>(row + j * lanes<A>, in_vector(width, j));
+                                            : load_lanes<A>(row + j * lanes<A>, lanes_of<A>(width - j * lanes<A>));
                     store(scratch + t * panel + j * lanes<A>, x);
                     return x;
                 };
@@ -138,8 +138,6 @@ struct Context {
 
    private:
     static constexpr int64_t rows_ahead = 16;  // more would push each other out of a cache's set
-
-    static int64_t in_vector(int64_t width, int j) { return std::clamp<int64_t>(width - j * lanes<A>, 0, lanes<A>); }
 
     template <int P = rows, class... Arguments>
     HYBRIDOPS_INLINE void tile_of(int64_t size, Arguments&&... arguments) const {
@@ -164,6 +162,6 @@ struct Context {
         }
         for (int i = 0; i < size; ++i)
             for (int j = 0; j < N; ++j)
-                store_lanes<A>(context + i * c.channels + j * lanes<A>, sums[i][j], in_vector(width, j));
+                store_lanes<A>(context + i * c.channels + j * lanes<A>, sums[i][j], lanes_of<A>(width - j * lanes<A>));
     }
 };

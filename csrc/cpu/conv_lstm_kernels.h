@@ -66,7 +66,7 @@ struct ForwardEpilogue final : Epilogue<A> {
 
     // In two passes, so that the long chains of one pixel's operations overlap with other pixels'.
     void finish(int64_t group, const int64_t* pixels, int64_t pixel_count, const A* sums) const override {
-        const int64_t channel = group * lanes<A>, count = std::min<int64_t>(lanes<A>, hidden - channel);
+        const int64_t channel = group * lanes<A>, count = lanes_of<A>(hidden - channel);
         Simd<A> cells[most_finished];
         for (int64_t i = 0; i < pixel_count; ++i) {
             const A* a = sums + i * 4 * lanes<A>;
@@ -162,8 +162,7 @@ struct BackwardEpilogue final : Epilogue<A> {
         for (int64_t i = 0; i < pixel_count; ++i, sums += group_channels) {
             const T* grad = grad_at(pixels[i]);
             for (int64_t channel = first; channel < end; channel += lanes<A>)
-                step(pixels[i], grad, channel, std::min<int64_t>(lanes<A>, end - channel),
-                     load(sums + channel - first));
+                step(pixels[i], grad, channel, lanes_of<A>(end - channel), load(sums + channel - first));
         }
     }
 
@@ -208,8 +207,7 @@ struct StoreEpilogue final : Epilogue<A> {
         const int64_t first = group * group_channels, end = std::min(group_channels, channels - first);
         for (int64_t i = 0; i < pixel_count; ++i, sums += group_channels)
             for (int64_t c = 0; c < end; c += lanes<A>)
-                store_lanes<A>(out + pixels[i] * channels + first + c, load(sums + c),
-                               std::min<int64_t>(lanes<A>, end - c));
+                store_lanes<A>(out + pixels[i] * channels + first + c, load(sums + c), lanes_of<A>(end - c));
     }
 };
 
@@ -266,7 +264,7 @@ void run_conv_lstm_backward(const ConvLstmBackwardArgs<T, A>& a, const auto& con
                     const T* grad = epilogue.grad_at(pixel);
                     const A* dh = a.grad_hn ? a.grad_hn + pixel * a.hidden : nullptr;
                     for (int64_t channel = 0; channel < a.hidden; channel += lanes<A>) {
-                        const int64_t count = std::min<int64_t>(lanes<A>, a.hidden - channel);
+                        const int64_t count = lanes_of<A>(a.hidden - channel);
                         epilogue.step(pixel, grad, channel, count, dh ? load_lanes<A>(dh + channel, count) : Simd<A>{});
                     }
                 }

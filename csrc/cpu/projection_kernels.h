@@ -14,7 +14,7 @@ struct PackedProjection {
         torch::stable::parallel_for(0, ceil_div(outputs, width), 1, [&](int64_t begin, int64_t end) {
             for (int64_t first = begin * width; first < end * width; first += lanes<A>) {
                 A* out = weights + first / width * inputs * width + first % width;
-                const int64_t count = std::clamp<int64_t>(outputs - first, 0, lanes<A>);
+                const int64_t count = lanes_of<A>(outputs - first);
                 for (int64_t i = 0; i < inputs; ++i)
                     store(out + i * width, load_lanes<A>(weight + first * inputs + i, count, inputs));
             }
@@ -33,7 +33,7 @@ struct PackedProjection {
                 multiply(sums, x + first * inputs, weights + group * inputs * width, count);
                 for (int64_t j = 0; j < width; j += lanes<A>) {
                     const int64_t column = group * width + j;
-                    const int64_t size = std::clamp<int64_t>(outputs - column, 0, lanes<A>);
+                    const int64_t size = lanes_of<A>(outputs - column);
                     const Simd<A> start = bias ? load_lanes<A>(bias + column, size) : Simd<A>{};
                     for (int64_t i = 0; i < count; ++i)
                         store_lanes<A>(out + (first + i) * outputs + column, load(sums + i * width + j) + start, size);
@@ -75,9 +75,10 @@ void project(T* out, const T* x, A* packed, const T* bias, int64_t rows, int64_t
         projection(out, x, bias, rows);
     } else {
         const Buffer<A> wide(rows * inputs);
-        for (int64_t i = 0; i < rows * inputs; i += lanes<A>)
-            store_lanes<A>(wide.data() + i, load_lanes<A>(x + i, std::min<int64_t>(lanes<A>, rows * inputs - i)),
-                           std::min<int64_t>(lanes<A>, rows * inputs - i));
+        for (int64_t i = 0; i < rows * inputs; i += lanes<A>) {
+            const int64_t count = lanes_of<A>(rows * inputs - i);
+            store_lanes<A>(wide.data() + i, load_lanes<A>(x + i, count), count);
+        }
         projection(out, wide.data(), bias, rows);
     }
 }

@@ -1,5 +1,5 @@
-// Register tiles, of which all matrix products here are made: P pixels (of an image, or rows of a matrix) x N vectors of outputs
-// stay in registers while the reduction runs. For one instruction set: included inside its namespace.
+// Register tiles, of which matrix products are made here: P pixels (of an image, or rows of a matrix) x N vectors of
+// outputs stay in registers while the reduction runs. For one instruction set: included inside its namespace.
 
 // Operands of type E, `depth` of which side by side are multiplied and added at a time.
 template <class A, class E>
@@ -106,8 +106,8 @@ TileKernel<A, E> tile_kernel(int64_t count) {
 template <class E>
 inline constexpr int64_t cache_line = 64 / sizeof(E);
 
-// Brings what is read next, rows of some elements, into the L2 cache, some of it at each of a number of times: in between, what
-// is there is read again and again, and the processor does not see what follows.
+// Brings what is read next, rows of some elements, into the L2 cache, some of it at each of a number of times: in between,
+// what is there is read again and again, and the processor does not see what follows.
 template <class E>
 class Prefetch {
    public:

@@ -129,6 +129,12 @@ HYBRIDOPS_INLINE Simd<A> load_strided(const T* p, int64_t stride, std::index_seq
     return Simd<A>{static_cast<A>(p[l * stride])...};
 }
 
+// How many of a vector's lanes there is something for, `left` elements from its first on.
+template <class A>
+HYBRIDOPS_INLINE int64_t lanes_of(int64_t left) {
+    return std::clamp<int64_t>(left, 0, lanes<A>);
+}
+
 // `count` elements of storage type T, `stride` apart, as accumulators; the other lanes are zero.
 template <class A, class T>
 HYBRIDOPS_INLINE Simd<A> load_lanes(const T* p, int64_t count, int64_t stride = 1) {
@@ -277,8 +283,8 @@ HYBRIDOPS_INLINE V reciprocal(V x) {
     return 1 / x;
 }
 
-// The two halves of every group of `part` lanes added up: the first group of a, that of b, the second of a, and so on. So
-// no number leaves its 128 bits but in the first of the folds below, which is what a processor does fastest.
+// The two halves of every group of `part` lanes added up: the first group of a, that of b, the second of a, and so on. In
+// this order most numbers stay within their 128 bits, where a processor moves them fastest.
 template <int part, class V, size_t... l>
 HYBRIDOPS_INLINE V fold(V a, V b, std::index_sequence<l...>) {
     constexpr size_t half = part / 2;

@@ -158,7 +158,7 @@ class WeightGradient {
         if (at.y + y >= shape.height || at.x + x >= shape.width || o >= a.outputs) return Simd<A>{};
         const T* from = a.da + ((at.image * shape.height + at.y + y) * shape.width + at.x + x) * a.outputs + o;
         __builtin_prefetch(from + tile_cols * a.outputs);
-        return load_lanes<A>(from, std::min<int64_t>(lanes<A>, a.outputs - o));
+        return load_lanes<A>(from, lanes_of<A>(a.outputs - o));
     }
 
     int64_t taps() const { return shape.kernel_h * shape.kernel_w; }
@@ -172,7 +172,7 @@ class WeightGradient {
                 const bool second = c >= a.factors[0].channels;
                 const auto& factor = a.factors[second];
                 const int64_t first = group * width + o, channel = second ? c - a.factors[0].channels : c;
-                for (int64_t l = 0; l < std::min<int64_t>(lanes<A>, a.outputs - first); ++l) {
+                for (int64_t l = 0; l < lanes_of<A>(a.outputs - first); ++l) {
                     A* out = factor.dw + ((first + l) * factor.channels + channel) * taps();
                     for (int64_t tap = 0; tap < taps(); ++tap) out[tap] += kernels[tap * lanes<A> + l];
                 }

@@ -70,9 +70,8 @@ class FusedAdditiveAttention(AdditiveAttention):
         mask: Tensor | None = None,
         need_weights: bool = True,
     ) -> tuple[Tensor, Tensor | None]:
-        step = getattr(key, "step", None)
-        if step is not None and value is None and mask is None:
-            out = step(self, query, key, need_weights)
+        if isinstance(key, FusedPreparedKeys) and key.step is not None and value is None and mask is None:
+            out = key.step(self, query, key, need_weights)
             if out is not None:
                 return out
         return super().forward(query, key, value, mask, need_weights)
