@@ -50,7 +50,7 @@ struct ConvLstmForwardArgs {
     ConvWeights<T> w_ih, w_hh;
     const A* bias;  // (4H), null = zeros
     PeepholeTensor<A> peephole;
-    int64_t winograd;   // the largest tiles allowed
+    int64_t winograd;   // outputs of the largest tiles allowed
     T* hs;              // (T,B,Y,X,H), null = not wanted
     A* cs;              // (T,B,Y,X,H), or (1,B,Y,X,H) overwritten step by step, null = not wanted
     bool all_cells;     // which of the two

@@ -3,7 +3,7 @@
 //
 // A convolution is an implicit matrix product: channels-last patches of the inputs (padded, widened to the accumulator
 // type) times weights packed so that P pixels x N vectors of output channels stay in registers while the reduction runs.
-// 3 x 3 and 5 x 5 kernels can go through Winograd's minimal filtering (../math/winograd.h), with 2.8 to 4 times fewer
+// 3 x 3 and 5 x 5 kernels can go through Winograd's minimal filtering (../math/winograd.h), with 2.25 to 4 times fewer
 // multiplications: then there is one such product for each of its points, of transformed patches by transformed weights.
 
 #include "convolution_tiles.h"
@@ -41,7 +41,7 @@ class Convolution {
     Convolution(const Convolution&) = delete;
 
     // weight(group, column, c) -> KernelTaps: c counts through the sources' channels, column through a group's width.
-    // tile: rows of Winograd's tiles of outputs, 0 = direct
+    // tile: winograd_tile's, 0 = direct
     template <class Weight>
     Convolution(const ConvShape& shape, std::array<int64_t, 2> channels, int64_t groups, int64_t tile,
                 TileLimits<A> limits, const Weight& weight)
@@ -295,16 +295,16 @@ class Convolution {
     // Whether it is within the limits.
     template <class W>
     bool allowed(const A* corner, int64_t row_stride, int64_t pixel_stride, int64_t channels) const {
-        constexpr int cols = W::X::size;
+        constexpr int cols = W::X::inputs;
         LargestMagnitude<A> largest;
         Simd<A> squares = {};
         for (int64_t c = 0; c < channels; c += lanes<A>)
-            for (int i = 0; i < W::points; ++i) {
+            for (int i = 0; i < W::inputs; ++i) {
                 const Simd<A> value = load(corner + i / cols * row_stride + i % cols * pixel_stride + c);
                 largest.see(value);
                 squares += value * value;
             }
-        return limits_.allow(largest.value(), sum_lanes<A>(squares) / (W::points * channels));
+        return limits_.allow(largest.value(), sum_lanes<A>(squares) / (W::inputs * channels));
     }
 
     template <class W>

@@ -33,6 +33,7 @@ struct Operands<float, torch::headeronly::BFloat16> {
 // Sums start from zero and are then added to memory, because the error of a sum grows with its length.
 template <class A, class V, int P, int N>
 HYBRIDOPS_INLINE void add_to_memory(A* out, const V (&sums)[P][N]) {
+#pragma GCC unroll 32
     for (int i = 0; i < P * N; ++i, out += lanes<A>) store(out, load(out) + sums[i / N][i % N]);
 }
 
@@ -85,6 +86,7 @@ void accumulate_tile(A* partial, bool add, const E* const* pixels, int64_t row_s
     if (add) {
         add_to_memory(partial, sums);
     } else {
+#pragma GCC unroll 32
         for (int i = 0; i < P * N; ++i) store(partial + i * lanes<A>, sums[i / N][i % N]);
     }
 }

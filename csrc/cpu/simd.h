@@ -53,9 +53,11 @@ HYBRIDOPS_INLINE void hold(V& x) {
 #endif
 }
 
-// Accumulators, zero; held, because the compiler would keep the zeros, and then the sums, in memory.
+// Accumulators, zero; held, because the compiler would keep the zeros, and then the sums, in memory. So it would in loops
+// over them that it does not unroll, and by itself it does not go far.
 template <class V, int P, int N>
 HYBRIDOPS_INLINE void clear(V (&sums)[P][N]) {
+#pragma GCC unroll 32
     for (int i = 0; i < P * N; ++i) {
         sums[i / N][i % N] = V{};
         hold(sums[i / N][i % N]);

@@ -132,7 +132,7 @@ class WeightGradient {
         bool tiled = false;
         if constexpr (sizeof(A) == 4)
             if (inputs >= lanes<A>)  // else most of a vector of transformed inputs would be empty
-                with_winograd(shape.kernel_h, winograd_tile(shape, false, a.winograd), [&](auto w) {
+                with_winograd(shape.kernel_h, weight_tile(shape, a.winograd), [&](auto w) {
                     winograd<decltype(w)>();
                     tiled = true;
                 });

@@ -59,26 +59,33 @@ HYBRIDOPS_INLINE void transform(const In& in, const Out& out) {
     }
 }
 
-// Rows of Winograd's tiles of outputs, at most `allowed`; 0 = direct. 4, and what is less exact than twice a plain sum's
-// error, wait for that. So do tiles of 5 x 5 kernels, but for long sums: there the plain sum is less exact too.
-inline int64_t winograd_tile(const ConvShape& shape, bool long_sums, int64_t allowed) {
+// Outputs of a tile, of which `allowed` are at most 0 (direct), 4, 8 or 16: the fewer, the more exact. For 5 x 5 kernels it is
+// a rank: there are always 2 x 2 outputs, of 42 products, or where 16 are allowed of 36.
+inline int64_t winograd_tile(const ConvShape& shape, int64_t allowed) {
     if (shape.kernel_h != shape.kernel_w) return 0;
     if (shape.kernel_h == 3) return allowed;
-    return shape.kernel_h == 5 && (long_sums || allowed >= 4) ? std::min<int64_t>(allowed, 2) : 0;
+    return shape.kernel_h == 5 ? allowed == 16 ? 8 : std::min<int64_t>(allowed, 4) : 0;
 }
 
 // The same for a convolution that sums over so many channels: over few, the transforms take longer than the multiplications
 // that they save.
 inline int64_t convolution_tile(const ConvShape& shape, int64_t channels, int64_t allowed) {
-    return channels < 15 ? 0 : winograd_tile(shape, channels >= 48, allowed);
+    return channels < 15 ? 0 : winograd_tile(shape, allowed);
 }
 
-// f(Winograd{}) for square kernels of 3 or 5 taps and tiles of so many rows; nothing if there is none for them.
+// The same for the gradient of the weights. A plain sum over the pixels of a step is the more exact the fewer they are.
+inline int64_t weight_tile(const ConvShape& shape, int64_t allowed) {
+    return shape.kernel_h == 5 && shape.pixels() < 512 && allowed < 16 ? 0 : winograd_tile(shape, allowed);
+}
+
+// f(Winograd{}) for square kernels of 3 or 5 taps and such tiles; nothing if there is none for them.
 template <class F>
-void with_winograd(int64_t taps, int64_t rows, const F& f) {
-    if (taps == 3 && rows == 2) f(Winograd<2, 4, 3>{});
-    if (taps == 3 && rows == 4) f(Winograd<4, 4, 3>{});
-    if (taps == 5 && rows == 2) f(Winograd<2, 2, 5>{});
+void with_winograd(int64_t taps, int64_t tile, const F& f) {
+    if (taps == 3 && tile == 4) f(Winograd<MinimalFilter<2, 3>, MinimalFilter<2, 3>>{});
+    if (taps == 3 && tile == 8) f(Winograd<MinimalFilter<2, 3>, MinimalFilter<4, 3>>{});
+    if (taps == 3 && tile == 16) f(Winograd<MinimalFilter<4, 3>, MinimalFilter<4, 3>>{});
+    if (taps == 5 && tile == 4) f(Winograd<MinimalFilter<2, 3, 2>, MinimalFilter<2, 5>>{});
+    if (taps == 5 && tile == 8) f(Winograd<MinimalFilter<2, 5>, MinimalFilter<2, 5>>{});
 }
 
 // Beyond it, sums of a few values might overflow.

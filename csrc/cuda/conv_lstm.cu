@@ -97,7 +97,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_forward(const Tensor& x, const Mayb
         args.c = data<A>(cs);
         args.all_cells = save != nothing;
         auto sequence = sequence_of<scalar_t>(args, w_hh, x.size(3), x.size(4), inputs, h0, steps);
-        const Plan plan = choose(device, sequence, winograd > 2);
+        const Plan plan = choose(device, sequence, winograd > 8);
         Tensor from_x;
         if (plan != Plan::fused) {
             // (T,B,Y,X,4H) at once: one large convolution instead of T small ones. The gates are then written over it.
@@ -160,7 +160,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Device& device, const MaybeTen
         args.steps = steps;
         const auto sequence =
             sequence_of<scalar_t>(args, w_hh, gates.size(2), gates.size(3), std::nullopt, std::nullopt, steps);
-        const Plan plan = choose(device, sequence, winograd > 2);
+        const Plan plan = choose(device, sequence, winograd > 8);
         if (plan != Plan::library) {
             run_sequence(device, plan, sequence, {w_hh});
         } else {

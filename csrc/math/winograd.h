@@ -56,24 +56,49 @@ struct ToomCook {
     }
 };
 
-// The matrices of F(M,R), and those of its gradients, which are the same ones transposed.
-template <int M, int R>
+// The matrices of M outputs of a filter, and those of its gradients, which are the same ones transposed. A filter may be the
+// sum of shorter ones, side by side: that takes more products than one of all taps, and is more exact.
+template <int M, int... Parts>
 struct MinimalFilter {
-    static constexpr int size = M + R - 1;
-    static constexpr ToomCook<M, R> all{};
-    static constexpr Matrix<size, size> input = all.input;
-    static constexpr Matrix<size, R> kernel = all.kernel;
+    static constexpr int outputs = M, taps = (Parts + ...), inputs = M + taps - 1, size = (... + (M + Parts - 1));
+
+    struct All {
+        Matrix<size, inputs> input;
+        Matrix<size, taps> kernel;
+        Matrix<M, size> output;
+
+        constexpr All() {
+            int row = 0, tap = 0;
+            (add(ToomCook<M, Parts>{}, row, tap), ...);
+        }
+
+        template <int R>
+        constexpr void add(const ToomCook<M, R>& part, int& row, int& tap) {
+            for (int i = 0; i < part.size; ++i, ++row) {
+                for (int k = 0; k < part.size; ++k) input.at[row][tap + k] = part.input.at[i][k];
+                for (int k = 0; k < R; ++k) kernel.at[row][tap + k] = part.kernel.at[i][k];
+                for (int m = 0; m < M; ++m) output.at[m][row] = part.output.at[m][i];
+            }
+            tap += R;
+        }
+    };
+
+    static constexpr All all{};
+    static constexpr Matrix<size, inputs> input = all.input;
+    static constexpr Matrix<size, taps> kernel = all.kernel;
     static constexpr Matrix<M, size> output = all.output;
-    static constexpr Matrix<R, size> kernel_gradient = all.kernel.transposed();
+    static constexpr Matrix<taps, size> kernel_gradient = all.kernel.transposed();
     static constexpr Matrix<size, M> output_gradient = all.output.transposed();
 };
 
-// F(Rows x Cols, R x R)
-template <int Rows, int Cols, int R>
+// A square kernel, Y along its columns and X along its rows.
+template <class ColumnFilter, class RowFilter>
 struct Winograd {
-    using Y = MinimalFilter<Rows, R>;
-    using X = MinimalFilter<Cols, R>;
-    static constexpr int rows = Rows, cols = Cols, outputs = Rows * Cols, taps = R, points = Y::size * X::size;
+    using Y = ColumnFilter;
+    using X = RowFilter;
+    static_assert(Y::taps == X::taps);
+    static constexpr int rows = Y::outputs, cols = X::outputs, outputs = rows * cols, taps = X::taps;
+    static constexpr int inputs = Y::inputs * X::inputs, points = Y::size * X::size;
     static constexpr int point(int y, int x) { return y * X::size + x; }
 };
 
