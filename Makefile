@@ -48,15 +48,16 @@ triton-check: env $(OTHER_TRITON) ## that the Triton kernels compile for GPUs, a
 	$(NEED) triton
 	$(PY) -m hybridops.triton.check $(ARGS)
 
-# The kernels anew, in a copy of the package of their own, for all instruction sets (AVX-512 in AVX2 instructions, as in
-# csrc/cpu/isa.h), which take their turns. The sanitizers' runtimes have to be there before Python is; what Python itself
-# never frees is not looked for. ARGS picks others than the tests of parity.
+# The kernels anew, in a copy of the package of their own, for all instruction sets, which take their turns; AVX-512 in AVX2
+# instructions, as in csrc/cpu/isa.h, where the processor has none. The sanitizers' runtimes have to be there before Python is;
+# what Python itself never frees is not looked for. ARGS picks others than the tests of parity.
 SANITIZED := build/sanitize/lib
 PARITY    := tests/functional tests/autograd tests/native/test_ops.py tests/native/test_winograd.py \
              tests/modules/test_decoding.py -k '(native or decoding) and not compile and not accuracy'
 sanitize: env ## the tests of parity under AddressSanitizer and UndefinedBehaviorSanitizer, some ten minutes
 	$(NEED) pytest hypothesis setuptools
-	HYBRIDOPS_SANITIZE=address,undefined HYBRIDOPS_EMULATE_AVX512=1 HYBRIDOPS_REQUIRE_NATIVE=1 HYBRIDOPS_CUDA=0 \
+	HYBRIDOPS_SANITIZE=address,undefined HYBRIDOPS_REQUIRE_NATIVE=1 HYBRIDOPS_CUDA=0 \
+		HYBRIDOPS_EMULATE_AVX512=$(if $(shell grep -m1 avx512_bf16 /proc/cpuinfo),0,1) \
 		$(PY) setup.py -q build --build-base build/sanitize --build-lib $(SANITIZED)
 	for isa in portable avx2 avx512_bf16; do \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
