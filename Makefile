@@ -57,7 +57,7 @@ PARITY    := tests/functional tests/autograd tests/native/test_ops.py tests/nati
 sanitize: env ## the tests of parity under AddressSanitizer and UndefinedBehaviorSanitizer, some ten minutes
 	$(NEED) pytest hypothesis setuptools
 	HYBRIDOPS_SANITIZE=address,undefined HYBRIDOPS_REQUIRE_NATIVE=1 HYBRIDOPS_CUDA=0 \
-		HYBRIDOPS_EMULATE_AVX512=$(if $(shell grep -m1 avx512_bf16 /proc/cpuinfo),0,1) \
+		HYBRIDOPS_EMULATE_AVX512=$(if $(shell grep -m1 avx512_bf16 /proc/cpuinfo 2> /dev/null),0,1) \
 		$(PY) setup.py -q build --build-base build/sanitize --build-lib $(SANITIZED)
 	for isa in portable avx2 avx512_bf16; do \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \

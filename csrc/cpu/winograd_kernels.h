@@ -59,12 +59,10 @@ HYBRIDOPS_INLINE void transform(const In& in, const Out& out) {
     }
 }
 
-// Outputs of a tile, of which `allowed` are at most 0 (direct), 4, 8 or 16: the fewer, the more exact. For 5 x 5 kernels it is
-// a rank: there are always 2 x 2 outputs, of 42 products, or where 16 are allowed of 36.
+// What with_winograd may take for a kernel: 0 (direct), 4, 8 or 16 outputs a tile, the fewer the more exact.
 inline int64_t winograd_tile(const ConvShape& shape, int64_t allowed) {
-    if (shape.kernel_h != shape.kernel_w) return 0;
-    if (shape.kernel_h == 3) return allowed;
-    return shape.kernel_h == 5 ? allowed == 16 ? 8 : std::min<int64_t>(allowed, 4) : 0;
+    const bool fits = shape.kernel_h == shape.kernel_w && (shape.kernel_h == 3 || shape.kernel_h == 5);
+    return fits ? allowed : 0;
 }
 
 // The same for a convolution that sums over so many channels: over few, the transforms take longer than the multiplications
@@ -78,14 +76,15 @@ inline int64_t weight_tile(const ConvShape& shape, int64_t allowed) {
     return shape.kernel_h == 5 && shape.pixels() < 512 && allowed < 16 ? 0 : winograd_tile(shape, allowed);
 }
 
-// f(Winograd{}) for square kernels of 3 or 5 taps and such tiles; nothing if there is none for them.
+// f(Winograd{}) for square kernels of 3 or 5 taps and such tiles; nothing if there is none for them. Of 5 x 5 kernels they have
+// 2 x 2 outputs, from 42 products or, where 16 would do, from 36.
 template <class F>
 void with_winograd(int64_t taps, int64_t tile, const F& f) {
     if (taps == 3 && tile == 4) f(Winograd<MinimalFilter<2, 3>, MinimalFilter<2, 3>>{});
     if (taps == 3 && tile == 8) f(Winograd<MinimalFilter<2, 3>, MinimalFilter<4, 3>>{});
     if (taps == 3 && tile == 16) f(Winograd<MinimalFilter<4, 3>, MinimalFilter<4, 3>>{});
-    if (taps == 5 && tile == 4) f(Winograd<MinimalFilter<2, 3, 2>, MinimalFilter<2, 5>>{});
-    if (taps == 5 && tile == 8) f(Winograd<MinimalFilter<2, 5>, MinimalFilter<2, 5>>{});
+    if (taps == 5 && (tile == 4 || tile == 8)) f(Winograd<MinimalFilter<2, 3, 2>, MinimalFilter<2, 5>>{});
+    if (taps == 5 && tile == 16) f(Winograd<MinimalFilter<2, 5>, MinimalFilter<2, 5>>{});
 }
 
 // Beyond it, sums of a few values might overflow.

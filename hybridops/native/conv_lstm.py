@@ -15,6 +15,9 @@ from hybridops.native import refuse_forward_mode
 
 _SAVE = {"nothing": 0, "cells": 1, "gates": 2}
 
+# PyTorch's own convolution is then off 2 to 5 times as much as on AVX-512. Of other processors it is not known.
+_PLAIN_SUMS_ON_AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
+
 
 def conv_lstm_forward(
     x: Tensor,  # (B,T,C,S*) any strides
@@ -152,10 +155,6 @@ def largest_winograd_tile(dtype: torch.dtype, device_type: str = "cpu") -> int:
     if dtype != torch.float32 or _reduced_precision(device_type):
         return 16
     return 8 if _PLAIN_SUMS_ON_AVX2 else 4
-
-
-# There its convolution (oneDNN's) is off 2 to 5 times as much as on AVX-512. Of other processors it is not known.
-_PLAIN_SUMS_ON_AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
 def _reduced_precision(device_type: str) -> bool:

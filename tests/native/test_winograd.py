@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.measure import peak_bytes
+from hybridops.native.conv_lstm import largest_winograd_tile
 from tests import tolerances
 from tests.problems import Tensors, cast, conv_lstm_inputs, fused_conv_lstm, plain_conv_lstm, with_gradients
 
@@ -71,7 +72,7 @@ def test_none_in_float64_or_for_other_kernels(tile):
         torch.testing.assert_close(run(inputs, tile), run(inputs, 0), **tolerances.EXACT)
 
 
-def test_tiles_follow_the_precision_asked_for(monkeypatch):
+def test_tiles_follow_the_precision_asked_for():
     inputs = cast(conv_lstm_inputs(channels=9, hidden=12, space=(9, 9)), torch.float32)
     before = torch.get_float32_matmul_precision()
     outputs = {}
@@ -79,8 +80,9 @@ def test_tiles_follow_the_precision_asked_for(monkeypatch):
         torch.set_float32_matmul_precision(precision)
         outputs[precision] = fused_conv_lstm(**inputs, backend="native")["output"]
     torch.set_float32_matmul_precision(before)
-    few = 8 if torch.backends.cpu.get_cpu_capability() == "AVX2" else 4  # as exact as PyTorch's own sums are there
-    exact, fast = (run(inputs, tile)["hs"].permute(1, 0, 4, 2, 3) for tile in (few, 16))
+    exact, fast = (
+        run(inputs, tile)["hs"].permute(1, 0, 4, 2, 3) for tile in (largest_winograd_tile(torch.float32), 16)
+    )
     assert not torch.equal(exact, fast)
     for precision, want in ("highest", exact), ("high", fast), ("medium", fast):
         torch.testing.assert_close(outputs[precision], want, **tolerances.EXACT)
