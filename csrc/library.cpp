@@ -45,9 +45,8 @@ STABLE_TORCH_LIBRARY(hybridops, m) {
         "additive_attention_forward(Tensor q, Tensor k, Tensor v, Tensor value, Tensor? mask, Tensor? score_bias, "
         "float scale, int activation, float negative_slope, Tensor? key_exponentials, Tensor? key_bounds, "
         "bool need_weights) -> (Tensor, Tensor)");
-    // weight (A,Q), of queries that are not projected yet -> as the next op takes it; on the CPU alone
-    m.def("additive_prepare_projection(Tensor weight) -> Tensor");
-    // A step of decoding: the attention of the projected query, which is (m B,Q) or (m B,S,Q); mask expanded to (B,m S,T)
+    // A step of decoding: attention of query (m B,Q) or (m B,S,Q), which projection (A,Q) and projection_bias (A) project
+    // first; v (A) or (1,A); mask expanded to (B,m S,T); on the CPU alone
     // -> context (m B,D) or (m B,S,D), weights likewise, or with 0 in place of T
     m.def(
         "additive_attention_step(Tensor query, Tensor projection, Tensor? projection_bias, Tensor k, Tensor v, "

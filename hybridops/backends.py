@@ -68,6 +68,11 @@ def use_backend(name: str | None) -> Iterator[None]:
         _named = before
 
 
+def named(name: str | None = None) -> str | None:
+    """The back end that a call has to run on, by its argument or the setting for the process; None: any."""
+    return _named if name is None else name
+
+
 def choose(family: str, name: str | None, x: Tensor, spatial_dims: int = 0) -> ModuleType:
     """The module that runs a call of this family on tensors like x.
 
@@ -75,7 +80,7 @@ def choose(family: str, name: str | None, x: Tensor, spatial_dims: int = 0) -> M
         ValueError: the name is not that of a back end.
         RuntimeError: a back end was named that is not here, or does not take these inputs.
     """
-    name = _named if name is None else name
+    name = named(name)
     if name is not None:
         reason = _missing(_check_name(name)) or _refusal(name, family, x, spatial_dims)
         if reason:

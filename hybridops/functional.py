@@ -4,9 +4,12 @@ A call goes through four files: functional.py, autograd/<family>.py, <back end>/
 Symbols are those of the ConvLSTM (B batch, T time, C input channels, H hidden channels, S* one to three spatial sizes,
 K* the kernel) and of additive attention (B batch, S queries, T keys, A attention channels, D value channels).
 
-Dtypes: float32, float64, bfloat16, float16, the same for all arguments but a cell state. Sums are accumulated in
-float32 (float64 for float64), and a cell state is returned in that accumulation dtype. Under autocast, arguments are
+Dtypes: float32, float64, bfloat16, float16, the same for all arguments but the states of a ConvLSTM. Sums are
+accumulated in float32 (float64 for float64), and so is the cell state within a sequence. Under autocast, arguments are
 cast to the autocast dtype, a cell state is not.
+
+Results are tensors of their own, no views. One that the backward reads (the output of more than one step, the weights
+of attention) may be written into, but then raises autograd's own error in the backward, as with `nn.LSTM`.
 
 Every function raises TypeError or ValueError, before anything is computed, for an argument of the wrong type, dtype,
 device or shape, and RuntimeError where a back end was named (by `backend=`, `hybridops.use_backend` or
@@ -51,13 +54,13 @@ def conv_lstm_cell(
         weight_ih, weight_hh, bias, peephole, backend: as in `conv_lstm`.
 
     Returns:
-        (h, c), each (B, H, S*); h in the dtype of x, c in the accumulation dtype.
+        (h, c), each (B, H, S*); h in the dtype of x, c in that of the c given, else of x.
     """
     check_shape("x", x, ("B", "C", *_space(weight_ih, "weight_ih")))
-    hs, _, c = _conv_lstm(
+    output, _, c = _conv_lstm(
         x.unsqueeze(1), hx, weight_ih, weight_hh, bias, peephole, save="gates", want_h_n=False, backend=backend
     )
-    return hs.squeeze(0), c
+    return output.squeeze(1), c
 
 
 def conv_lstm(
@@ -79,7 +82,7 @@ def conv_lstm(
 
     Args:
         x: (B, T, C, S*), any strides.
-        hx: (h, c) before the first step, each (B, H, S*); None = zeros. c may be in the accumulation dtype.
+        hx: (h, c) before the first step, each (B, H, S*), in any floating-point dtype; None = zeros.
         weight_ih: (4H, C, K*), rows in the gate order f, i, g, o; every kernel size odd.
         weight_hh: (4H, H, K*).
         bias: (4H).
@@ -89,11 +92,13 @@ def conv_lstm(
         backend: "reference", "native", "triton", or None for the fastest that takes these arguments.
 
     Returns:
-        output (B, T, H, S*) in the dtype of x, a view whose memory is time-major and channels-last; and (h_n, c_n)
-        after the last step, each (B, H, S*), c_n in the accumulation dtype.
+        output (B, T, H, S*) in the dtype of x (under autocast in its dtype), whose memory is time-major and
+        channels-last; and (h_n, c_n) after the last step, each (B, H, S*), c_n in the dtype of the c given, else of x.
     """
-    hs, h_n, c_n = _conv_lstm(x, hx, weight_ih, weight_hh, bias, peephole, save=save, want_h_n=True, backend=backend)
-    return hs.transpose(0, 1), (h_n, c_n)
+    output, h_n, c_n = _conv_lstm(
+        x, hx, weight_ih, weight_hh, bias, peephole, save=save, want_h_n=True, backend=backend
+    )
+    return output, (h_n, c_n)
 
 
 def _conv_lstm(
@@ -108,27 +113,29 @@ def _conv_lstm(
     want_h_n: bool,
     backend: str | None,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """hs (T, B, H, S*), h_n (B, H, S*) if wanted, c_n (B, H, S*)."""
+    """output (B, T, H, S*), h_n (B, H, S*) if wanted, c_n (B, H, S*)."""
     if hx is not None:
         check_pair("hx", hx)
     dims = _check_conv_lstm(x, hx, weight_ih, weight_hh, bias, peephole)
     h0, c0 = hx if hx is not None else (None, None)
     check_choice("save", save, ("gates", "recompute"))
-    acc = None if c0 is None else c0.dtype
-    x, h0, weight_ih, weight_hh, bias, peephole = _autocast(x, h0, weight_ih, weight_hh, bias, peephole)
-    _check_dtypes(x=x, weight_ih=weight_ih, weight_hh=weight_hh, h_of_hx=h0, bias=bias, peephole=peephole)
-    if acc not in (None, x.dtype, accumulation_dtype(x.dtype)):
-        raise TypeError(f"c of hx must have dtype {accumulation_dtype(x.dtype)} or that of x, {x.dtype}, got {acc}")
-    c0 = None if c0 is None else c0.to(accumulation_dtype(x.dtype))
+    dtype_of_c = x.dtype if c0 is None else c0.dtype
+    x, weight_ih, weight_hh, bias, peephole = _autocast(x, weight_ih, weight_hh, bias, peephole)
+    _check_dtypes(x=x, weight_ih=weight_ih, weight_hh=weight_hh, bias=bias, peephole=peephole)
+    acc = accumulation_dtype(x.dtype)
+    h0, c0 = None if h0 is None else h0.to(x.dtype), None if c0 is None else c0.to(acc)
     run = backends.choose("conv_lstm", backend, x, dims)
 
     if x.shape[1] == 0:
         state = (x.shape[0], weight_hh.shape[1], *x.shape[3:])
-        h0 = x.new_zeros(state) if h0 is None else h0
-        c0 = x.new_zeros(state, dtype=accumulation_dtype(x.dtype)) if c0 is None else c0
-        return h0[None][:0], h0, c0
+        h_n = x.new_zeros(state) if h0 is None else h0.clone()
+        c_n = x.new_zeros(state, dtype=acc) if c0 is None else c0.clone()
+        return h_n.new_empty(state[0], 0, *state[1:]), h_n, c_n.to(dtype_of_c)
     with _no_autocast(x):
-        return autograd.conv_lstm.run(run, x, h0, c0, weight_ih, weight_hh, bias, peephole, save, want_h_n)
+        output, h_n, c_n = autograd.conv_lstm.run(
+            run, x, h0, c0, weight_ih, weight_hh, bias, peephole, save, want_h_n
+        )
+    return output, h_n, c_n.to(dtype_of_c)
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,6 +259,59 @@ def additive_attention(
     return (context, weights) if return_weights else context
 
 
+# Of more queries PyTorch's product is as fast, and it knows the matrix units of processors that have them.
+MAX_STEP_QUERIES = 512
+
+
+def additive_attention_step(
+    query: Tensor,  # (m·B, Q) or (m·B, S, Q), not projected
+    projection: Tensor,  # (A, Q)
+    projection_bias: Tensor | None,  # (A)
+    key: Tensor,  # (B, T, A)
+    value: Tensor,  # (B, T, D)
+    v: Tensor,  # (1, A)
+    *,
+    mask: Tensor | None,  # boolean, three dimensions, broadcastable to (B, m·S, T)
+    scale: float,
+    activation: str,
+    negative_slope: float,
+    return_weights: bool,
+    prepared: PreparedExponentials | None,
+    backend: str | None,
+) -> tuple[Tensor, Tensor | None] | None:
+    """A step of decoding without gradients as one op: the projection of the query, and attention over prepared keys.
+
+    Gives context (m·B, D) or (m·B, S, D), and weights with T in place of D or None; or None where the back end has no
+    such op, or there is more to do than it does (gradients, autocast, a transform, tensors that are not alike).
+    """
+    tensors = (query, projection, key, value, v, projection_bias)
+    rows, batch = query.shape[:-1].numel(), key.shape[0]
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or autograd.under_transform():
+        return None
+    if not 0 < rows <= MAX_STEP_QUERIES or v.dim() != 2 or v.shape[0] != 1 or _autocast_enabled(query):
+        return None
+    for tensor in tensors:
+        if tensor is not None and (
+            type(tensor) not in (Tensor, torch.nn.Parameter)
+            or tensor.dtype is not query.dtype
+            or tensor.device != query.device
+        ):
+            return None
+    if projection.shape != (key.shape[2], query.shape[-1]):
+        return None
+    run = backends.choose("additive_attention", backend, query)
+    step = getattr(run, "additive_attention_step", None)
+    if step is None or query.device.type != "cpu":
+        return None
+    exponentials = _check_prepared(prepared, key, run.__name__)
+    mask = None if mask is None else mask.expand(batch, rows // batch, key.shape[1])
+    context, weights = step(
+        query, projection, projection_bias, key, v, value, mask,
+        scale, activation, negative_slope, exponentials, return_weights,
+    )  # fmt: skip
+    return context, weights if return_weights else None
+
+
 # ---------------------------------------------------------------------------------------------------------- arguments
 
 
@@ -279,7 +339,7 @@ def _check_conv_lstm(
     if hx is not None:
         for name, state in zip(("h of hx", "c of hx"), hx, strict=True):
             check_shape(name, state, (x.shape[0], hidden, *x.shape[3:]))
-        _check_like("c of hx", hx[1], x, dtype=False)
+            _check_like(name, state, x, dtype=False, like_name="x")
     if bias is not None:
         check_shape("bias", bias, (rows,))
     if peephole is not None:
@@ -328,7 +388,7 @@ def _check_dtypes(**tensors: Tensor | None) -> None:
         raise TypeError(f"{name} must be one of {', '.join(map(str, DTYPES))}, got {first.dtype}")
     for other, tensor in others:
         if tensor is not None and (tensor.dtype, tensor.device) != (first.dtype, first.device):
-            _check_like(other.replace("_of_", " of "), tensor, first, like_name=name)
+            _check_like(other, tensor, first, like_name=name)
 
 
 def _check_like(name: str, tensor: Tensor, like: Tensor, *, dtype: bool = True, like_name: str = "the others") -> None:

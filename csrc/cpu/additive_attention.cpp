@@ -122,23 +122,6 @@ std::tuple<Tensor, Tensor> additive_attention_forward(const Tensor& q, const Ten
     return attend(inputs, {q.size(0), q.size(1), 0}, value, mask, score_bias, scale, need_weights);
 }
 
-Tensor additive_prepare_projection(const Tensor& weight) {
-    const Tensor wc = dense(weight);
-    const int64_t outputs = weight.size(0), inputs = weight.size(1);
-    int64_t width = 0;
-    if (weight.scalar_type() == ScalarType::Double) {
-        HYBRIDOPS_ON_ISA(set_projection_width<double>(width));
-    } else {
-        HYBRIDOPS_ON_ISA(set_projection_width<float>(width));
-    }
-    Tensor packed = torch::stable::empty({ceil_div(outputs, width), inputs, width}, accumulator_type(weight));
-    HYBRIDOPS_DISPATCH_DTYPE(weight.scalar_type(), "additive_prepare_projection", {
-        using A = Accumulator<scalar_t>;
-        HYBRIDOPS_ON_ISA(pack_projection(data<A>(packed), data<const scalar_t>(wc), outputs, inputs));
-    });
-    return packed;
-}
-
 std::tuple<Tensor, Tensor> additive_attention_step(const Tensor& query, const Tensor& projection,
                                                    const std::optional<Tensor>& projection_bias, const Tensor& k,
                                                    const Tensor& v, const Tensor& value,
@@ -147,15 +130,15 @@ std::tuple<Tensor, Tensor> additive_attention_step(const Tensor& query, const Te
                                                    const std::optional<Tensor>& key_bounds, bool need_weights) {
     const int64_t batch = k.size(0), width = k.size(2), inputs = projection.size(1);
     const int64_t rows = query.numel() / inputs;
-    const Tensor x = dense(query);
+    const Tensor x = dense(query), weight = dense(projection);
     Tensor q = torch::stable::empty({batch, batch ? rows / batch : 0, width}, query.scalar_type());
     std::optional<Tensor> bias;
     if (projection_bias) bias = dense(*projection_bias);
     if (rows > 0)
         HYBRIDOPS_DISPATCH_DTYPE(query.scalar_type(), "additive_attention_step", {
             using A = Accumulator<scalar_t>;
-            HYBRIDOPS_ON_ISA(project(data<scalar_t>(q), data<const scalar_t>(x), data<A>(projection),
-                                     data<const scalar_t>(bias), rows, width, inputs));
+            HYBRIDOPS_ON_ISA(project<A>(data<scalar_t>(q), data<const scalar_t>(x), data<const scalar_t>(weight),
+                                        data<const scalar_t>(bias), rows, width, inputs));
         });
     const Inputs keys(q, k, v, activation, negative_slope, key_exponentials, key_bounds);
     std::vector<int64_t> queries(query.sizes().begin(), query.sizes().end());
@@ -197,7 +180,6 @@ std::tuple<Tensor, Tensor, Tensor> additive_scores_backward(const Tensor& grad, 
 STABLE_TORCH_LIBRARY_IMPL(hybridops, CPU, m) {
     m.impl("additive_prepare_keys", TORCH_BOX(&hybridops::additive_prepare_keys));
     m.impl("additive_attention_forward", TORCH_BOX(&hybridops::additive_attention_forward));
-    m.impl("additive_prepare_projection", TORCH_BOX(&hybridops::additive_prepare_projection));
     m.impl("additive_attention_step", TORCH_BOX(&hybridops::additive_attention_step));
     m.impl("additive_scores_forward", TORCH_BOX(&hybridops::additive_scores_forward));
     m.impl("additive_scores_backward", TORCH_BOX(&hybridops::additive_scores_backward));

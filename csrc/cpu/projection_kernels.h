@@ -1,84 +1,83 @@
-// The projection of a few rows, x W^T + b, with W packed once for many calls; part of additive_attention_kernels.h.
+// The projection of a few rows, x W^T + b, with W as nn.Linear keeps it: nothing of it is packed that could be out of
+// date. Part of additive_attention_kernels.h.
 
-// Groups of outputs, each for all rows of a block: as [group][input][output], zeros for outputs that are not there.
-template <class A>
-struct PackedProjection {
-    static constexpr int vectors = 2, tile_rows = tile_pixels<vectors>;  // a register tile
-    static constexpr int64_t width = vectors * lanes<A>, block_rows = 64;
+// Rows of W stand in a register tile where pixels do, and the rows of x, side by side in vectors, where weights do.
+template <class A, class T>
+struct Projection {
+    int64_t rows, outputs, inputs;
+    const T *x, *weight, *bias;  // (rows,inputs), (outputs,inputs), (outputs) or null
+    T* out;                      // (rows,outputs)
 
-    int64_t outputs, inputs;
-    A* weights;
-
-    template <class T>
-    void pack(const T* weight) const {
-        torch::stable::parallel_for(0, ceil_div(outputs, width), 1, [&](int64_t begin, int64_t end) {
-            for (int64_t first = begin * width; first < end * width; first += lanes<A>) {
-                A* out = weights + first / width * inputs * width + first % width;
-                const int64_t count = lanes_of<A>(outputs - first);
-                for (int64_t i = 0; i < inputs; ++i)
-                    store(out + i * width, load_lanes<A>(weight + first * inputs + i, count, inputs));
-            }
-        });
-    }
-
-    // out (rows, outputs) = x (rows, inputs) W^T + bias (outputs; null = none)
-    template <class T>
-    void operator()(T* out, const A* x, const T* bias, int64_t rows) const {
-        const int64_t groups = ceil_div(outputs, width);
-        share_out(ceil_div(rows, block_rows) * groups, [&](Units& units) {
-            A* sums = static_cast<A*>(thread_scratch(block_rows * width * sizeof(A)));
-            for (int64_t unit; units.take(unit);) {
-                const int64_t group = unit % groups, first = unit / groups * block_rows;
-                const int64_t count = std::min(block_rows, rows - first);
-                multiply(sums, x + first * inputs, weights + group * inputs * width, count);
-                for (int64_t j = 0; j < width; j += lanes<A>) {
-                    const int64_t column = group * width + j;
-                    const int64_t size = lanes_of<A>(outputs - column);
-                    const Simd<A> start = bias ? load_lanes<A>(bias + column, size) : Simd<A>{};
-                    for (int64_t i = 0; i < count; ++i)
-                        store_lanes<A>(out + (first + i) * outputs + column, load(sums + i * width + j) + start, size);
-                }
-            }
-        });
-    }
+    void operator()() const { rows <= lanes<A> ? run<1>() : run<2>(); }
 
    private:
-    // sums (rows, width) of one group
-    void multiply(A* sums, const A* x, const A* group, int64_t rows) const {
-        for_tiles(inputs, chunk_length<A, A, vectors>, [&](int64_t i, int64_t length) {
-            const A* chunk = group + i * width;
-            Prefetch<A> next_chunk(chunk + length * width, length * width, ceil_div(rows, tile_rows));
-            for_tiles(rows, tile_rows, [&](int64_t row, int64_t count) {
-                next_chunk.some();
+    static constexpr int64_t block = 64;  // outputs of a unit of work: their sums stay in the L1 cache
+
+    template <int N>  // vectors of a tile
+    void run() const {
+        constexpr int64_t width = N * lanes<A>;
+        const int64_t groups = ceil_div(rows, width);
+        const Buffer<A> columns(groups * inputs * width);
+        transpose(columns.data(), groups, width);
+        share_out(ceil_div(outputs, block) * groups, [&](Units& units) {
+            constexpr int64_t tile_rows = tile_pixels<N>, length = chunk_length<A, A, N>;
+            A* sums = static_cast<A*>(thread_scratch((block * width + tile_rows * length) * sizeof(A)));
+            for (int64_t unit; units.take(unit);) {
+                const int64_t group = unit % groups, first = unit / groups * block;
+                const int64_t count = std::min(block, outputs - first);
+                multiply<N>(sums, sums + block * width, columns.data() + group * inputs * width, first, count);
+                write(sums, width, group * width, first, count);
+            }
+        });
+    }
+
+    // x as [group of rows][input][row], zeros for rows that are not there
+    void transpose(A* columns, int64_t groups, int64_t width) const {
+        torch::stable::parallel_for(0, groups * width, 8, [&](int64_t begin, int64_t end) {
+            for (int64_t row = begin; row < end; ++row) {
+                A* to = columns + row / width * inputs * width + row % width;
+                for (int64_t i = 0; i < inputs; ++i)
+                    to[i * width] = row < rows ? static_cast<A>(x[row * inputs + i]) : A(0);
+            }
+        });
+    }
+
+    // sums (count,width) of a group of rows and `count` outputs from `first` on
+    template <int N>
+    void multiply(A* sums, A* scratch, const A* columns, int64_t first, int64_t count) const {
+        constexpr int64_t width = N * lanes<A>, tile_rows = tile_pixels<N>;
+        for_tiles(inputs, chunk_length<A, A, N>, [&](int64_t i, int64_t length) {
+            for_tiles(count, tile_rows, [&](int64_t row, int64_t size) {
                 const A* from[tile_rows];
-                for (int64_t r = 0; r < count; ++r) from[r] = x + (row + r) * inputs + i;
-                tile_kernel<A, A, vectors>(count)(sums + row * width, i > 0, from, 0, 1, length, chunk);
+                for (int64_t r = 0; r < size; ++r)
+                    from[r] = in_accumulator_type(weight + (first + row + r) * inputs + i, scratch + r * length, length);
+                tile_kernel<A, A, N>(size)(sums + row * width, i > 0, from, 0, 1, length, columns + i * width);
             });
         });
     }
+
+    static const A* in_accumulator_type(const T* from, A* scratch, int64_t length) {
+        if constexpr (std::is_same_v<A, T>) {
+            return from;
+        } else {
+            for (int64_t i = 0; i < length; i += lanes<A>) {
+                const int64_t count = lanes_of<A>(length - i);
+                store_lanes<A>(scratch + i, load_lanes<A>(from + i, count), count);
+            }
+            return scratch;
+        }
+    }
+
+    void write(const A* sums, int64_t width, int64_t first_row, int64_t first, int64_t count) const {
+        for (int64_t r = 0; r < std::min(width, rows - first_row); ++r) {
+            T* to = out + (first_row + r) * outputs + first;
+            for (int64_t o = 0; o < count; ++o)
+                to[o] = static_cast<T>(sums[o * width + r] + (bias ? static_cast<A>(bias[first + o]) : A(0)));
+        }
+    }
 };
 
-template <class A>
-void set_projection_width(int64_t& width) {
-    width = PackedProjection<A>::width;
-}
-
 template <class A, class T>
-void pack_projection(A* packed, const T* weight, int64_t outputs, int64_t inputs) {
-    PackedProjection<A>{outputs, inputs, packed}.pack(weight);
-}
-
-template <class A, class T>
-void project(T* out, const T* x, A* packed, const T* bias, int64_t rows, int64_t outputs, int64_t inputs) {
-    const PackedProjection<A> projection{outputs, inputs, packed};
-    if constexpr (std::is_same_v<A, T>) {
-        projection(out, x, bias, rows);
-    } else {
-        const Buffer<A> wide(rows * inputs);
-        for (int64_t i = 0; i < rows * inputs; i += lanes<A>) {
-            const int64_t count = lanes_of<A>(rows * inputs - i);
-            store_lanes<A>(wide.data() + i, load_lanes<A>(x + i, count), count);
-        }
-        projection(out, wide.data(), bias, rows);
-    }
+void project(T* out, const T* x, const T* weight, const T* bias, int64_t rows, int64_t outputs, int64_t inputs) {
+    Projection<A, T>{rows, outputs, inputs, x, weight, bias, out}();
 }

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from hybridops.autograd import additive_attention, conv_lstm
+from hybridops.autograd.transforms import under_transform
 
-__all__ = ["additive_attention", "conv_lstm"]
+__all__ = ["additive_attention", "conv_lstm", "under_transform"]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hybridops.autograd.double_backward import differentiable_gradients
+from hybridops.autograd.transforms import under_transform
 from hybridops.checks import accumulation_dtype
 from hybridops.reference import additive_attention as reference
 
@@ -26,6 +27,8 @@ def scores(
     negative_slope: float,
 ) -> Tensor:
     """(B,S,T) acc"""
+    if under_transform():
+        return reference.additive_scores_forward(q, k, v, activation, negative_slope)
     if _needs_grad(q, k, v):
         return AdditiveScores.apply(backend, activation, negative_slope, q, k, v)
     return backend.additive_scores_forward(q, k, v, activation, negative_slope)
@@ -46,6 +49,10 @@ def attend(
     need_weights: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """context (B,S,D), weights (B,S,T) or None; what a gradient does not need either, a back end may leave out."""
+    if under_transform():
+        scoring = (scale, activation, negative_slope)
+        context, weights = reference.additive_attention_forward(q, k, v, value, mask, score_bias, *scoring)
+        return context, weights if need_weights else None
     if _needs_grad(q, k, v, value, score_bias):
         options = (mask, scale, activation, negative_slope, key_exponentials)
         return AdditiveAttention.apply(backend, options, q, k, v, value, score_bias)
@@ -70,7 +77,7 @@ class AdditiveScores(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inputs, act = ctx.saved_tensors, (ctx.activation, ctx.negative_slope)
-        if torch.is_grad_enabled():  # create_graph=True
+        if torch.is_grad_enabled() or under_transform(grad):  # create_graph=True, or a vmap over the backward
             grads = differentiable_gradients(
                 lambda: [reference.additive_scores_forward(*inputs, *act)], inputs, ctx.needs_input_grad[3:], [grad]
             )
@@ -95,6 +102,8 @@ class AdditiveAttention(torch.autograd.Function):
         context, weights = backend.additive_attention_forward(q, k, v, value, mask, score_bias, *options[1:])
         ctx.backend, ctx.options = backend, options[1:4]
         ctx.set_materialize_grads(False)
+        if not any(ctx.needs_input_grad[i] for i in (2, 3, 4, 6)):  # value alone does not reach the weights
+            ctx.mark_non_differentiable(weights)
         ctx.save_for_backward(q, k, v, value, score_bias, mask, weights)
         return context, weights
 
@@ -104,14 +113,14 @@ class AdditiveAttention(torch.autograd.Function):
         needed, grad_outputs = ctx.needs_input_grad[2:], (grad_context, grad_weights)
         if grad_context is None and grad_weights is None:
             return (None,) * 7
-        if torch.is_grad_enabled():  # create_graph=True
+        if torch.is_grad_enabled() or under_transform(*grad_outputs):  # create_graph=True, or a vmap over the backward
             q, k, v, value, score_bias = inputs
             grads = differentiable_gradients(
                 lambda: reference.additive_attention_forward(q, k, v, value, mask, score_bias, *ctx.options),
                 inputs, needed, grad_outputs,
             )  # fmt: skip
         else:
-            grads = _gradients(ctx.backend, inputs, needed, weights, *grad_outputs, *ctx.options)
+            grads = _gradients(ctx.backend, inputs, needed, mask, weights, *grad_outputs, *ctx.options)
         return None, None, *grads
 
 
@@ -119,6 +128,7 @@ def _gradients(
     backend: ModuleType,
     inputs: list[Tensor | None],
     needed: tuple[bool, ...],
+    mask: Tensor | None,  # boolean, three dimensions, broadcastable to (B,S,T)
     weights: Tensor,  # (B,S,T)
     grad_context: Tensor | None,  # (B,S,D)
     grad_weights: Tensor | None,  # (B,S,T)
@@ -126,7 +136,11 @@ def _gradients(
     activation: str,
     negative_slope: float,
 ) -> tuple[Tensor | None, ...]:
-    """With dα = dcontext valueᵀ + dweights:  ds = α∘(dα - Σ_t α∘dα)  dvalue = αᵀ dcontext  (ds: also of score_bias)"""
+    """With dα = dcontext valueᵀ + dweights:  ds = α∘(dα - Σ_t α∘dα)  dvalue = αᵀ dcontext  (ds: also of score_bias)
+
+    Masked places are selected, not multiplied by their weight of zero: dα may be infinite there (that of an entropy is),
+    and the sum NaN.
+    """
     q, k, v, value, score_bias = inputs
     need_scores, need_value, need_bias = any(needed[:3]), needed[3], needed[4]
     dq = dk = dv = dvalue = dbias = None
@@ -137,7 +151,12 @@ def _gradients(
         else:
             d_weights = grad_weights
         acc = accumulation_dtype(weights.dtype)
+        masked = None if mask is None else ~mask
+        if masked is not None:
+            d_weights = d_weights.masked_fill(masked, 0.0)
         ds = torch.ops.aten._softmax_backward_data(d_weights.to(acc), weights.to(acc), -1, acc)
+        if masked is not None:
+            ds = ds.masked_fill_(masked, 0.0)
         if need_bias:
             dbias = ds.sum_to_size(score_bias.shape).to(score_bias.dtype)
         if need_scores:

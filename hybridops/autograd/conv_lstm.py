@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hybridops.autograd.double_backward import differentiable_gradients
+from hybridops.autograd.transforms import in_forward_mode, under_transform
 from hybridops.reference import conv_lstm as reference
 
 # The backward goes through the sequence in chunks of whole steps whose da has about so many values, so that it (and,
@@ -36,12 +37,24 @@ def run(
     save: str,  # "gates" | "recompute"
     want_h_n: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """hs (T,B,H,S*), h_n (B,H,S*) if wanted, c_n (B,H,S*) acc; none is a view of another, or of what is saved."""
+    """output (B,T,H,S*), h_n (B,H,S*) if wanted, c_n (B,H,S*) acc; none is a view, of another or of what is saved."""
     inputs = (x, h0, c0, w_ih, w_hh, bias, peephole)
+    if under_transform() or (in_forward_mode() and backend is reference):  # the compiled ops refuse a tangent
+        hs, h_n, c_n = _states(*inputs)
+        return hs.transpose(0, 1), h_n if want_h_n else None, c_n
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
         return ConvLSTM.apply(backend, save, want_h_n, *inputs)
     hs, cs, _ = backend.conv_lstm_forward(*inputs, "nothing")
-    return hs, hs[-1].clone() if want_h_n else None, cs[-1]
+    return _no_view(hs.transpose(0, 1)), hs[-1].clone() if want_h_n else None, _no_view(cs[-1])
+
+
+def _no_view(t: Tensor) -> Tensor:
+    """The same memory as a tensor of its own: a view of what a Function made cannot be written into. Only one of
+    the two may be kept: each counts its own versions. While a graph is traced the view does as well.
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return t
+    return t.new_empty(0).set_(t.untyped_storage(), t.storage_offset(), t.shape, t.stride())
 
 
 class ConvLSTM(torch.autograd.Function):
@@ -50,23 +63,28 @@ class ConvLSTM(torch.autograd.Function):
         ctx: Any, backend: ModuleType, save: str, want_h_n: bool, *inputs: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         hs, cs, gates = backend.conv_lstm_forward(*inputs, "gates" if save == "gates" else "cells")
+        output = _no_view(hs.transpose(0, 1))
         ctx.backend = backend
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs, hs, cs, gates)
-        return hs, hs[-1].clone() if want_h_n else None, cs[-1].clone()
+        # The backward of one step reads no h, so that a step's may be written into, as that of `nn.LSTMCell`.
+        read = save == "recompute" or len(hs) > 1
+        ctx.save_for_backward(*inputs, output if read else output.new_empty(()).expand(output.shape), cs, gates)
+        return output, hs[-1].clone() if want_h_n else None, cs[-1].clone()
 
     @staticmethod
     def backward(
-        ctx: Any, grad_hs: Tensor | None, grad_hn: Tensor | None, grad_cn: Tensor | None
+        ctx: Any, grad_output: Tensor | None, grad_hn: Tensor | None, grad_cn: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        *inputs, hs, cs, gates = ctx.saved_tensors
+        *inputs, output, cs, gates = ctx.saved_tensors
         needed = ctx.needs_input_grad[3:]
-        if grad_hs is None and grad_hn is None and grad_cn is None:
+        if grad_output is None and grad_hn is None and grad_cn is None:
             return (None,) * 10
-        if torch.is_grad_enabled():  # create_graph=True
+        grad_hs = None if grad_output is None else grad_output.transpose(0, 1)
+        if torch.is_grad_enabled() or under_transform(grad_output, grad_hn, grad_cn):  # create_graph=True, or a vmap over the backward
             grads = differentiable_gradients(lambda: _states(*inputs), inputs, needed, (grad_hs, grad_hn, grad_cn))
         else:
             gradients = _gradients_as_one_op if torch.compiler.is_compiling() else _gradients
+            hs = output.transpose(0, 1)
             grads = gradients(ctx.backend, inputs, needed, hs, cs, gates, grad_hs, grad_hn, grad_cn)
         return None, None, None, *grads
 

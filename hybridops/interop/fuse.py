@@ -11,7 +11,7 @@ from hybridops import modules, reference
 from hybridops.checks import check_bool
 from hybridops.interop.calls import FusedForeign, fused_class
 from hybridops.interop.foreign import NotRecognised, recognise, refuse_hooks_within
-from hybridops.modules.recomputed import RECOMPUTING_HOOKS
+from hybridops.modules.parts import RECOMPUTING_HOOKS
 
 FUSED: dict[type[nn.Module], type[nn.Module]] = {
     reference.ConvLSTMCell: modules.FusedConvLSTMCell,

@@ -8,14 +8,15 @@ from torch import Tensor
 
 import hybridops.functional as HF
 from hybridops.checks import check_choice, check_shape
-from hybridops.modules.recomputed import recompute_weights
+from hybridops.modules.parts import CONVOLUTIONS, are_plain, recompute_weights
 from hybridops.reference.conv_lstm import ConvLSTM, ConvLSTMCell, States
 
 
 class FusedConvLSTMCell(ConvLSTMCell):
     __doc__ = f"""{ConvLSTMCell.__doc__}
-    Fused: `functional.conv_lstm_cell` runs it. `backend` (keyword) names a back end, None takes the fastest. In
-    bfloat16 and float16 c_t is float32, and c may be.
+    Fused: `functional.conv_lstm_cell` runs it. `backend` (keyword) names a back end, None takes the fastest. c_t has
+    the dtype of c, or of x_t where no states are given. Where `conv` is more than a convolution with zero padding
+    (another class, hooks, dilation, ...), the plain forward runs.
     """
 
     backend: str | None = None  # a class attribute too: `fuse` makes this class of modules whose __init__ knew none
@@ -29,6 +30,8 @@ class FusedConvLSTMCell(ConvLSTMCell):
         return super().canonical_weights()
 
     def forward(self, x_t: Tensor, states: States | None = None) -> States:
+        if not are_plain(self.backend, CONVOLUTIONS, conv=self.conv):
+            return super().forward(x_t, states)
         check_shape("x_t", x_t, ("B", self.input_dim, *self._space()))
         if states is not None:
             self._check_states(x_t, states)
@@ -39,8 +42,9 @@ class FusedConvLSTMCell(ConvLSTMCell):
 class FusedConvLSTM(ConvLSTM):
     __doc__ = f"""{ConvLSTM.__doc__}
     Fused: `functional.conv_lstm` runs each layer. `save` (keyword) is "gates" (fast) or "recompute" (half the memory in
-    training); `backend` (keyword) names a back end, None takes the fastest. In bfloat16 and float16 c_n is float32, and
-    c_0 may be. The output is a view whose memory is time-major and channels-last.
+    training); `backend` (keyword) names a back end, None takes the fastest. c_n has the dtype of c_0, or of x where
+    none is given; within the sequence the cell is float32 at least. The output's memory is time-major and
+    channels-last. A layer whose cell, or whose cell's `conv`, is more than that runs step by step, through the cell.
     """
 
     cell_type = FusedConvLSTMCell
@@ -53,5 +57,10 @@ class FusedConvLSTM(ConvLSTM):
         self.backend = backend
 
     def _run_layer(self, cell: ConvLSTMCell, x: Tensor, state: States | None) -> tuple[Tensor, States]:
+        cell_types = (FusedConvLSTMCell, ConvLSTMCell)
+        if not (
+            are_plain(self.backend, cell_types, cell=cell) and are_plain(self.backend, CONVOLUTIONS, conv=cell.conv)
+        ):
+            return super()._run_layer(cell, x, state)
         w_ih, w_hh, bias, peephole = cell.canonical_weights()
         return HF.conv_lstm(x, state, w_ih, w_hh, bias, peephole=peephole, save=self.save, backend=self.backend)

@@ -14,7 +14,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 OPS = (
     "conv_lstm_forward", "conv_lstm_backward", "conv_lstm_backward_from_states",
     "conv_input_gradient", "conv_weight_gradient",
-    "additive_prepare_keys", "additive_prepare_projection", "additive_scores_forward", "additive_attention_forward",
+    "additive_prepare_keys", "additive_scores_forward", "additive_attention_forward",
     "additive_attention_step", "additive_scores_backward", "cpu_isa",
 )  # fmt: skip
 BUILD = "build it with `pip install --no-build-isolation -e .` or `python setup.py build_ext --inplace`"
@@ -123,12 +123,6 @@ if missing() is None:
         group = _lanes(acc, vectors=4)
         padded = -(-k.shape[2] // group) * group
         return k.new_empty(*k.shape[:2], padded, dtype=acc), k.new_empty(k.shape[:2], dtype=acc)
-
-    @torch.library.register_fake("hybridops::additive_prepare_projection")
-    def _(weight):
-        acc = accumulation_dtype(weight.dtype)
-        width = _lanes(acc, vectors=2)
-        return weight.new_empty(-(-weight.shape[0] // width), weight.shape[1], width, dtype=acc)
 
     @torch.library.register_fake("hybridops::additive_attention_step")
     def _(query, projection, bias, k, v, value, mask, scale, activation, slope, exponentials, bounds, need_weights):

@@ -56,14 +56,9 @@ def prepare_keys(k: Tensor, activation: str) -> tuple[Tensor, Tensor] | None:
     return torch.ops.hybridops.additive_prepare_keys.default(k.detach())
 
 
-def prepare_projection(weight: Tensor) -> Tensor | None:
-    """The weight (A,Q) of the queries' projection as `additive_attention_step` takes it; a GPU has no such op."""
-    return None if weight.is_cuda else torch.ops.hybridops.additive_prepare_projection.default(weight.detach())
-
-
 def additive_attention_step(
     query: Tensor,  # (m·B,Q) or (m·B,S,Q), not projected
-    projection: Tensor,
+    projection: Tensor,  # (A,Q)
     projection_bias: Tensor | None,  # (A,)
     k: Tensor,  # (B,T,A)
     v: Tensor,  # (1,A)

@@ -158,15 +158,27 @@ class AdditiveAttention(nn.Module):
         if count != batch and (batch == 0 or count % batch or count == 0):
             raise ValueError(f"query must have the batch size of key, {batch}, or a multiple of it, got {count}")
 
-        q = self.query_proj(query)  # a matrix as it is: PyTorch's product of three dimensions takes a fifth longer
-        q = q.unsqueeze(1) if one_query else q
         # the m queries of an entry are so many more queries of its keys
-        shared = q.flatten(0, 1).unflatten(0, (batch, -1)) if count != batch else q
-        mask = broadcast_mask(key.mask, batch, 1 if count != batch else q.shape[1], keys)
-        context, weights = self._attend(shared, key, mask, need_weights)
-        if count != batch:
+        mask = broadcast_mask(key.mask, batch, 1 if one_query or count != batch else query.shape[1], keys)
+        return self._project_and_attend(query, key, mask, need_weights)
+
+    def _project_and_attend(
+        self,
+        query: Tensor,  # (m·B, S, Q) or (m·B, Q)
+        keys: PreparedKeys,
+        mask: Tensor | None,  # boolean, broadcastable to (B, S, T), or for m > 1 to (B, 1, T)
+        need_weights: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """context (m·B, S, D) or (m·B, D) and weights (m·B, S, T) or (m·B, T), or None if not needed."""
+        q = self.query_proj(query)  # a matrix as it is: PyTorch's product of three dimensions takes a fifth longer
+        q = q.unsqueeze(1) if query.dim() == 2 else q
+        batch, shared = keys.key.shape[0], query.shape[0] != keys.key.shape[0]
+        context, weights = self._attend(
+            q.flatten(0, 1).unflatten(0, (batch, -1)) if shared else q, keys, mask, need_weights
+        )
+        if shared:
             context, weights = (None if t is None else t.reshape(*q.shape[:2], -1) for t in (context, weights))
-        if one_query:
+        if query.dim() == 2:
             return context.squeeze(1), None if weights is None else weights.squeeze(1)
         return context, weights
 
@@ -261,11 +273,6 @@ def additive_attention_forward(
 
 def prepare_keys(k: Tensor, activation: str) -> tuple[Tensor, Tensor] | None:
     """What `additive_attention_forward` takes as key_exponentials: nothing here."""
-    return None
-
-
-def prepare_projection(weight: Tensor) -> Tensor | None:
-    """The weight (A,Q) of the queries' projection as a back end with `additive_attention_step` takes it: none here."""
     return None
 
 

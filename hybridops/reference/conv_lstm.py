@@ -124,7 +124,7 @@ class ConvLSTMCell(nn.Module):
     def forward(self, x_t: Tensor, states: States | None = None) -> States:
         check_shape("x_t", x_t, ("B", self.input_dim, *self._space()))
         h_prev, c_prev = self.initial_states(x_t) if states is None else self._check_states(x_t, states)
-        a = self.conv(torch.cat([x_t, h_prev], dim=1))
+        a = self.conv(torch.cat([x_t, h_prev.to(x_t.dtype)], dim=1))
         a = dict(zip(self.gate_order, a.chunk(4, dim=1), strict=True))
         p_f, p_i, p_o = peephole_rows(self.peephole, self.spatial_dims)
 
@@ -168,7 +168,8 @@ class ConvLSTM(nn.Module):
 
     Parameters: those of `ConvLSTMCell`, under `cell_list.{layer}`.
 
-    Shape: x (B, T, C, S*); hx None (zeros) or (h_0, c_0), each (num_layers, B, H, S*) or a list of (B, H, S*).
+    Shape: x (B, T, C, S*); hx None (zeros) or (h_0, c_0), each (num_layers, B, H, S*) or a list of (B, H, S*). A list
+    of one pair (h, c) a layer is taken as such, where it cannot be (h_0, c_0): for two layers of the same size it could.
     Gives (output (B, T, H, S*) of the last layer, (h_n, c_n)), states stacked as hx, or lists where hidden_dim is one.
 
     Raises:
@@ -234,10 +235,14 @@ class ConvLSTM(nn.Module):
         output = torch.stack(hidden, dim=1) if hidden else state[0][:, None][:, :0]
         return output, state
 
-    def _split_states(self, hx: tuple[Any, Any] | None) -> list[States | None]:
+    def _split_states(self, hx: tuple[Any, Any] | list[States] | None) -> list[States | None]:
         """hx as one (h, c) a layer."""
         if hx is None:
             return [None] * self.num_layers
+        if not isinstance(hx, (tuple, list)):
+            raise TypeError(f"hx must be a pair (h_0, c_0), or a list of one (h, c) a layer, got {type(hx).__name__}")
+        if self._is_pair_a_layer(hx):
+            return [tuple(state) for state in hx]
         check_pair("hx", hx)
         for name, state in zip(("h_0 of hx", "c_0 of hx"), hx, strict=True):
             if isinstance(state, (list, tuple)) and len(state) != self.num_layers:
@@ -246,6 +251,25 @@ class ConvLSTM(nn.Module):
                 first = self.cell_list[0]
                 check_shape(name, state, (self.num_layers, "B", first.hidden_dim, *first._space()))
         return list(zip(*hx, strict=True))
+
+    def _is_pair_a_layer(self, hx: tuple[Any, ...] | list[Any]) -> bool:
+        """Whether hx is [(h, c), ...] with one pair a layer, not (h of every layer, c of every layer).
+
+        Raises:
+            ValueError: it could be either, which is so for two layers of the same size.
+        """
+        if len(hx) != self.num_layers or not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in hx):
+            return False
+        if self.num_layers != 2 or (isinstance(hx, tuple) and all(isinstance(states, list) for states in hx)):
+            return self.num_layers != 2  # a tuple of two lists is what a module of many layers returns
+        first, second = (cell.hidden_dim for cell in self.cell_list)
+        sizes = [[state.shape[1] for state in pair if isinstance(state, Tensor) and state.dim() > 1] for pair in hx]
+        if first == second:
+            raise ValueError(
+                "hx must say which states are h and which c: two pairs for two layers could be (h, c) of each or "
+                "(h_0, c_0); give (torch.stack(h), torch.stack(c)), or a tuple of two lists"
+            )
+        return sizes == [[first, first], [second, second]]
 
     def _join_states(self, states: list[States]) -> tuple[Any, Any]:
         h_n, c_n = zip(*states, strict=True)
@@ -406,10 +430,11 @@ def weight_gradients(
 def _convolution_backward(
     da: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    kernel = weight.shape[2:]
+    """In the accumulation dtype: that of three spatial dimensions in bfloat16 is garbage in PyTorch 2.13 on the CPU."""
+    kernel, acc = weight.shape[2:], accumulation_dtype(da.dtype)
     one, zero = [1] * len(kernel), [0] * len(kernel)
     return torch.ops.aten.convolution_backward(
-        da.flatten(0, 1), x.flatten(0, 1), weight, None, one, _same_padding(kernel), one, False, zero, 1, wanted
+        da.flatten(0, 1).to(acc), x.flatten(0, 1).to(acc), weight.to(acc), None, one, _same_padding(kernel), one, False, zero, 1, wanted
     )[:2]
 
 

@@ -85,10 +85,6 @@ def prepare_keys(k: Tensor, activation: str) -> tuple[Tensor, Tensor] | None:
     return _exponentials(k.detach()) if activation == "tanh" else None
 
 
-def prepare_projection(weight: Tensor) -> Tensor | None:
-    return None
-
-
 def additive_scores_backward(
     grad_scores: Tensor,  # (B,S,T) acc
     q: Tensor,  # (B,S,A)

@@ -174,14 +174,32 @@ def test_no_states_are_zero_states(target):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("steps", [0, 1, 3])
 def test_cell_state_stays_float32(target, dtype, steps):
+    """Within a sequence; what comes back has the dtype of c_0, or of x where none is given."""
     inputs = cast(conv_lstm_inputs(steps=steps), dtype, target.device)
     half = with_gradients(fused_conv_lstm, inputs, backend=target.backend)
     single = with_gradients(fused_conv_lstm, inputs | {"c0": inputs["c0"].float()}, backend=target.backend)
-    for results, c0_dtype in ((half, dtype), (single, torch.float32)):
-        assert {name for name, t in results.items() if t.dtype == torch.float32} == {"c_n"} | (
-            {"d c0"} if c0_dtype == torch.float32 else set()
-        )
-    torch.testing.assert_close(half, single | {"d c0": single["d c0"].to(dtype)}, **tolerances.EXACT)
+    assert {t.dtype for t in half.values()} == {dtype}
+    assert {name for name, t in single.items() if t.dtype == torch.float32} == {"c_n", "d c0"}
+    rounded = {name: single[name].to(dtype) for name in ("c_n", "d c0")}
+    torch.testing.assert_close(half, single | rounded, **tolerances.EXACT)
+    without = fused_conv_lstm(**inputs | {"h0": None, "c0": None}, backend=target.backend)
+    assert {t.dtype for t in without.values()} == {dtype}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype_of_states", DTYPES)
+def test_states_of_another_dtype(target, dtype, dtype_of_states):
+    """They are cast; c_n and the gradients come back in theirs."""
+    inputs = cast(conv_lstm_inputs(), dtype, target.device)
+    states = cast({name: inputs[name] for name in ("h0", "c0")}, dtype_of_states)
+    got = with_gradients(fused_conv_lstm, inputs | states, backend=target.backend)
+    of_states = {"c_n", "d h0", "d c0"}
+    assert {t.dtype for name, t in got.items() if name in of_states} == {dtype_of_states}
+    assert {t.dtype for name, t in got.items() if name not in of_states} == {dtype}
+    acc = torch.promote_types(dtype, torch.float32)
+    same = inputs | {"h0": states["h0"].to(dtype), "c0": states["c0"].to(acc)}
+    want = with_gradients(fused_conv_lstm, same, backend=target.backend)
+    torch.testing.assert_close(got, {n: t.to(got[n].dtype) for n, t in want.items()}, **tolerances.EXACT)
 
 
 def test_one_call_is_many_steps(target):

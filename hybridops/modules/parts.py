@@ -1,0 +1,98 @@
+"""What a fused module asks of a part before it reads the part's weights in place of calling it.
+
+A part that is more than its weights (another class, as LoRA and quantisation put there; hooks; a forward of its own;
+another padding) has to be called: the fused module then runs the plain forward, through its parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from torch import nn
+from torch.nn.modules import module as nn_module
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from hybridops import backends
+
+# Hooks before a forward that compute a weight and look at no input: `recompute_weights` runs them.
+RECOMPUTING_HOOKS = (BasePruningMethod, SpectralNorm, WeightNorm)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def recompute_weights(*parts: nn.Module) -> None:
+    """Run the hooks that compute a weight, of parts whose forward is not called.
+
+    Parametrizations need nothing: they compute the weight where it is read.
+    """
+    for part in parts:
+        for hook in part._forward_pre_hooks.values():
+            if isinstance(hook, RECOMPUTING_HOOKS):
+                hook(part, ())
+
+
+def reason_not_plain(part: nn.Module, kinds: tuple[type[nn.Module], ...] = (nn.Linear, *CONVOLUTIONS)) -> str | None:
+    """None where calling `part` is what its class does with its weights, and no more; else why not.
+
+    Args:
+        part: what a module would read the weights of.
+        kinds: the classes it may be, exactly; a parametrized one of them is its own class.
+    """
+    kind = type(part)
+    if kind not in kinds and not (parametrize.is_parametrized(part) and kind.__base__ in kinds):
+        return f"is a {kind.__name__}, not a {' or '.join(each.__name__ for each in kinds)}"
+    if "forward" in part.__dict__:
+        return "has a forward of its own"
+    if next(_hooks(part), None) is not None:
+        return "has hooks"
+    if isinstance(part, CONVOLUTIONS):
+        return _reason_not_same(part)
+    return None
+
+
+def are_plain(backend: str | None, kinds: tuple[type[nn.Module], ...], **parts: nn.Module) -> bool:
+    """Whether the weights of all `parts` may be read in place of calling them.
+
+    Raises:
+        RuntimeError: they may not, and a compiled back end was named, which runs or raises.
+    """
+    for name, part in parts.items():
+        reason = reason_not_plain(part, kinds)
+        if reason is not None:
+            named = backends.named(backend)
+            if named not in (None, "reference"):
+                raise RuntimeError(f"backend {named!r} was asked for, but {name} {reason}: it has to be called")
+            return False
+    return True
+
+
+def _hooks(part: nn.Module) -> Iterator[Callable]:
+    """Those that a call of the part would run, but for `RECOMPUTING_HOOKS`; hooks on all modules too."""
+    for hook in part._forward_pre_hooks.values():
+        if not isinstance(hook, RECOMPUTING_HOOKS):
+            yield hook
+    for hooks in (
+        part._forward_hooks,
+        part._backward_hooks,
+        part._backward_pre_hooks,
+        nn_module._global_forward_pre_hooks,
+        nn_module._global_forward_hooks,
+        nn_module._global_backward_hooks,
+        nn_module._global_backward_pre_hooks,
+    ):
+        yield from hooks.values()
+
+
+def _reason_not_same(conv: nn.Module) -> str | None:
+    """Whether it is more than a convolution with 'same' zero padding."""
+    same = tuple(size // 2 for size in conv.kernel_size)
+    if conv.padding != same and conv.padding != "same":
+        return f"has padding {conv.padding}, not {same}"
+    if conv.padding_mode != "zeros":
+        return f"has padding_mode {conv.padding_mode!r}, not 'zeros'"
+    for name in ("stride", "dilation"):
+        if any(value != 1 for value in getattr(conv, name)):
+            return f"has {name} {getattr(conv, name)}, not 1"
+    return None if conv.groups == 1 else f"has {conv.groups} groups, not 1"
