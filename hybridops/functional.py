@@ -288,7 +288,7 @@ def additive_attention_step(
     rows, batch = query.shape[:-1].numel(), key.shape[0]
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or autograd.under_transform():
         return None
-    if not 0 < rows <= MAX_STEP_QUERIES or v.dim() != 2 or v.shape[0] != 1 or _autocast_enabled(query):
+    if not 0 < rows <= MAX_STEP_QUERIES or _autocast_enabled(query):
         return None
     for tensor in tensors:
         if tensor is not None and (
@@ -297,7 +297,10 @@ def additive_attention_step(
             or tensor.device != query.device
         ):
             return None
-    if projection.shape != (key.shape[2], query.shape[-1]):
+    width = key.shape[2]
+    if projection.shape != (width, query.shape[-1]) or v.shape != (1, width):
+        return None
+    if projection_bias is not None and projection_bias.shape != (width,):
         return None
     run = backends.choose("additive_attention", backend, query)
     step = getattr(run, "additive_attention_step", None)

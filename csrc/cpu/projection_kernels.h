@@ -1,83 +1,99 @@
 // The projection of a few rows, x W^T + b, with W as nn.Linear keeps it: nothing of it is packed that could be out of
 // date. Part of additive_attention_kernels.h.
 
-// Rows of W stand in a register tile where pixels do, and the rows of x, side by side in vectors, where weights do.
+// Every output is a dot product along a row of x and a row of W, both contiguous.
 template <class A, class T>
 struct Projection {
     int64_t rows, outputs, inputs;
-    const T *x, *weight, *bias;  // (rows,inputs), (outputs,inputs), (outputs) or null
-    T* out;                      // (rows,outputs)
+    const A* x;       // (rows,inputs)
+    const T* weight;  // (outputs,inputs)
+    const T* bias;    // (outputs), null = none
+    T* out;           // (rows,outputs)
 
-    void operator()() const { rows <= lanes<A> ? run<1>() : run<2>(); }
+    void operator()() const {
+        share_out(ceil_div(outputs, unit), [&](Units& units) {
+            const bool widened = !std::is_same_v<A, T>;
+            A* scratch = widened ? static_cast<A*>(thread_scratch(tile_outputs * inputs * sizeof(A))) : nullptr;
+            for (int64_t first; units.take(first);)
+                for (int64_t o = first * unit; o < std::min((first + 1) * unit, outputs); o += tile_outputs)
+                    all_rows(o, scratch);
+        });
+    }
 
    private:
-    static constexpr int64_t block = 64;  // outputs of a unit of work: their sums stay in the L1 cache
+    // Accumulators of a tile fill three quarters of the registers; the rest hold x and W.
+    static constexpr int tile_outputs = 4, tile_rows = HYBRIDOPS_REGISTERS * 3 / 4 / tile_outputs;
+    static constexpr int64_t unit = 16;  // outputs that a thread takes at a time: a cache line of the result
 
-    template <int N>  // vectors of a tile
-    void run() const {
-        constexpr int64_t width = N * lanes<A>;
-        const int64_t groups = ceil_div(rows, width);
-        const Buffer<A> columns(groups * inputs * width);
-        transpose(columns.data(), groups, width);
-        share_out(ceil_div(outputs, block) * groups, [&](Units& units) {
-            constexpr int64_t tile_rows = tile_pixels<N>, length = chunk_length<A, A, N>;
-            A* sums = static_cast<A*>(thread_scratch((block * width + tile_rows * length) * sizeof(A)));
-            for (int64_t unit; units.take(unit);) {
-                const int64_t group = unit % groups, first = unit / groups * block;
-                const int64_t count = std::min(block, outputs - first);
-                multiply<N>(sums, sums + block * width, columns.data() + group * inputs * width, first, count);
-                write(sums, width, group * width, first, count);
-            }
-        });
+    void all_rows(int64_t first, A* scratch) const {
+        const int64_t count = std::min<int64_t>(tile_outputs, outputs - first);
+        const A* w[tile_outputs];
+        for (int o = 0; o < tile_outputs; ++o) {  // outputs that are not there repeat the last one
+            const int64_t there = std::min<int64_t>(o, count - 1);
+            w[o] = in_accumulator_type(weight + (first + there) * inputs, scratch + o * inputs);
+        }
+        for_tiles(rows, tile_rows, [&](int64_t row, int64_t size) { tile<tile_rows>(size, row, first, count, w); });
     }
 
-    // x as [group of rows][input][row], zeros for rows that are not there
-    void transpose(A* columns, int64_t groups, int64_t width) const {
-        torch::stable::parallel_for(0, groups * width, 8, [&](int64_t begin, int64_t end) {
-            for (int64_t row = begin; row < end; ++row) {
-                A* to = columns + row / width * inputs * width + row % width;
-                for (int64_t i = 0; i < inputs; ++i)
-                    to[i * width] = row < rows ? static_cast<A>(x[row * inputs + i]) : A(0);
-            }
-        });
+    // The kernel for `size` rows, 1 <= size <= R.
+    template <int R>
+    void tile(int64_t size, int64_t row, int64_t first, int64_t count, const A* const* w) const {
+        if constexpr (R > 1) {
+            if (size < R) return tile<R - 1>(size, row, first, count, w);
+        }
+        Simd<A> sums[R][tile_outputs];
+        clear(sums);
+        const A* from = x + row * inputs;
+        const int64_t whole = inputs / lanes<A> * lanes<A>;
+        for (int64_t i = 0; i < whole; i += lanes<A>) accumulate<false>(sums, from, w, i);
+        if (whole < inputs) accumulate<true>(sums, from, w, whole);
+        for (int r = 0; r < R; ++r) {
+            Four<A> sum;
+            sum_lanes_of_four<A>(sum, sums[r]);
+            T* to = out + (row + r) * outputs + first;
+            for (int64_t o = 0; o < count; ++o) to[o] = static_cast<T>(bias ? sum[o] + static_cast<A>(bias[first + o]) : sum[o]);
+        }
     }
 
-    // sums (count,width) of a group of rows and `count` outputs from `first` on
-    template <int N>
-    void multiply(A* sums, A* scratch, const A* columns, int64_t first, int64_t count) const {
-        constexpr int64_t width = N * lanes<A>, tile_rows = tile_pixels<N>;
-        for_tiles(inputs, chunk_length<A, A, N>, [&](int64_t i, int64_t length) {
-            for_tiles(count, tile_rows, [&](int64_t row, int64_t size) {
-                const A* from[tile_rows];
-                for (int64_t r = 0; r < size; ++r)
-                    from[r] = in_accumulator_type(weight + (first + row + r) * inputs + i, scratch + r * length, length);
-                tile_kernel<A, A, N>(size)(sums + row * width, i > 0, from, 0, 1, length, columns + i * width);
-            });
-        });
+    template <bool Partial, int R>  // Partial: the last inputs, fewer than a vector has
+    HYBRIDOPS_INLINE void accumulate(Simd<A> (&sums)[R][tile_outputs], const A* from, const A* const* w,
+                                     int64_t i) const {
+        Simd<A> of_w[tile_outputs];
+        for (int o = 0; o < tile_outputs; ++o) of_w[o] = Partial ? load_lanes<A>(w[o] + i, inputs - i) : load(w[o] + i);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+            const A* p = from + r * inputs + i;
+            const Simd<A> of_x = Partial ? load_lanes<A>(p, inputs - i) : load(p);
+#pragma GCC unroll 4
+            for (int o = 0; o < tile_outputs; ++o) sums[r][o] += of_x * of_w[o];
+        }
     }
 
-    static const A* in_accumulator_type(const T* from, A* scratch, int64_t length) {
+    const A* in_accumulator_type(const T* from, A* scratch) const {
         if constexpr (std::is_same_v<A, T>) {
             return from;
         } else {
-            for (int64_t i = 0; i < length; i += lanes<A>) {
-                const int64_t count = lanes_of<A>(length - i);
-                store_lanes<A>(scratch + i, load_lanes<A>(from + i, count), count);
-            }
+            widen(scratch, from, inputs);
             return scratch;
         }
     }
 
-    void write(const A* sums, int64_t width, int64_t first_row, int64_t first, int64_t count) const {
-        for (int64_t r = 0; r < std::min(width, rows - first_row); ++r) {
-            T* to = out + (first_row + r) * outputs + first;
-            for (int64_t o = 0; o < count; ++o)
-                to[o] = static_cast<T>(sums[o * width + r] + (bias ? static_cast<A>(bias[first + o]) : A(0)));
+   public:
+    static void widen(A* to, const T* from, int64_t count) {
+        for (int64_t i = 0; i < count; i += lanes<A>) {
+            const int64_t size = lanes_of<A>(count - i);
+            store_lanes<A>(to + i, load_lanes<A>(from + i, size), size);
         }
     }
 };
 
 template <class A, class T>
 void project(T* out, const T* x, const T* weight, const T* bias, int64_t rows, int64_t outputs, int64_t inputs) {
-    Projection<A, T>{rows, outputs, inputs, x, weight, bias, out}();
+    if constexpr (std::is_same_v<A, T>) {
+        Projection<A, T>{rows, outputs, inputs, x, weight, bias, out}();
+    } else {
+        const Buffer<A> wide(rows * inputs);
+        Projection<A, T>::widen(wide.data(), x, rows * inputs);
+        Projection<A, T>{rows, outputs, inputs, wide.data(), weight, bias, out}();
+    }
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,16 @@ from torch.autograd import forward_ad
 import hybridops.functional as HF
 from hybridops import native
 from tests import tolerances
-from tests.problems import ACTIVATIONS, SLOPE, attention_inputs, cast, fused_attention, plain_attention, with_gradients
+from tests.problems import (
+    ACTIVATIONS,
+    SLOPE,
+    attention_inputs,
+    cast,
+    fused_attention,
+    plain_attention,
+    plain_scores,
+    with_gradients,
+)
 from tests.processes import run_python
 
 activations = pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -157,3 +167,66 @@ def test_memory_of_a_training_step():
     queries, keys, width = 256, 2048, 256
     inputs_and_scores = 4 * (queries * width + 2 * keys * width + queries * keys)
     assert inputs_and_scores < int(run_python(STEP_MEMORY)) <= 6 * inputs_and_scores
+
+
+MASKS = {
+    "padding": torch.tensor([[1, 1, 0, 1, 0], [1, 1, 1, 1, 1]], dtype=torch.bool),
+    "of each query": torch.rand(2, 3, 5, generator=torch.Generator().manual_seed(0)) > 0.5,
+    "nothing": torch.tensor([[0, 0, 0, 0, 0], [1, 0, 0, 0, 0]], dtype=torch.bool),
+}
+LOSSES = {  # infinite, or NaN, in their derivative where a weight is zero
+    "entropy": lambda results: torch.special.entr(results["weights"]).sum(),
+    "root": lambda results: results["weights"].sqrt().sum(),
+    "both": lambda results: torch.special.entr(results["weights"]).sum() + results["context"].square().sum(),
+}
+
+
+def attention_over_what_may_be_attended(query, key, value, v, mask):
+    """Row by row, over the keys that the mask leaves: what is behind it is not there."""
+    weights, contexts = [], []
+    for b, s in itertools.product(range(query.shape[0]), range(query.shape[1])):
+        left = mask[b, s if mask.dim() == 3 else slice(None)].nonzero().flatten()
+        row = torch.softmax(plain_scores(query[b, s].view(1, 1, -1), key[b, left][None], v), -1).flatten()
+        weights.append(row)
+        contexts.append(row @ value[b, left])
+    return {"weights": torch.cat(weights), "context": torch.stack(contexts)}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_no_gradient_comes_from_behind_a_mask(target, loss, mask):
+    """Masked places are selected in the backward too: infinity times their weight of zero would be NaN."""
+    inputs = cast(attention_inputs(), torch.float64, target.device)
+    inputs = {name: t.requires_grad_() for name, t in inputs.items() if t is not None}
+    leaves, where = list(inputs.values()), MASKS[mask].to(target.device)
+    want = LOSSES[loss](attention_over_what_may_be_attended(**inputs, mask=where))
+    want = torch.autograd.grad(want, leaves, materialize_grads=True, allow_unused=True)
+    for create_graph in (False, True):  # by the back end, and by the formulas
+        got = LOSSES[loss](fused_attention(**inputs, mask=where, backend=target.backend))
+        got = torch.autograd.grad(
+            got, leaves, create_graph=create_graph, materialize_grads=True, allow_unused=True
+        )
+        torch.testing.assert_close(got, want, **tolerances.FLOAT64)
+    second = torch.autograd.grad(sum(grad.square().sum() for grad in got), leaves, allow_unused=True)
+    assert all(grad.isfinite().all() for grad in second if grad is not None)
+
+
+def test_weights_of_fixed_scores_have_no_graph(target):
+    """Where the value alone needs a gradient, none flows into the weights."""
+    inputs = cast(attention_inputs(), torch.float64, target.device)
+    inputs["value"].requires_grad_()
+    results = fused_attention(**inputs, backend=target.backend)
+    assert not results["weights"].requires_grad
+    (grad,) = torch.autograd.grad(results["context"].sum(), inputs["value"])
+    torch.testing.assert_close(grad, results["weights"].sum(1)[..., None].expand_as(grad), **tolerances.FLOAT64)
+
+
+def test_changing_the_weights_in_place_is_refused(target):
+    """The backward needs them; the context it does not."""
+    inputs = cast(attention_inputs(), torch.float64, target.device)
+    query = inputs["query"].requires_grad_()
+    results = fused_attention(**inputs, backend=target.backend)
+    torch.autograd.grad(results["context"].mul_(2).sum(), query, retain_graph=True)
+    changed = results["weights"].mul_(2).sum()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(changed, query)

@@ -143,21 +143,61 @@ def test_a_changed_input_is_noticed(target):
 
 
 def test_changing_the_output_in_place_is_refused(target):
-    """The backward needs it as it was: never a wrong gradient."""
+    """The backward needs it as it was: autograd's own error there, as with `nn.LSTM`, never a wrong gradient."""
     inputs = cast(conv_lstm_inputs(), torch.float32, target.device)
     inputs["weight_hh"].requires_grad_()
     output = fused_conv_lstm(**inputs, backend=target.backend)["output"]
-    with pytest.raises(RuntimeError, match=r"modified.* inplace"):
-        output.mul_(2).sum().backward()
+    changed = output.mul_(2).sum()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        changed.backward()
 
 
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("name", ["h_n", "c_n"])
+def test_changing_a_state_in_place(target, name):
+    """As people do that start some sequences of a batch anew."""
+    inputs = cast(conv_lstm_inputs(), torch.float64, target.device)
+    keep = torch.tensor([1.0, 0.0], dtype=torch.float64, device=target.device)[:, None, None, None]
+    grads = []
+    for change in (lambda t: t.mul_(keep), lambda t: t * keep):
+        weight = inputs["weight_hh"].clone().requires_grad_()
+        state = fused_conv_lstm(**inputs | {"weight_hh": weight}, backend=target.backend)[name]
+        grads += torch.autograd.grad(change(state).square().sum(), weight)
+    torch.testing.assert_close(*grads, **tolerances.FLOAT64)
+
+
+def test_changing_a_cells_state_in_place(target):
+    """Both states of a step, between the steps of a loop, and the output by an activation that works in place."""
+    inputs = cast(conv_lstm_inputs(), torch.float64, target.device)
+    grads = []
+    for in_place in (True, False):
+        weight = inputs["weight_hh"].clone().requires_grad_()
+        h, c, loss = inputs["h0"], inputs["c0"], 0.0
+        for x in inputs["x"].unbind(1):
+            h, c = HF.conv_lstm_cell(x, (h, c), inputs["weight_ih"], weight, inputs["bias"], backend=target.backend)
+            h, c = (h.mul_(0.5), c.mul_(0.25)) if in_place else (h * 0.5, c * 0.25)
+            loss = loss + torch.nn.functional.relu(h, inplace=False).sum() + c.sum()
+        grads += torch.autograd.grad(loss, weight)
+    torch.testing.assert_close(*grads, **tolerances.FLOAT64)
+
+
+def test_results_made_without_gradients_can_be_changed_with_them(target):
+    inputs = cast(conv_lstm_inputs(), torch.float64, target.device)
+    with torch.no_grad():
+        results = fused_conv_lstm(**inputs, backend=target.backend)
+    scale = torch.tensor(2.0, dtype=torch.float64, device=target.device, requires_grad=True)
+    for result in results.values():
+        want = 2 * result.sum()
+        torch.testing.assert_close(result.mul_(scale).sum(), want, **tolerances.FLOAT64)
+        assert not result._is_view()
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
 def test_results_share_no_memory(target, steps):
     """A state that is changed in place, to start some sequences of a batch anew, leaves the output alone."""
     inputs = cast(conv_lstm_inputs(steps=steps), torch.float32, target.device)
     results = fused_conv_lstm(**inputs, backend=target.backend)
     tensors = [*results.values(), *inputs.values()]
-    places = [t.untyped_storage().data_ptr() for t in tensors if t is not None]
+    places = [t.untyped_storage().data_ptr() for t in tensors if t is not None and t.numel()]
     assert len(set(places)) == len(places)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
@@ -11,7 +12,7 @@ import hybridops
 from hybridops import FusedConvLSTM, FusedConvLSTMCell
 from hybridops.reference import ConvLSTMCell
 from tests import tolerances
-from tests.modules.agreement import assert_agree, pair, randn
+from tests.modules.agreement import assert_agree, pair, randn, results
 
 CELLS = {
     "plain": {},
@@ -165,3 +166,73 @@ def test_named_back_end(kind):
     module = kind(1, 1, (1, 1, 1), backend="native")
     with hybridops.use_backend("reference"), pytest.raises(RuntimeError, match=r"^backend 'native' was asked for"):
         module(torch.ones(1, 1, 1, 2, 2) if kind is FusedConvLSTMCell else torch.ones(1, 1, 1, 1, 2, 2))
+
+
+def states_of(layers: int, hidden: int | list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """One (h, c) a layer."""
+    sizes = hidden if isinstance(hidden, list) else [hidden] * layers
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda size: torch.randn(2, size, 5, 6, generator=generator, dtype=torch.float64)  # noqa: E731
+    return [(draw(size), draw(size)) for size in sizes]
+
+
+@pytest.mark.parametrize("pairs", [list, tuple])
+@pytest.mark.parametrize("inner", [list, tuple])
+@pytest.mark.parametrize(("layers", "hidden"), [(1, 4), (3, 4), (2, [4, 3]), (3, [4, 3, 2])], ids=str)
+def test_a_pair_of_states_a_layer(layers, hidden, inner, pairs):
+    """What some projects give: taken as such, or refused, where it could be (h_0, c_0)."""
+    for module in pair("ConvLSTM", 3, hidden, 3, num_layers=layers):
+        states = states_of(layers, hidden)
+        x = randn(2, 3, 3, 5, 6)
+        want = module(x, ([h for h, _ in states], [c for _, c in states]))
+        if (layers, pairs, inner) == (2, tuple, list):  # a tuple of two lists is (h_0, c_0)
+            with pytest.raises(ValueError, match="must have shape"):
+                module(x, pairs(inner(state) for state in states))
+        else:
+            got = module(x, pairs(inner(state) for state in states))
+            torch.testing.assert_close(got, want, **tolerances.EXACT)
+
+
+@pytest.mark.parametrize(("pairs", "inner"), [(list, list), (list, tuple), (tuple, tuple)])
+def test_states_of_two_layers_that_could_be_either(pairs, inner):
+    for module in pair("ConvLSTM", 3, 4, 3, num_layers=2):
+        states = states_of(2, 4)
+        with pytest.raises(ValueError, match="^hx must say which states are h and which c"):
+            module(randn(2, 3, 3, 5, 6), pairs(inner(state) for state in states))
+        x, stacked = randn(2, 3, 3, 5, 6), tuple(torch.stack(each) for each in zip(*states, strict=True))
+        as_lists = module(x, tuple(list(each) for each in zip(*states, strict=True)))
+        torch.testing.assert_close(as_lists, module(x, stacked), **tolerances.EXACT)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_states_go_on_in_the_dtype_of_the_model(dtype):
+    """What a model does with them is what it does with the plain module's."""
+    for module in pair("ConvLSTM", 3, 4, 3, dtype=dtype):
+        head = torch.nn.Conv2d(4, 1, 1, dtype=dtype)
+        output, (h_n, c_n) = module(randn(2, 3, 3, 5, 6, dtype=dtype))
+        assert torch.stack([h_n, c_n]).dtype == dtype
+        assert head(c_n[0]).dtype == dtype
+        _, (_, c_n) = module(output.new_zeros(2, 3, 3, 5, 6), (h_n, c_n))
+        assert c_n.dtype == dtype
+
+
+def test_states_of_an_autocast_call_serve_outside():
+    for module in pair("ConvLSTM", 3, 4, 3, dtype=torch.float32):
+        x = randn(2, 3, 3, 5, 6, dtype=torch.float32)
+        with torch.autocast("cpu", torch.bfloat16):
+            _, states = module(x)
+        output, (_, c_n) = module(x, states)
+        assert (output.dtype, c_n.dtype) == (torch.float32, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_of_volumes_in_half_precision(dtype):
+    """PyTorch's own gradients of a three-dimensional convolution are wrong in bfloat16: not ours."""
+    plain, fused = pair("ConvLSTM", 3, 4, (3, 3, 3), dtype=dtype)
+    exact = copy.deepcopy(plain).double()
+    x = randn(2, 3, 3, 4, 5, 6, dtype=dtype)
+    _, want = results(exact, (x.double(),))
+    _, got = results(fused, (x.clone(),))
+    for name, grad in want.items():
+        error = tolerances.largest(got[name].double() - grad)
+        assert error <= 4 * torch.finfo(dtype).eps * tolerances.largest(grad), name

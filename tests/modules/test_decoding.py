@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 import hybridops
 from hybridops import FusedAdditiveAttention, native
-from hybridops.modules.decoding import MOST_ROWS
+from hybridops.functional import MAX_STEP_QUERIES
 from hybridops.reference import AdditiveAttention
 from tests import tolerances
 from tests.modules.agreement import pair, randn
@@ -70,7 +70,11 @@ def _rest(key: Tensor, value: Tensor | None, mask: Tensor | None) -> dict[str, T
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("mask", [None, MASK, MASK[:, None], MASK[2]], ids=["none", "(B,T)", "(B,1,T)", "(T)"])
+@pytest.mark.parametrize(
+    "mask",
+    [None, MASK, MASK[:, None], MASK[2], MASK[:, :1], MASK[:1, :1]],
+    ids=["none", "(B,T)", "(B,1,T)", "(T)", "(B,1)", "(1,1)"],
+)
 @pytest.mark.parametrize("queries", [(3, 10), (3, 4, 10), (6, 10), (9, 2, 10)], ids=str)
 @pytest.mark.parametrize("bias", [False, True])
 def test_steps(bias, queries, mask, dtype):
@@ -110,7 +114,7 @@ def test_most_rows():
     plain, fused = pair("AdditiveAttention", **DIMS)
     key = randn(2, 5, 12)
     keys = prepare(fused, key)
-    for queries, one_op in ((MOST_ROWS // 2, True), (MOST_ROWS // 2 + 1, False)):
+    for queries, one_op in ((MAX_STEP_QUERIES // 2, True), (MAX_STEP_QUERIES // 2 + 1, False)):
         query = randn(2, queries, 10)
         assert is_one_op(fused, query, keys) == one_op
         torch.testing.assert_close(decode(fused, query, keys), decode(plain, query, key), **tolerances.FLOAT64)
@@ -210,26 +214,40 @@ def parametrized(module: FusedAdditiveAttention) -> None:
     nn.utils.parametrizations.weight_norm(module.query_proj)
 
 
-CHANGES = [
-    other_weight, changed_weight, other_memory, other_projection, other_forward, wrapped,
-    hooked, hooked_before, parametrized,
-]  # fmt: skip
+def changed_unseen(module: FusedAdditiveAttention) -> None:
+    """As an optimizer with fused=True does: neither the version of the weight nor its memory tells."""
+    weight = module.query_proj.weight
+    version, pointer = weight._version, weight.data_ptr()
+    weight.data.mul_(2)
+    assert (weight._version, weight.data_ptr()) == (version, pointer)
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def stepped(module: FusedAdditiveAttention) -> None:
+    optimizer = torch.optim.SGD(module.query_proj.parameters(), lr=0.1, fused=True)
+    module.query_proj.weight.grad = torch.ones_like(module.query_proj.weight)
+    optimizer.step()
+    module.query_proj.weight.grad = None
+
+
+WEIGHTS = [other_weight, changed_weight, other_memory, changed_unseen, stepped, parametrized]  # it is read at every step
+CALLED = [other_projection, other_forward, wrapped, hooked, hooked_before]
+
+
+@pytest.mark.parametrize("change", WEIGHTS + CALLED, ids=lambda change: change.__name__)
 def test_the_projection_is_changed_after_prepare(change):
     """It counts as it is now."""
     plain, fused = pair("AdditiveAttention", **DIMS)
     query, key = randn(3, 10), randn(3, 5, 12)
     keys = prepare(fused, key)
+    before = decode(fused, query, keys)
     assert is_one_op(fused, query, keys)
     change(fused)
-    assert not is_one_op(fused, query, keys)
+    assert is_one_op(fused, query, keys) == (change in WEIGHTS)
     plain.query_proj = fused.query_proj
-    torch.testing.assert_close(decode(fused, query, keys), decode(plain, query, key), **tolerances.FLOAT64)
-    torch.testing.assert_close(
-        decode(fused, query, prepare(fused, key)), decode(fused, query, keys), **tolerances.FLOAT64
-    )
+    got = decode(fused, query, keys)
+    assert change is parametrized or not torch.allclose(got[0], before[0])
+    torch.testing.assert_close(got, decode(plain, query, key), **tolerances.FLOAT64)
+    torch.testing.assert_close(decode(fused, query, prepare(fused, key)), got, **tolerances.FLOAT64)
 
 
 @pytest.mark.parametrize("register", [register_module_forward_hook, register_module_forward_pre_hook])
@@ -240,7 +258,7 @@ def test_hooks_of_all_modules(register):
     handle = register(lambda module, *_: called.append(module))
     decode(fused, query, keys)
     handle.remove()
-    assert called == [fused, fused.query_proj] or called == [fused.query_proj, fused]
+    assert {*called} == {fused, fused.query_proj, fused.v}  # v as well, as in the plain module
     assert is_one_op(fused, query, keys)
 
 
@@ -287,11 +305,33 @@ def test_weights_are_dropped_in_training():
     assert is_one_op(fused, query, keys)
 
 
-def test_a_mask_for_each_query():
+@pytest.mark.parametrize("shape", [(3, 2, 5), (1, 2, 5), (3, 2, 1), (1, 2, 1), (3, 1, 1), (2, 1)], ids=str)
+def test_masks_that_broadcast(shape):
+    """A mask of a size 1 is laid out over all that it stands for, on whichever path."""
     plain, fused = pair("AdditiveAttention", **DIMS)
-    query, key, mask = randn(3, 2, 10), randn(3, 5, 12), randn(1, 3, 2, 5)[0] > 0
+    query, key, mask = randn(3, 2, 10), randn(3, 5, 12), randn(1, *shape)[0] > 0
+    mask = mask[None] if mask.dim() == 2 and shape[0] != 3 else mask
     got = decode(fused, query, prepare(fused, key, None, mask))
     torch.testing.assert_close(got, decode(plain, query, key, mask=mask), **tolerances.FLOAT64)
+
+
+def test_meta():
+    """Shapes without memory."""
+    module = FusedAdditiveAttention(**DIMS, device="meta")
+    with torch.no_grad():
+        keys = module.prepare(torch.empty(3, 5, 12, device="meta"), mask=MASK.to("meta"))
+        context, weights = module(torch.empty(3, 10, device="meta"), keys)
+    assert (context.shape, weights.shape) == ((3, 12), (3, 5))
+    assert context.is_meta
+
+
+def test_pickled_keys(tmp_path):
+    _, fused = pair("AdditiveAttention", **DIMS)
+    query, keys = randn(3, 10), prepare(fused, randn(3, 5, 12), None, MASK)
+    want = decode(fused, query, keys)
+    torch.save(keys, tmp_path / "keys")
+    again = torch.load(tmp_path / "keys", weights_only=False)
+    torch.testing.assert_close(decode(fused, query, again), want, **tolerances.EXACT)
 
 
 def test_autocast():
