@@ -128,11 +128,13 @@ void gradients(const AdditiveScoresBackwardArgs<T, A>& a, A* dv, const Act& act)
                 column_gradients(a, c, b, a0, count, dv + unit * lanes<A>, form);
             };
             if constexpr (std::is_same_v<Act, Tanh>) {
-                if (within(QuotientRange<A>::paired)) {
+                // 1 - 2r is right to a last place of 1, which a small tanh is far below: dv would have few digits
+                const bool small = q_bound + k_bound <= A(1) / 8;
+                if (!small && within(QuotientRange<A>::paired)) {
                     run(FactoredTanh<A, true>{});
                     continue;
                 }
-                if (within(QuotientRange<A>::single)) {
+                if (!small && within(QuotientRange<A>::single)) {
                     run(FactoredTanh<A, false>{});
                     continue;
                 }

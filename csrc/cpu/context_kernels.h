@@ -18,8 +18,10 @@ struct Softmax {
         // A sum of e^60 can neither overflow nor vanish: then the row's maximum need not be known
         const bool bounded = !bias && std::abs(m.scale) * largest_score <= 60;
         const A total = bounded ? sum_bounded(row, mask) : sum_below_maximum(row, mask, bias);
-        const A inverse = total == 0 && mask && none(mask) ? A(0) : A(1) / total;
-        each_vector([&](int64_t t, int64_t) { store(row + t, load(row + t) * inverse); });
+        const A divisor = total == 0 && mask && none(mask) ? A(1) : total;
+        // a quotient, not a product with the inverse: the weight of one key alone is 1
+        each_vector([&](int64_t t, int64_t) { store(row + t, load(row + t) / divisor); });
+        const A inverse = A(1) / divisor;
         if (mask && !(inverse - inverse == 0))  // a NaN in the row: not where nothing may be attended
             for (int64_t t = 0; t < keys; ++t) row[t] = mask[t * m.mask.key] ? row[t] : A(0);
         if (!m.weights) return;

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from tests import tolerances
+from tests.problems import attention_inputs, cast, fused_attention, plain_attention, with_gradients
 
 
 def nonlinearities(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,3 +44,28 @@ def test_far_out(dtype):
     for got, want in zip(nonlinearities(values), (values.sigmoid(), values.tanh()), strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=torch.finfo(dtype).tiny * 2, equal_nan=True)
     assert nonlinearities(values)[0][0] == 0
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e-3, 1e-2, 1e-1])
+def test_gradient_of_v_for_small_sums(size):
+    """A small tanh keeps its digits: as a difference of numbers near one it had few."""
+    inputs = cast(attention_inputs(batch=3, queries=9, keys=11, width=20), torch.float32)
+    inputs |= {name: size * inputs[name] for name in ("query", "key")}
+    exact = with_gradients(plain_attention, cast(inputs, torch.float64))["d v"]
+    plain, got = (
+        with_gradients(function, inputs)["d v"]
+        for function in (plain_attention, partial(fused_attention, backend="native"))
+    )
+    ulps, _ = tolerances.FLOOR_ULPS[torch.float32]
+    allowed = tolerances.TIMES_PLAIN * tolerances.largest(plain - exact)
+    # a tanh of size z, which is good to a last place of 1 from 1/8 on: eight of its own
+    allowed += ulps * torch.finfo(torch.float32).eps * tolerances.largest(exact)
+    assert tolerances.largest(got - exact) <= allowed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_weight_of_one_key_is_one(dtype):
+    inputs = cast(attention_inputs(queries=40), dtype)
+    mask = torch.tensor([1, 0, 0, 0, 0], dtype=torch.bool)
+    weights = fused_attention(**inputs, mask=mask[None], backend="native")["weights"]
+    torch.testing.assert_close(weights, mask.to(dtype).expand(2, 40, 5), **tolerances.EXACT)
