@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,6 +71,17 @@ def refuse_forward_mode(*tensors: Tensor | None) -> None:
         t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
     ):
         raise NotImplementedError("the compiled ops have no forward-mode derivative: use backend='reference'")
+
+
+def call(op: torch._ops.OpOverload, *args: Any) -> Any:
+    """The op, for those who see to its gradients themselves. Its own derivative (gradients.py), which is in Python, is
+    passed by, since that would take longer than the smallest calls; not in a graph of torch.compile, nor where one
+    might be asked for.
+    """
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
+        return op(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
 
 
 def cpu_isa() -> str:
@@ -141,3 +153,7 @@ if missing() is None:
     @torch.library.register_fake("hybridops::additive_scores_backward")
     def _(grad, q, k, v, activation, negative_slope):
         return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
+
+    from hybridops.native import gradients
+
+    _derivatives = gradients.register()
