@@ -2,14 +2,9 @@
 // the sizes and, where it is read in one piece, the memory layout that the kernels take for granted. What is wrong raises
 // an error that names the op, the argument, what was expected and what came; a call that is right allocates nothing here.
 #pragma once
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/headeronly/util/Exception.h>
-
-#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 
@@ -100,7 +95,8 @@ class Arguments {
     }
 
     [[noreturn]] void fail(const char* name, const std::string& expected, const std::string& came) const {
-        throw std::runtime_error(std::string("hybridops::") + op_ + ": " + name + " must " + expected + ", got " + came);
+        throw std::runtime_error(std::string("hybridops::") + op_ + ": " + name + " must " + expected + ", got " +
+                                 came);
     }
 
     const char *op_, *first_name_;

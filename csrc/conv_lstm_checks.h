@@ -57,8 +57,8 @@ inline void check_conv_lstm_backward(const std::optional<Tensor>& grad_hs, const
                                      const std::optional<Tensor>& grad_cn, const Tensor& gates, const Tensor& cs,
                                      const std::optional<Tensor>& c0, const Tensor& w_hh,
                                      const std::optional<Tensor>& peephole) {
-    const Arguments arguments("conv_lstm_backward", "gates", gates,
-                              {any_size, any_size, any_size, any_size, any_size}, Memory::contiguous);
+    const Arguments arguments("conv_lstm_backward", "gates", gates, {any_size, any_size, any_size, any_size, any_size},
+                              Memory::contiguous);
     const int64_t steps = gates.size(0), batch = gates.size(1), height = gates.size(2), width = gates.size(3);
     const int64_t hidden = gates.size(4) / 4;
     arguments.require(hidden > 0 && gates.size(4) % 4 == 0, "gates", "have 4H channels", gates.size(4));
@@ -98,7 +98,8 @@ inline void check_weight_gradient(const Tensor& da, const Tensor& x, const std::
     arguments.like("x", x, {steps, batch, any_size, height, width});
     arguments.require(x.size(2) > 0, "x", "have channels", x.size(2));
     arguments.sums("dw_x", dw_x, {outputs, x.size(2), any_size, any_size}, Memory::contiguous);
-    for (const int dim : {2, 3}) arguments.require(dw_x.size(dim) % 2 == 1, "dw_x", "have an odd kernel", dw_x.size(dim));
+    for (const int dim : {2, 3})
+        arguments.require(dw_x.size(dim) % 2 == 1, "dw_x", "have an odd kernel", dw_x.size(dim));
     arguments.both_or_none("h", h.has_value(), "dw_h", dw_h.has_value());
     if (!h) return;
     arguments.like("h", h, {steps, batch, any_size, height, width});

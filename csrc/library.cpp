@@ -3,7 +3,8 @@
 // These are private ops: the public functions are in hybridops/functional.py, gradients in hybridops/autograd. Images
 // stand channels-last, (Y,X) after (T,B) and before the channels, so that one library call takes all T*B images.
 // B batch, T time, C input channels, H hidden channels, (Y,X) space, (KY,KX) kernel; `acc` is float32, or float64 for
-// float64 tensors. Gate order f, i, g, o.
+// float64 tensors. Gate order f, i, g, o. What is not said to have any strides is in one piece, or is copied so. Each op
+// raises where a tensor is not as it says here: checks.h.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(hybridops, m) {
@@ -47,7 +48,8 @@ STABLE_TORCH_LIBRARY(hybridops, m) {
         "bool need_weights) -> (Tensor, Tensor)");
     // weight (A,Q), of queries that are not projected yet -> as the next op takes it; on the CPU alone
     m.def("additive_prepare_projection(Tensor weight) -> Tensor");
-    // A step of decoding: the attention of the projected query, which is (m B,Q) or (m B,S,Q); mask expanded to (B,m S,T)
+    // A step of decoding: the attention of the projected query, which is (m B,Q) or (m B,S,Q); v (A) or (1,A); mask
+    // expanded to (B,m S,T)
     // -> context (m B,D) or (m B,S,D), weights likewise, or with 0 in place of T
     m.def(
         "additive_attention_step(Tensor query, Tensor projection, Tensor? projection_bias, Tensor k, Tensor v, "

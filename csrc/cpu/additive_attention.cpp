@@ -200,8 +200,8 @@ std::tuple<Tensor, Tensor> additive_attention_step(const Tensor& query, const Te
                                                    const std::optional<Tensor>& mask, double scale, int64_t activation,
                                                    double negative_slope, const std::optional<Tensor>& key_exponentials,
                                                    const std::optional<Tensor>& key_bounds, bool need_weights) {
-    const int64_t rows = check_step(query, projection, projection_bias, k, v, value, mask, activation,
-                                    key_exponentials, key_bounds);
+    const int64_t rows =
+        check_step(query, projection, projection_bias, k, v, value, mask, activation, key_exponentials, key_bounds);
     const int64_t batch = k.size(0), width = k.size(2), inputs = projection.size(1);
     const Tensor x = dense(query);
     Tensor q = torch::stable::empty({batch, batch ? rows / batch : 0, width}, query.scalar_type());
