@@ -81,7 +81,7 @@ def call(op: torch._ops.OpOverload, *args: Any) -> Any:
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
         return op(*args)
     with torch._C._AutoDispatchBelowAutograd():
-        return op(*args)
+        return op._op(*args)  # as op() does, a call later
 
 
 def cpu_isa() -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from hybridops import autograd
 from hybridops.native import OPS, additive_attention, refuse_forward_mode
@@ -114,7 +115,8 @@ def _register(library: torch.library.Library, op: torch._ops.OpOverload) -> None
     writes = op._schema.is_mutable
 
     def kernel(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
-        refuse_forward_mode(*(arg for arg in args if isinstance(arg, Tensor)))
+        if forward_ad._current_level >= 0:
+            refuse_forward_mode(*(arg for arg in args if isinstance(arg, Tensor)))
         if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
             return _below(op, keyset, args)
         if writes:
