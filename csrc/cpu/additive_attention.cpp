@@ -1,5 +1,5 @@
-// The additive_* ops on the CPU: outputs are allocated here, the kernels of the processor's instruction set run.
-// Arguments were checked in hybridops/functional.py.
+// The additive_* ops on the CPU: arguments are checked and outputs allocated here, the kernels of the processor's
+// instruction set run.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "../additive_attention_args.h"
+#include "../additive_attention_checks.h"
 #include "../tensors.h"
 #include "parallel.h"
 #include "scratch.h"
@@ -30,14 +31,31 @@ AdditiveShape shape_of(const Tensor& q, const Tensor& k, int64_t activation, dou
     return {q.size(0), q.size(1), k.size(1), q.size(2), static_cast<Activation>(activation), negative_slope};
 }
 
-std::tuple<Tensor, Tensor> additive_prepare_keys(const Tensor& k) {
+// What this processor's instruction set makes of A: what was prepared for wider or narrower vectors has another.
+int64_t padded_width_for(ScalarType type, int64_t width) {
     int64_t padded = 0;
-    const Tensor kc = dense(k);
-    if (k.scalar_type() == ScalarType::Double) {
-        HYBRIDOPS_ON_ISA(set_padded_width<double>(padded, k.size(2)));
+    if (type == ScalarType::Double) {
+        HYBRIDOPS_ON_ISA(set_padded_width<double>(padded, width));
     } else {
-        HYBRIDOPS_ON_ISA(set_padded_width<float>(padded, k.size(2)));
+        HYBRIDOPS_ON_ISA(set_padded_width<float>(padded, width));
     }
+    return padded;
+}
+
+// Rows of one padded width are the same for all instruction sets, but for the last bits.
+void check_prepared(const Arguments& arguments, const Tensor& k, const std::optional<Tensor>& key_exponentials,
+                    const std::optional<Tensor>& key_bounds) {
+    arguments.both_or_none("key_exponentials", key_exponentials.has_value(), "key_bounds", key_bounds.has_value());
+    if (!key_exponentials) return;
+    const int64_t batch = k.size(0), keys = k.size(1), padded = padded_width_for(k.scalar_type(), k.size(2));
+    arguments.sums("key_exponentials", key_exponentials, {batch, keys, padded}, Memory::contiguous);
+    arguments.sums("key_bounds", key_bounds, {batch, keys}, Memory::contiguous);
+}
+
+std::tuple<Tensor, Tensor> additive_prepare_keys(const Tensor& k) {
+    const Arguments arguments("additive_prepare_keys", "k", k, {any_size, any_size, any_size});
+    const Tensor kc = dense(k);
+    const int64_t padded = padded_width_for(k.scalar_type(), k.size(2));
     Tensor values = torch::stable::empty({k.size(0), k.size(1), padded}, accumulator_type(k));
     Tensor bound = torch::stable::empty({k.size(0), k.size(1)}, accumulator_type(k));
     HYBRIDOPS_DISPATCH_DTYPE(k.scalar_type(), "additive_prepare_keys", {
@@ -74,6 +92,7 @@ struct Inputs {
 Tensor additive_scores_forward(const Tensor& q, const Tensor& k, const Tensor& v, int64_t activation,
                                double negative_slope, const std::optional<Tensor>& key_exponentials,
                                const std::optional<Tensor>& key_bounds) {
+    check_prepared(check_pairs("additive_scores_forward", q, k, v, activation), k, key_exponentials, key_bounds);
     const Inputs inputs(q, k, v, activation, negative_slope, key_exponentials, key_bounds);
     Tensor scores = torch::stable::empty({q.size(0), q.size(1), k.size(1)}, accumulator_type(q));
     if (scores.numel() == 0) return scores;
@@ -118,8 +137,38 @@ std::tuple<Tensor, Tensor> additive_attention_forward(const Tensor& q, const Ten
                                                       int64_t activation, double negative_slope,
                                                       const std::optional<Tensor>& key_exponentials,
                                                       const std::optional<Tensor>& key_bounds, bool need_weights) {
+    check_prepared(check_attention(q, k, v, value, mask, score_bias, activation), k, key_exponentials, key_bounds);
     const Inputs inputs(q, k, v, activation, negative_slope, key_exponentials, key_bounds);
     return attend(inputs, {q.size(0), q.size(1), 0}, value, mask, score_bias, scale, need_weights);
+}
+
+// Gives the number of queries, m B or m B S.
+int64_t check_step(const Tensor& query, const Tensor& projection, const std::optional<Tensor>& projection_bias,
+                   const Tensor& k, const Tensor& v, const Tensor& value, const std::optional<Tensor>& mask,
+                   int64_t activation, const std::optional<Tensor>& key_exponentials,
+                   const std::optional<Tensor>& key_bounds) {
+    const Arguments arguments("additive_attention_step", "k", k, {any_size, any_size, any_size});
+    const int64_t batch = k.size(0), keys = k.size(1), outputs = k.size(2);
+    arguments.like("projection", projection, {outputs, any_size});
+    if (query.dim() == 2) {
+        arguments.like("query", query, {any_size, projection.size(1)});
+    } else {
+        arguments.like("query", query, {any_size, any_size, projection.size(1)});
+    }
+    const int64_t entries = query.size(0), rows = query.dim() == 2 ? entries : entries * query.size(1);
+    arguments.require(batch ? entries % batch == 0 : entries == 0, "query", "be of a multiple of the keys' batch",
+                      entries);
+    arguments.like("projection_bias", projection_bias, {outputs});
+    if (v.dim() == 2) {  // as the weight of a linear layer
+        arguments.like("v", v, {1, outputs});
+    } else {
+        arguments.like("v", v, {outputs});
+    }
+    arguments.like("value", value, {batch, keys, any_size});
+    arguments.booleans("mask", mask, {batch, batch ? rows / batch : any_size, keys});
+    arguments.require(activation >= 0 && activation <= 2, "activation", "be 0, 1 or 2", activation);
+    check_prepared(arguments, k, key_exponentials, key_bounds);
+    return rows;
 }
 
 std::tuple<Tensor, Tensor> additive_attention_step(const Tensor& query, const Tensor& projection,
@@ -128,8 +177,9 @@ std::tuple<Tensor, Tensor> additive_attention_step(const Tensor& query, const Te
                                                    const std::optional<Tensor>& mask, double scale, int64_t activation,
                                                    double negative_slope, const std::optional<Tensor>& key_exponentials,
                                                    const std::optional<Tensor>& key_bounds, bool need_weights) {
+    const int64_t rows =
+        check_step(query, projection, projection_bias, k, v, value, mask, activation, key_exponentials, key_bounds);
     const int64_t batch = k.size(0), width = k.size(2), inputs = projection.size(1);
-    const int64_t rows = query.numel() / inputs;
     const Tensor x = dense(query), weight = dense(projection);
     Tensor q = torch::stable::empty({batch, batch ? rows / batch : 0, width}, query.scalar_type());
     std::optional<Tensor> bias;
@@ -148,6 +198,7 @@ std::tuple<Tensor, Tensor> additive_attention_step(const Tensor& query, const Te
 std::tuple<Tensor, Tensor, Tensor> additive_scores_backward(const Tensor& grad, const Tensor& q, const Tensor& k,
                                                             const Tensor& v, int64_t activation,
                                                             double negative_slope) {
+    check_scores_backward(grad, q, k, v, activation);
     const AdditiveShape shape = shape_of(q, k, activation, negative_slope);
     const Tensor gc = dense(grad);
     const Tensor qc = dense(q), kc = dense(k), vc = dense(v);

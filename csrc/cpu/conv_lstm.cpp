@@ -1,5 +1,5 @@
 // conv_lstm_forward and conv_lstm_backward on the CPU: outputs are allocated here, the kernels of the processor's
-// instruction set run. Arguments were checked in hybridops/functional.py and laid out in hybridops/native/conv_lstm.py.
+// instruction set run. Arguments are laid out in hybridops/native/conv_lstm.py and checked by ../conv_lstm_checks.h.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "../conv_lstm_args.h"
+#include "../conv_lstm_checks.h"
 #include "../math/winograd.h"
 #include "../tensors.h"
 #include "parallel.h"
@@ -68,6 +69,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_forward(const Tensor& x, const std:
                                                      const Tensor& w_hh, const std::optional<Tensor>& bias,
                                                      const std::optional<Tensor>& peephole, int64_t save,
                                                      int64_t winograd) {
+    check_conv_lstm_forward(x, h0, c0, w_ih, w_hh, bias, peephole, save);
     const int64_t steps = x.size(1), hidden = w_hh.size(1);
     const auto images = [&](int64_t count, int64_t channels, ScalarType type) {
         return torch::stable::empty({count, x.size(0), x.size(3), x.size(4), channels}, type);
@@ -134,6 +136,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward(const std::optional<Tensor
                                                       const Tensor& cs, const std::optional<Tensor>& c0,
                                                       const Tensor& w_hh, const std::optional<Tensor>& peephole,
                                                       bool need_dh0, int64_t winograd) {
+    check_conv_lstm_backward(grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole);
     return backward(grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0, winograd,
                     torch::stable::empty_like(gates));
 }
@@ -143,6 +146,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward_from_states(
     const Tensor& x, const std::optional<Tensor>& h0, const Tensor& hs, const Tensor& cs,
     const std::optional<Tensor>& c0, const Tensor& w_ih, const Tensor& w_hh, const std::optional<Tensor>& bias,
     const std::optional<Tensor>& peephole, bool need_dh0, int64_t winograd) {
+    check_conv_lstm_backward_from_states(grad_hs, grad_hn, grad_cn, x, h0, hs, cs, c0, w_ih, w_hh, bias, peephole);
     Tensor gates =
         torch::stable::empty({hs.size(0), hs.size(1), hs.size(2), hs.size(3), 4 * hs.size(4)}, hs.scalar_type());
     if (gates.numel() > 0) {
@@ -159,6 +163,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward_from_states(
 }
 
 void conv_input_gradient(const Tensor& da, const Tensor& w, int64_t winograd, Tensor dx) {
+    check_input_gradient(da, w, dx);
     if (dx.numel() == 0) return;
     const ConvShape shape{da.size(0) * da.size(1), da.size(2), da.size(3), w.size(2), w.size(3)};
     HYBRIDOPS_DISPATCH_DTYPE(da.scalar_type(), "conv_input_gradient", {
@@ -171,6 +176,7 @@ void conv_input_gradient(const Tensor& da, const Tensor& w, int64_t winograd, Te
 
 void conv_weight_gradient(const Tensor& da, const Tensor& x, const std::optional<Tensor>& h, int64_t winograd,
                           Tensor dw_x, std::optional<Tensor> dw_h) {
+    check_weight_gradient(da, x, h, dw_x, dw_h);
     if (da.numel() == 0 || dw_x.numel() == 0) return;
     HYBRIDOPS_DISPATCH_DTYPE(da.scalar_type(), "conv_weight_gradient", {
         using A = Accumulator<scalar_t>;

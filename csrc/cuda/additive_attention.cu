@@ -1,5 +1,4 @@
-// The additive_* ops on a GPU: outputs are allocated here, the kernels launched. Arguments were checked in
-// hybridops/functional.py.
+// The additive_* ops on a GPU: arguments are checked and outputs allocated here, the kernels launched.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -9,6 +8,7 @@
 #include <optional>
 #include <tuple>
 
+#include "../additive_attention_checks.h"
 #include "additive_attention.cuh"
 #include "additive_gradient.cuh"
 
@@ -26,7 +26,7 @@ Pairs<T> pairs_of(const Tensor& q, const Tensor& k, const Tensor& v, bool keys_a
 // The exponentials of prepared keys are not looked at: to read one takes a GPU longer than to compute it.
 Tensor additive_scores_forward(const Tensor& q, const Tensor& k, const Tensor& v, int64_t activation,
                                double negative_slope, const std::optional<Tensor>&, const std::optional<Tensor>&) {
-    using torch::stable::contiguous;
+    check_pairs("additive_scores_forward", q, k, v, activation);
     const Device device(q);
     Tensor scores = torch::stable::new_empty(q, {q.size(0), q.size(1), k.size(1)}, accumulator_type(q));
     if (scores.numel() == 0) return scores;
@@ -92,7 +92,8 @@ std::tuple<Tensor, Tensor> additive_attention_forward(const Tensor& q, const Ten
                                                       int64_t activation, double negative_slope,
                                                       const std::optional<Tensor>&, const std::optional<Tensor>&,
                                                       bool need_weights) {
-    using torch::stable::contiguous, torch::stable::new_empty;
+    using torch::stable::new_empty;
+    check_attention(q, k, v, value, mask, score_bias, activation);
     const Device device(q);
     Tensor context = new_empty(q, {q.size(0), q.size(1), value.size(2)});
     Tensor weights = new_empty(q, {q.size(0), q.size(1), need_weights ? k.size(1) : 0});
@@ -119,7 +120,8 @@ std::tuple<Tensor, Tensor> additive_attention_forward(const Tensor& q, const Ten
 std::tuple<Tensor, Tensor, Tensor> additive_scores_backward(const Tensor& grad, const Tensor& q, const Tensor& k,
                                                             const Tensor& v, int64_t activation,
                                                             double negative_slope) {
-    using torch::stable::contiguous, torch::stable::new_empty;
+    using torch::stable::new_empty;
+    check_scores_backward(grad, q, k, v, activation);
     const Device device(q);
     const int64_t batch = q.size(0), width = q.size(2);
     Tensor dq = new_empty(q, q.sizes()), dk = new_empty(k, k.sizes()), dv = new_empty(v, v.sizes());

@@ -1,7 +1,7 @@
 // The ConvLSTM's ops on a GPU. Outputs are allocated here; choose() in conv_lstm_sequence.cuh says whether the steps are a
 // library's convolutions and the kernels of conv_lstm.cuh in turn, or kernels of our own. All goes on the caller's stream
-// and waits for nothing: a call can be captured in a CUDA graph. Arguments were checked in hybridops/functional.py and laid
-// out in hybridops/native/conv_lstm.py; `winograd`, made for the CPU, here says whether float32 may be multiplied as TF32.
+// and waits for nothing: a call can be captured in a CUDA graph. Arguments are laid out in hybridops/native/conv_lstm.py and
+// checked by ../conv_lstm_checks.h; `winograd`, made for the CPU, here says whether float32 may be multiplied as TF32.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -13,6 +13,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../conv_lstm_checks.h"
 #include "conv_lstm_sequence.cuh"
 
 namespace hybridops {
@@ -75,6 +76,7 @@ void launch_pointwise(const Device& device, const Args& args, const T* convolved
 std::tuple<Tensor, Tensor, Tensor> conv_lstm_forward(const Tensor& x, const MaybeTensor& h0, const MaybeTensor& c0,
                                                      const Tensor& w_ih, const Tensor& w_hh, const MaybeTensor& bias,
                                                      const MaybeTensor& peephole, int64_t save, int64_t winograd) {
+    check_conv_lstm_forward(x, h0, c0, w_ih, w_hh, bias, peephole, save);
     const Device device(x);
     const int64_t steps = x.size(1), hidden = w_hh.size(1);
     const auto images = [&](int64_t count, int64_t channels, ScalarType type) {
@@ -180,6 +182,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward(const MaybeTensor& grad_hs
                                                       const MaybeTensor& grad_cn, const Tensor& gates, const Tensor& cs,
                                                       const MaybeTensor& c0, const Tensor& w_hh,
                                                       const MaybeTensor& peephole, bool need_dh0, int64_t winograd) {
+    check_conv_lstm_backward(grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole);
     return backward(Device(gates), grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0, winograd,
                     torch::stable::empty_like(gates));
 }
@@ -189,6 +192,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward_from_states(
     const MaybeTensor& grad_hs, const MaybeTensor& grad_hn, const MaybeTensor& grad_cn, const Tensor& x,
     const MaybeTensor& h0, const Tensor& hs, const Tensor& cs, const MaybeTensor& c0, const Tensor& w_ih,
     const Tensor& w_hh, const MaybeTensor& bias, const MaybeTensor& peephole, bool need_dh0, int64_t winograd) {
+    check_conv_lstm_backward_from_states(grad_hs, grad_hn, grad_cn, x, h0, hs, cs, c0, w_ih, w_hh, bias, peephole);
     const Device device(x);
     const int64_t steps = hs.size(0), hidden = hs.size(4);
     const Sizes shape{steps, hs.size(1), hs.size(2), hs.size(3), 4 * hidden};
@@ -224,6 +228,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward_from_states(
 }
 
 void conv_input_gradient(const Tensor& da, const Tensor& w, int64_t, Tensor dx) {
+    check_input_gradient(da, w, dx);
     const Device device(da);
     if (dx.numel() == 0) return;
     const Sizes shape{da.size(0), da.size(1), da.size(2), da.size(3), w.size(1)};
@@ -253,6 +258,7 @@ void add_weight_gradient(const Device& device, const Tensor& da, const Tensor& x
 
 void conv_weight_gradient(const Tensor& da, const Tensor& x, const MaybeTensor& h, int64_t, Tensor dw_x,
                           MaybeTensor dw_h) {
+    check_weight_gradient(da, x, h, dw_x, dw_h);
     const Device device(da);
     add_weight_gradient(device, da, x, dw_x);
     if (h) add_weight_gradient(device, da, *h, *dw_h);

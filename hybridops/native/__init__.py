@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,6 +73,17 @@ def refuse_forward_mode(*tensors: Tensor | None) -> None:
         raise NotImplementedError("the compiled ops have no forward-mode derivative: use backend='reference'")
 
 
+def call(op: torch._ops.OpOverload, *args: Any) -> Any:
+    """The op, for those who see to its gradients themselves. Its own derivative (gradients.py), which is in Python, is
+    passed by, since that would take longer than the smallest calls; not in a graph of torch.compile, nor where one
+    might be asked for.
+    """
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
+        return op(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op._op(*args)  # as op() does, a call later
+
+
 def cpu_isa() -> str:
     """The instruction set the CPU kernels run on; the environment variable HYBRIDOPS_CPU_ISA can lower it."""
     return ("portable", "avx2", "avx512", "avx512_bf16")[torch.ops.hybridops.cpu_isa()]
@@ -135,3 +147,7 @@ if missing() is None:
     @torch.library.register_fake("hybridops::additive_scores_backward")
     def _(grad, q, k, v, activation, negative_slope):
         return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
+
+    from hybridops.native import gradients
+
+    _derivatives = gradients.register()

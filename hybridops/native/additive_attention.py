@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hybridops.checks import accumulation_dtype
-from hybridops.native import refuse_forward_mode
+from hybridops.native import call, refuse_forward_mode
 
 _ACTIVATION = {"tanh": 0, "relu": 1, "leaky_relu": 2}
 
@@ -19,9 +19,8 @@ def additive_scores_forward(
     negative_slope: float,
 ) -> Tensor:
     refuse_forward_mode(q, k, v)
-    return torch.ops.hybridops.additive_scores_forward.default(
-        q, k, v, _ACTIVATION[activation], negative_slope, None, None
-    )
+    act = (_ACTIVATION[activation], negative_slope)
+    return call(torch.ops.hybridops.additive_scores_forward.default, q, k, v, *act, None, None)
 
 
 def additive_attention_forward(
@@ -44,7 +43,7 @@ def additive_attention_forward(
     if score_bias is not None:
         score_bias = score_bias.to(accumulation_dtype(q.dtype)).expand(pairs)
     options = (mask, score_bias, scale, _ACTIVATION[activation], negative_slope, *(key_exponentials or (None, None)))
-    return torch.ops.hybridops.additive_attention_forward.default(q, k, v, value, *options, need_weights)
+    return call(torch.ops.hybridops.additive_attention_forward.default, q, k, v, value, *options, need_weights)
 
 
 def prepare_keys(k: Tensor, activation: str) -> tuple[Tensor, Tensor] | None:
@@ -53,7 +52,7 @@ def prepare_keys(k: Tensor, activation: str) -> tuple[Tensor, Tensor] | None:
     """
     if activation != "tanh" or k.is_cuda:
         return None
-    return torch.ops.hybridops.additive_prepare_keys.default(k.detach())
+    return call(torch.ops.hybridops.additive_prepare_keys.default, k.detach())
 
 
 def additive_attention_step(
@@ -72,7 +71,8 @@ def additive_attention_step(
 ) -> tuple[Tensor, Tensor]:
     """context (m·B,D) or (m·B,S,D), weights (m·B,T) or (m·B,S,T)"""
     refuse_forward_mode(query)
-    return torch.ops.hybridops.additive_attention_step.default(
+    return call(
+        torch.ops.hybridops.additive_attention_step.default,
         query, projection, projection_bias, k, v, value, mask, scale, _ACTIVATION[activation], negative_slope,
         *(key_exponentials or (None, None)), need_weights,
     )  # fmt: skip
@@ -86,6 +86,5 @@ def additive_scores_backward(
     activation: str,
     negative_slope: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.ops.hybridops.additive_scores_backward.default(
-        grad_scores, q, k, v, _ACTIVATION[activation], negative_slope
-    )
+    act = (_ACTIVATION[activation], negative_slope)
+    return call(torch.ops.hybridops.additive_scores_backward.default, grad_scores, q, k, v, *act)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hybridops.checks import accumulation_dtype
-from hybridops.native import refuse_forward_mode
+from hybridops.native import call, refuse_forward_mode
 
 _SAVE = {"nothing": 0, "cells": 1, "gates": 2}
 
@@ -31,7 +31,8 @@ def conv_lstm_forward(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     refuse_forward_mode(x, h0, c0, w_ih, w_hh, bias, peephole)
     acc = accumulation_dtype(x.dtype)
-    hs, cs, gates = torch.ops.hybridops.conv_lstm_forward.default(
+    hs, cs, gates = call(
+        torch.ops.hybridops.conv_lstm_forward.default,
         _with_rows(x, 3),
         _channels_last(h0, x.dtype),
         _channels_last(c0, acc),
@@ -61,7 +62,8 @@ def conv_lstm_backward(
     peephole: Tensor | None,  # (3,H) or (3,H,S*)
     need_dh0: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    results = torch.ops.hybridops.conv_lstm_backward.default(
+    results = call(
+        torch.ops.hybridops.conv_lstm_backward.default,
         *_from_behind(grad_hs, grad_hn, grad_cn, gates.dtype, cs.dtype),
         _sequence_channels_last(gates),
         _sequence_channels_last(cs),
@@ -89,7 +91,8 @@ def conv_lstm_backward_from_states(
     peephole: Tensor | None,  # (3,H) or (3,H,S*)
     need_dh0: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    results = torch.ops.hybridops.conv_lstm_backward_from_states.default(
+    results = call(
+        torch.ops.hybridops.conv_lstm_backward_from_states.default,
         *_from_behind(grad_hs, grad_hn, grad_cn, hs.dtype, cs.dtype),
         _with_rows(x, 3),
         _channels_last(h0, hs.dtype),
@@ -129,7 +132,7 @@ def input_gradient(
     """Writes dx = weightᵀ * da. PyTorch's convolution_backward would copy its channels-last arguments first."""
     da, tile = _sequence_channels_last(da), largest_winograd_tile(da.dtype, da.device.type)
     dx = _with_rows(dx, 3).movedim(2, -1)
-    torch.ops.hybridops.conv_input_gradient.default(da, _with_rows(weight, 2), tile, dx)
+    call(torch.ops.hybridops.conv_input_gradient.default, da, _with_rows(weight, 2), tile, dx)
 
 
 def weight_gradients(
@@ -141,7 +144,7 @@ def weight_gradients(
     da, tile = _sequence_channels_last(da), largest_winograd_tile(da.dtype, da.device.type)
     x, h = (*(_with_rows(factor, 3) for factor in factors), None)[:2]
     dw_x, dw_h = (*(_with_rows(dweight, 2) for dweight in dweights), None)[:2]
-    torch.ops.hybridops.conv_weight_gradient.default(da, x, h, tile, dw_x, dw_h)
+    call(torch.ops.hybridops.conv_weight_gradient.default, da, x, h, tile, dw_x, dw_h)
 
 
 def largest_winograd_tile(dtype: torch.dtype, device_type: str = "cpu") -> int:

@@ -37,6 +37,18 @@ def test_layouts_and_values(shim, which):
     run_python(PARITY.format(which=which), HYBRIDOPS_SHIM=str(shim))
 
 
+SIZES = """
+import sys, pytest
+plugins = ["-p", "no:cacheprovider", "-p", "tests.cuda_shim.plugin"]
+which = "not step and not prepare and not key_"  # what only the CPU has
+sys.exit(pytest.main(["-q", *plugins, "tests/native/test_sizes.py", "-k", which]))
+"""
+
+
+def test_wrong_sizes(shim):
+    run_python(SIZES, HYBRIDOPS_SHIM=str(shim))
+
+
 def test_parity_under_address_sanitizer(sanitized_shim):
     """No kernel reads or writes outside its tensors or its shared memory."""
     run_python(

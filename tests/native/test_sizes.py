@@ -1,0 +1,203 @@
+"""Every compiled op says what is wrong with its tensors, instead of reading what is not there.
+
+All sizes differ, and every optional tensor is given, so that no size stands for another.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hybridops import native
+from hybridops.native import additive_attention
+from tests import tolerances
+
+B, T, C, H, Y, X, KY, KX = 2, 4, 5, 6, 7, 8, 3, 5
+S, K, A, D, Q, MORE = 3, 9, 37, 10, 11, 4  # queries, keys, and the rows of a step, a multiple of B
+
+# Of these sizes any is right: nothing else says what they are.
+FREE = {
+    ("conv_lstm_forward", "x", 1),
+    ("additive_scores_forward", "q", 1),
+    ("additive_attention_forward", "value", 2),
+    ("additive_attention_step", "value", 2),
+    *(("additive_prepare_keys", "k", dim) for dim in range(3)),
+}
+# From these the sizes of the others follow: where one is wrong, another may be named.
+SOURCES = {
+    "conv_lstm_forward": {"x", "w_hh"},
+    "conv_lstm_backward": {"gates"},
+    "conv_lstm_backward_from_states": {"x", "w_hh"},
+    "conv_input_gradient": {"da", "weight"},
+    "conv_weight_gradient": {"da", "x", "h", "dw_x"},
+    "additive_scores_forward": {"q", "k"},
+    "additive_scores_backward": {"q", "k"},
+    "additive_attention_forward": {"q", "k"},
+    "additive_attention_step": {"k", "projection", "query"},
+}
+
+
+def arguments(op: str, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """Right ones, by name."""
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=dtype) / 4
+
+    state, states, weights = (B, Y, X, H), (T, B, Y, X, H), {"w_ih": (4 * H, C, KY, KX), "w_hh": (4 * H, H, KY, KX)}
+    forward = {"x": (B, T, C, Y, X), "h0": state, "c0": state, **weights, "bias": (4 * H,), "peephole": (3, Y, X, H)}
+    behind = {"grad_hs": states, "grad_hn": state, "grad_cn": state}
+    factors = {"x": (T, B, C, Y, X), "h": (T, B, H, Y, X), "dw_x": weights["w_ih"], "dw_h": weights["w_hh"]}
+    pairs = {"q": (B, S, A), "k": (B, K, A), "v": (A,)}
+    shapes = {
+        "conv_lstm_forward": forward,
+        "conv_lstm_backward": {**behind, "gates": (T, B, Y, X, 4 * H), "cs": states, **forward},
+        "conv_lstm_backward_from_states": {**behind, **forward, "hs": states, "cs": states},
+        "conv_input_gradient": {"da": (T, B, Y, X, 4 * H), "weight": weights["w_ih"], "dx": (T, B, Y, X, C)},
+        "conv_weight_gradient": {"da": (T, B, Y, X, 4 * H), **factors},
+        "additive_prepare_keys": pairs,
+        "additive_scores_forward": pairs,
+        "additive_attention_forward": {**pairs, "value": (B, K, D), "score_bias": (B, S, K)},
+        "additive_attention_step": {
+            **pairs, "query": (MORE, S, Q), "v": (1, A), "value": (B, K, D), "projection_bias": (A,),
+        },
+        "additive_scores_backward": {**pairs, "grad": (B, S, K)},
+    }[op]  # fmt: skip
+    given = {name: randn(*shape) for name, shape in shapes.items()}
+    given |= {"save": 2, "winograd": 0, "need_dh0": True, "activation": 0, "negative_slope": 0.1, "scale": 1.0}
+    given |= {"need_weights": True}
+    names = [argument.name for argument in schema(op).arguments]
+    if "mask" in names:
+        rows = MORE // B * S if op == "additive_attention_step" else S
+        given["mask"] = torch.rand(B, 1, K, generator=generator).gt(0.3).expand(B, rows, K)
+    if "projection" in names:
+        given["projection"] = randn(A, Q)
+    if "key_exponentials" in names:
+        prepared = additive_attention.prepare_keys(given["k"], "tanh") or (None, None)  # none where the GPU's ops run
+        given["key_exponentials"], given["key_bounds"] = prepared
+    return {name: given[name] for name in names}
+
+
+def schema(op: str) -> torch.FunctionSchema:
+    return getattr(torch.ops.hybridops, op).default._schema
+
+
+def run(op: str, given: dict[str, Any]) -> list[Tensor]:
+    """The outputs, and what was written into."""
+    out = getattr(torch.ops.hybridops, op)(*given.values())
+    written = [given[a.name] for a in schema(op).arguments if a.alias_info is not None and a.alias_info.is_write]
+    return [*([out] if isinstance(out, Tensor) else out or ()), *written]
+
+
+OPS = [op for op in native.OPS if op != "cpu_isa"] if native.missing() is None else []
+each_op = pytest.mark.parametrize("op", OPS)
+each_tensor = pytest.mark.parametrize(
+    ("op", "name"), [(op, a.name) for op in OPS for a in schema(op).arguments if "Tensor" in str(a.type)]
+)
+
+
+def assert_refused(op: str, name: str, wrong: Tensor | None) -> None:
+    """With an error that names the op, and the tensor or one that is held against it."""
+    with pytest.raises(RuntimeError, match=rf"hybridops::{op}: \w+ must .*, got ") as refusal:
+        run(op, arguments(op) | {name: wrong})
+    named = str(refusal.value).split(": ")[1].split()[0]
+    assert named == name or name in SOURCES.get(op, ()), refusal.value
+
+
+@each_op
+def test_right_arguments(op):
+    assert all(out.isfinite().all() for out in run(op, arguments(op)))
+
+
+@each_tensor
+def test_one_too_small(op, name):
+    right = arguments(op)[name]
+    for dim, size in enumerate(right.shape):
+        if (op, name, dim) not in FREE:
+            assert_refused(op, name, right.narrow(dim, 0, size - 1).contiguous())
+
+
+@each_tensor
+def test_one_too_large(op, name):
+    right = arguments(op)[name]
+    for dim in range(right.dim()):
+        if (op, name, dim) not in FREE:
+            assert_refused(op, name, torch.cat([right, right.narrow(dim, 0, 1)], dim))
+
+
+@each_tensor
+def test_dimensions(op, name):
+    right = arguments(op)[name]
+    assert_refused(op, name, right[None])
+    if (op, name) != ("additive_attention_step", "v"):  # which may be (A,) too
+        assert_refused(op, name, right[0])
+    assert_refused(op, name, right.flatten()[0])
+
+
+@each_tensor
+def test_dtypes(op, name):
+    right = arguments(op)[name]
+    for dtype in (torch.int64, torch.complex64, torch.uint8):
+        assert_refused(op, name, right.to(dtype))
+    if op != "additive_prepare_keys":  # whose one tensor may be of any
+        for dtype in (torch.float64, torch.bfloat16):
+            assert_refused(op, name, right.to(dtype))
+
+
+@each_tensor
+def test_strides(op, name):
+    """Of whatever strides, the numbers are the same, or they are refused."""
+    given = arguments(op)
+    want = run(op, arguments(op))
+    right = given[name]
+    apart = torch.stack([right, right.logical_not().to(right.dtype)], -1)[..., 0]
+    assert right.numel() == 1 or not apart.is_contiguous()
+    refused = {  # read in one piece, or written
+        "h0", "c0", "bias", "peephole", "grad_hn", "gates", "hs", "cs", "da", "dx", "dw_x", "dw_h",
+        "key_exponentials", "key_bounds",
+    }  # fmt: skip
+    if name in refused:
+        with pytest.raises(RuntimeError, match=rf"hybridops::{op}: {name} must be contiguous, got strides \("):
+            run(op, given | {name: apart})
+    else:
+        torch.testing.assert_close(run(op, given | {name: apart}), want, **tolerances.EXACT)
+
+
+@pytest.mark.gpu
+@each_tensor
+def test_devices(op, name):
+    right = arguments(op)
+    with pytest.raises(RuntimeError):
+        run(op, right | {name: right[name].cuda()})
+
+
+@pytest.mark.parametrize(
+    ("op", "name"),
+    [
+        ("conv_weight_gradient", "h"), ("conv_weight_gradient", "dw_h"),
+        *((f"additive_{op}", name) for op in ("scores_forward", "attention_forward", "attention_step")
+          for name in ("key_exponentials", "key_bounds")),
+    ],
+)  # fmt: skip
+def test_both_or_none(op, name):
+    with pytest.raises(RuntimeError, match=rf"hybridops::{op}: {name} must be given"):
+        run(op, arguments(op) | {name: None})
+
+
+@pytest.mark.parametrize("op", ["additive_scores_forward", "additive_attention_forward", "additive_attention_step"])
+@pytest.mark.parametrize("activation", [1, 2])
+def test_prepared_keys_are_for_tanh(op, activation):
+    """To another activation they are nothing."""
+    given = arguments(op) | {"activation": activation}
+    want = run(op, given | {"key_exponentials": None, "key_bounds": None})
+    torch.testing.assert_close(run(op, given), want, **tolerances.EXACT)
+
+
+@pytest.mark.parametrize("value", [-1, 3])
+def test_choices(value):
+    for op, name in (("additive_attention_forward", "activation"), ("conv_lstm_forward", "save")):
+        with pytest.raises(RuntimeError, match=f"hybridops::{op}: {name} must be 0, 1 or 2, got {value}"):
+            run(op, arguments(op) | {name: value})
