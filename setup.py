@@ -136,7 +136,7 @@ def cuda_extensions() -> list[Extension]:
 def why_left_out() -> str | None:
     """Why hybridops._C cannot be built here; None if it can."""
     if torch is None:
-        return f"the build saw no torch: {torch_error}; if it is installed, pip needs --no-build-isolation"
+        return f"the build saw no torch: {torch_error}"
     if torch.__version__ < (2, 10):
         return f"torch {torch.__version__}, which it was installed with, is older than 2.10"
     if missing := missing_compiler():
@@ -146,8 +146,9 @@ def why_left_out() -> str | None:
 
 def native_extensions() -> list[Extension]:
     if left_out:
+        hint = "" if torch else "; if torch is installed, pip needs --no-build-isolation"
         part = "the native ops: the slower back ends still work"
-        return without(part, "HYBRIDOPS_REQUIRE_NATIVE", left_out)
+        return without(part, "HYBRIDOPS_REQUIRE_NATIVE", left_out + hint)
     return ([] if os.environ.get("HYBRIDOPS_CUDA") == "only" else cpu_extensions()) + cuda_extensions()
 
 
