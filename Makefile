@@ -10,7 +10,7 @@ NEED      = @$(PY) .ci/need.py
 FORMAT    = $(PY) -c 'from clang_format import clang_format; clang_format()'
 CXX_FILES = $(filter %.h %.cpp %.cu %.cuh,$(wildcard csrc/* csrc/*/* tests/cuda_shim/*))
 
-.PHONY: help demo test triton-test triton-check cuda-check cuda-sanitize sanitize bench check lint format build env clean
+.PHONY: help demo test triton-test triton-check cuda-check cuda-sanitize sanitize oldest bench check lint format build env clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -65,6 +65,24 @@ sanitize: env ## the tests of parity under AddressSanitizer and UndefinedBehavio
 		$(PY) -m pytest -q -p no:cacheprovider -o pythonpath=$(SANITIZED) $(or $(ARGS),$(PARITY)) || exit 1; \
 	done
 
+# Two libraries: the one that is in use, built with whatever torch, and one that is built there. With its Triton, 3.6, goes an
+# older NumPy, as above.
+OLDEST     := .venv-oldest/bin/python
+OLDEST_LIB := build/oldest/lib
+oldest: build .venv-oldest/installed ## builds, checks and tests with PyTorch 2.10, in .venv-oldest: 7 GB
+	HYBRIDOPS_REQUIRE_NATIVE=1 $(OLDEST) -m hybridops check
+	HYBRIDOPS_REQUIRE_NATIVE=1 HYBRIDOPS_CUDA=0 \
+		$(OLDEST) setup.py -q build --build-base build/oldest --build-lib $(OLDEST_LIB)
+	cd $(OLDEST_LIB) && HYBRIDOPS_REQUIRE_NATIVE=1 $(CURDIR)/$(OLDEST) -m hybridops check
+	$(OLDEST) -m pytest -q -p no:cacheprovider -o pythonpath=$(OLDEST_LIB) $(or $(ARGS),$(PARITY))
+	$(OLDEST) -m pytest -q -p no:cacheprovider tests/test_main.py tests/native/test_loading.py
+
+.venv-oldest/installed:
+	echo 'installing torch 2.10 into .venv-oldest, once'
+	test -x $(OLDEST) || $(PYTHON) -m venv .venv-oldest
+	$(OLDEST) -m pip install -q torch==2.10.0 'numpy<2.4' pytest hypothesis ninja setuptools
+	touch $@
+
 bench: build ## the benchmarks: eager, compiled and fused
 	$(NEED) pytest pytest-benchmark
 	$(PY) -m hybridops bench $(ARGS)
@@ -106,6 +124,6 @@ env:
 	HYBRIDOPS_REQUIRE_NATIVE=0 $(OURS) -m pip install -q -c .ci/constraints.txt -e '.[dev]'
 	touch $@
 
-clean: ## all that was built or cached, but .venv
+clean: ## all that was built or cached, but .venv and .venv-oldest
 	rm -rf build dist *.egg-info hybridops/*.so demo_output .benchmarks .hypothesis .pytest_cache .ruff_cache
-	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

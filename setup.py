@@ -11,6 +11,9 @@ every torch from 2.10 and every Python from 3.10. The environment decides the re
     HYBRIDOPS_EMULATE_AVX512=1    for tests: the AVX-512 kernels in AVX2 instructions (csrc/cpu/isa.h)
     HYBRIDOPS_SANITIZE=address,undefined    for tests: what GCC's and Clang's -fsanitize= takes (make sanitize)
     TORCH_CUDA_ARCH_LIST, CUDA_HOME, CC, CXX, MAX_JOBS        as in any torch extension; after changing one: --force
+
+Pip hides a warning of a build that goes on. So what is installed without hybridops._C brings the reason along, in
+hybridops/left_out.txt, and the package says it.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from functools import partial
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 try:
     import torch
@@ -33,12 +37,13 @@ try:
 except (ImportError, OSError) as error:  # OSError: torch is there, but one of its libraries is not
     torch, torch_error = None, error
 
-# 0x02_0A: the stable ABI of torch 2.10. No -std: torch adds the one its headers need.
-TARGET = "-DTORCH_TARGET_VERSION=0x020A000000000000"
+# 0x02_0A: the stable ABI of torch 2.10. C++20 for std::atomic::wait: torch 2.10 and 2.11 would add -std=c++17, but none
+# adds one where there is one already.
+COMMON_FLAGS = ["-DTORCH_TARGET_VERSION=0x020A000000000000", "-std=c++20"]
 # Short of -ffast-math: inf and NaN keep their meaning. All that is given up is errno and the floating-point exception
 # flags, which nothing here reads and which keep loops with a sqrt, a division or a select from being vectorised.
 # -g0: Python's own flags bring -g, which adds a third to the compile time and 8 MB to the library.
-CXX_FLAGS = [TARGET, "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall"]
+CXX_FLAGS = [*COMMON_FLAGS, "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall"]
 if os.environ.get("HYBRIDOPS_EMULATE_AVX512") == "1":
     # a vector of two registers is passed as such, and no other file is concerned
     CXX_FLAGS += ["-DHYBRIDOPS_EMULATE_AVX512", "-Wno-psabi"]
@@ -120,7 +125,7 @@ def cuda_extensions() -> list[Extension]:
             extra_compile_args={
                 "cxx": [*CXX_FLAGS, "-DUSE_CUDA"],
                 # relaxed: kernels may call what C++ can evaluate when compiling, such as numeric_limits
-                "nvcc": [TARGET, "-DUSE_CUDA", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-Wall"],
+                "nvcc": [*COMMON_FLAGS, "-DUSE_CUDA", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-Wall"],
             },
             # libtorch brings libtorch_cuda but defines nothing itself, so that Debian's g++ would leave it out.
             extra_link_args=["-Wl,--no-as-needed", "-ltorch"],
@@ -128,14 +133,22 @@ def cuda_extensions() -> list[Extension]:
     ]
 
 
-def native_extensions() -> list[Extension]:
-    skip = partial(without, "the native ops: the slower back ends still work", "HYBRIDOPS_REQUIRE_NATIVE")
+def why_left_out() -> str | None:
+    """Why hybridops._C cannot be built here; None if it can."""
     if torch is None:
-        return skip(f"torch cannot be imported ({torch_error}; if it is installed, pip needs --no-build-isolation)")
+        return f"the build saw no torch: {torch_error}"
     if torch.__version__ < (2, 10):
-        return skip(f"torch {torch.__version__} is older than 2.10")
+        return f"torch {torch.__version__}, which it was installed with, is older than 2.10"
     if missing := missing_compiler():
-        return skip(f"there is no C++ compiler ({missing})")
+        return f"the build found no C++ compiler: {missing}"
+    return None
+
+
+def native_extensions() -> list[Extension]:
+    if left_out:
+        hint = "" if torch else "; if torch is installed, pip needs --no-build-isolation"
+        part = "the native ops: the slower back ends still work"
+        return without(part, "HYBRIDOPS_REQUIRE_NATIVE", left_out + hint)
     return ([] if os.environ.get("HYBRIDOPS_CUDA") == "only" else cpu_extensions()) + cuda_extensions()
 
 
@@ -156,13 +169,26 @@ def build_ext() -> type:
     return BuildExt
 
 
+class BuildPy(build_py):
+    """Puts the reason into what is installed, and nothing into a checkout."""
+
+    def run(self) -> None:
+        super().run()
+        note = Path(self.build_lib, "hybridops", "left_out.txt")
+        if left_out and not self.editable_mode:
+            note.write_text(left_out)
+        else:
+            note.unlink(missing_ok=True)
+
+
 # The ninja of an environment that is used without being activated
 os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
 
+left_out = why_left_out()
 extensions = native_extensions()
 setup(
     license="BSD-3-Clause",  # here, because pyproject.toml's `license` is spelt differently before setuptools 77
     ext_modules=extensions,
-    cmdclass={"build_ext": build_ext()} if extensions else {},
+    cmdclass={"build_py": BuildPy} | ({"build_ext": build_ext()} if extensions else {}),
     options={"bdist_wheel": {"py_limited_api": "cp310"}} if extensions else {},
 )

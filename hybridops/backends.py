@@ -6,7 +6,8 @@
 
 A back end is a folder with one module a family (conv_lstm.py, additive_attention.py). It is named by an argument, by
 `use_backend`, or by the environment variable HYBRIDOPS_BACKEND, in this order of precedence; a back end that is named
-runs or raises. Otherwise `choose` takes the fastest one that is here and takes these inputs.
+runs or raises. Otherwise `choose` takes the fastest one that is here and takes these inputs; the first call that only
+lacks compiled kernels to be fast warns, once in a process.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -44,6 +46,7 @@ if triton.missing() is None:
 
 _log = logging.getLogger(__name__)
 _named: str | None = os.environ.get("HYBRIDOPS_BACKEND") or None
+_warned = False
 
 
 def available() -> dict[str, str]:
@@ -87,21 +90,52 @@ def choose(family: str, name: str | None, x: Tensor, spatial_dims: int = 0) -> M
             raise RuntimeError(f"backend {name!r} was asked for, but {reason}")
         return _MODULES[name, family]
 
+    chosen, reason = _fastest(family, x, spatial_dims)
+    _tell(chosen, family, reason, x)
+    return _MODULES[chosen, family]
+
+
+def fallback(family: str, name: str | None, x: Tensor, spatial_dims: int = 0) -> bool:
+    """Whether `choose` would give "reference" though nobody named it, as nothing faster takes tensors like x. The plain
+    module's own forward then does the same in less time than the explicit formulas.
+    """
+    if name is not None or _named is not None:
+        return False
+    chosen, reason = _fastest(family, x, spatial_dims)
+    if chosen != "reference":
+        return False
+    _tell(chosen, family, reason, x)
+    return True
+
+
+def _fastest(family: str, x: Tensor, spatial_dims: int) -> tuple[str, str]:
+    """The name of a back end, and why it is that one."""
     native_reason = native.why_not(family, x, spatial_dims)
     if native_reason is None:
-        return _decided("native", family, "it is compiled for this device")
+        return "native", "it is compiled for this device"
     if x.device.type == "cpu":  # where Triton runs only in its interpreter, to be tested
-        return _decided("reference", family, f"native: {native_reason}")
+        return "reference", f"native: {native_reason}"
     triton_reason = _missing("triton") or _refusal("triton", family, x, spatial_dims)
     if triton_reason is None:
-        return _decided("triton", family, f"native: {native_reason}")
-    return _decided("reference", family, f"native: {native_reason}; triton: {triton_reason}")
+        return "triton", f"native: {native_reason}"
+    return "reference", f"native: {native_reason}; triton: {triton_reason}"
 
 
-def _decided(name: str, family: str, reason: str) -> ModuleType:
-    if not torch.compiler.is_compiling():  # a log call would break the graph
-        _log.debug("%s: %s (%s)", family, name, reason)
-    return _MODULES[name, family]
+def _tell(name: str, family: str, reason: str, x: Tensor) -> None:
+    """Log what was chosen, and warn the first time that it is plain PyTorch where compiled ops would do: why_not gives
+    the reason that they are missing only for tensors they would take.
+    """
+    global _warned
+    if torch.compiler.is_compiling():  # either would break the graph
+        return
+    _log.debug("%s: %s (%s)", family, name, reason)
+    if name != "reference" or _warned or x.device.type not in ("cpu", "cuda"):
+        return
+    missing = native.missing(x.device.type)
+    if missing is not None and reason.startswith(f"native: {missing}"):
+        _warned = True
+        # as a rule the level of who called a function of hybridops.functional
+        warnings.warn(f"hybridops runs on plain PyTorch, which is slower: {reason}", UserWarning, stacklevel=4)
 
 
 def _refusal(name: str, family: str, x: Tensor, spatial_dims: int) -> str | None:

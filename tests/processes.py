@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,3 +23,9 @@ def run_python(code: str, *, root: Path = ROOT, **environment: str) -> str:
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return finished.stdout
+
+
+def copy_uncompiled(folder: Path) -> Path:
+    """The folder, with a copy of the package in it that is without what was compiled."""
+    shutil.copytree(ROOT / "hybridops", folder / "hybridops", ignore=shutil.ignore_patterns("*.so", "*.pyd"))
+    return folder

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import textwrap
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +13,16 @@ import torch
 import hybridops
 import hybridops.functional as HF
 from hybridops import backends, native
-from tests.processes import run_python
+from tests.processes import ROOT, copy_uncompiled, run_python
 
 here = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
+
+
+@pytest.fixture(scope="module")
+def uncompiled(tmp_path_factory) -> Path:
+    return copy_uncompiled(tmp_path_factory.mktemp("uncompiled"))
+
+
 Q, V = torch.ones(1, 2, 3), torch.ones(3)
 
 
@@ -140,3 +149,85 @@ print(refused.value)
 def test_empty_environment_variable_names_nothing():
     code = "import torch; from hybridops import backends; backends.choose('conv_lstm', None, torch.ones(1), 3)"
     assert run_python(code, HYBRIDOPS_BACKEND="") == ""
+
+
+def warnings_of(calls: str, package: Path, **environment: str) -> list[str]:
+    """What the calls warn of, and then `chosen`, in a process whose hybridops stands in that folder."""
+    code = f"""
+import warnings, torch, hybridops, hybridops.functional as HF
+from hybridops import backends
+assert hybridops.__file__.startswith({str(package)!r}), hybridops.__file__
+q, v = torch.ones(1, 2, 3), torch.ones(3)
+frames, lstm = torch.ones(1, 2, 2, 4, 4), hybridops.FusedConvLSTM(2, 3, 3)
+cube = torch.ones(1, 1, 2, 3, 3, 3), None, torch.ones(4, 2, 1, 1, 1), torch.ones(4, 1, 1, 1, 1)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+{textwrap.indent(textwrap.dedent(calls), "    ")}
+for warning in caught:
+    assert warning.category is UserWarning
+    print(warning.message)
+"""
+    return run_python(code, root=package, **environment).splitlines()
+
+
+CALLS = """
+HF.additive_scores(q, q, v)
+lstm(frames)
+assert HF.conv_lstm(*cube)[0].dim() == 6
+assert backends.fallback("conv_lstm", None, frames, 2)
+"""
+
+
+def test_plain_pytorch_for_want_of_a_build_warns_once(uncompiled):
+    assert warnings_of(CALLS, uncompiled) == [
+        f"hybridops runs on plain PyTorch, which is slower: native: hybridops._C is not compiled: {native.BUILD}"
+    ]
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        "with hybridops.use_backend('reference'):\n    HF.additive_scores(q, q, v)\n    lstm(frames)",
+        "HF.additive_scores(q, q, v, backend='reference')",
+        "HF.conv_lstm(*cube)",  # which the compiled ops would not take either
+        "assert not backends.fallback('conv_lstm', 'reference', frames, 2)",
+        "assert backends.fallback('conv_lstm', None, frames.to('meta'), 2)",
+        "assert backends.fallback('conv_lstm', None, frames.to(torch.complex64), 2)",
+        "torch.compile(HF.additive_scores, backend='eager', fullgraph=True)(q, q, v)",
+        "torch.compile(lambda x: backends.fallback('conv_lstm', None, x, 2), backend='eager', fullgraph=True)(q)",
+    ],
+    ids=["context", "argument", "3-D", "named", "meta", "complex", "compiled", "fallback-compiled"],
+)
+def test_no_warning(uncompiled, calls):
+    assert warnings_of(calls, uncompiled) == []
+
+
+def test_no_warning_where_the_environment_names_it(uncompiled):
+    calls = CALLS.replace("assert backends", "assert not backends")
+    assert warnings_of(calls, uncompiled, HYBRIDOPS_BACKEND="reference") == []
+
+
+@here
+def test_no_warning_with_compiled_ops():
+    assert warnings_of("HF.additive_scores(q, q, v)\nlstm(frames)\nHF.conv_lstm(*cube)", ROOT) == []
+
+
+@here
+def test_fallback():
+    """Only where choose gives the reference and nobody asked for it."""
+    assert not backends.fallback("conv_lstm", None, Q, 2)
+    assert not backends.fallback("additive_attention", None, Q)
+    assert backends.fallback("conv_lstm", None, Q, 3)
+    assert backends.fallback("additive_attention", None, Q.to(torch.complex64))
+    for name in backends.NAMES:
+        assert not backends.fallback("conv_lstm", name, Q, 3)
+        with hybridops.use_backend(name):
+            assert not backends.fallback("conv_lstm", None, Q, 3)
+
+
+@here
+def test_fallback_is_logged(caplog):
+    caplog.set_level(logging.DEBUG, logger="hybridops")
+    backends.fallback("conv_lstm", None, Q, 2)  # choose, which is called next, says it
+    backends.fallback("conv_lstm", None, Q, 3)
+    assert [message.partition(" (")[0] for message in caplog.messages] == ["conv_lstm: reference"]

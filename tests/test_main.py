@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import hybridops
-from hybridops import backends
+from hybridops import backends, native, triton
 from hybridops.cli import check, checkout, demo
+from tests.processes import ROOT, copy_uncompiled, run_python
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def hybridops_command(*args: str) -> subprocess.CompletedProcess:
+def hybridops_command(*args: str, root: Path = checkout.ROOT, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "hybridops", *args], cwd=checkout.ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "hybridops", *args],
+        cwd=root,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -42,8 +51,54 @@ def test_check_passes_for_every_back_end_here():
     assert "WRONG" not in done.stdout
     right = [line.split()[1] for line in done.stdout.splitlines() if line.endswith("ok")]
     families, dtypes = 2, 3
-    for name in filter(backends.is_available, backends.available()):
+    for _, name in check._places():
         assert right.count(name) >= families * dtypes
+
+
+def test_info_says_why_native_is_not_here(tmp_path):
+    done = hybridops_command("info", root=copy_uncompiled(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert f"\nnative      not built here, because hybridops._C is not compiled: {native.BUILD}\n" in done.stdout
+
+
+@pytest.mark.parametrize(("insists", "status"), [("0", 0), ("1", 1)])
+def test_check_does_not_call_right_what_is_not_compiled(tmp_path, insists, status):
+    done = hybridops_command("check", root=copy_uncompiled(tmp_path), HYBRIDOPS_REQUIRE_NATIVE=insists)
+    assert done.returncode == status, done.stdout + done.stderr
+    assert "ok" in done.stdout
+    *_, why, last = done.stdout.splitlines()[: -1 if torch.cuda.is_available() else None]
+    assert why.startswith("native on cpu: not built here, because hybridops._C is not compiled")
+    assert last.startswith("nothing is wrong, but the compiled ops were not checked on cpu")
+
+
+def test_check_with_compiled_ops_for_the_cpu_alone(monkeypatch, capsys):
+    monkeypatch.setattr(check, "_devices", lambda: ["cpu", "cuda"])
+    monkeypatch.setattr(check, "_places", lambda: iter(()))
+    monkeypatch.setattr(native, "missing", {"cpu": None, "cuda": "there is no nvcc"}.get)
+    monkeypatch.setenv("HYBRIDOPS_REQUIRE_NATIVE", "1")  # which means hybridops._C
+    assert check.run(argparse.Namespace()) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "native on cuda: not built here, because there is no nvcc",
+        "nothing is wrong, but the compiled ops were not checked on cuda",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("devices", "interpreted", "expected"),
+    [
+        (["cpu"], False, {("cpu", "native")}),  # a torch for CUDA, where there is no GPU
+        (["cpu"], True, {("cpu", "native"), ("cpu", "triton")}),
+        (["cpu", "cuda"], False, {("cpu", "native"), ("cuda", "triton"), ("cuda", "reference")}),
+    ],
+)
+def test_check_asks_no_back_end_on_a_device_it_does_not_run_on(monkeypatch, devices, interpreted, expected):
+    monkeypatch.setattr(check, "_devices", lambda: devices)
+    monkeypatch.setattr(native, "missing", {"cpu": None, "cuda": "there is no nvcc"}.get)
+    monkeypatch.setattr(triton, "missing", lambda: None)
+    monkeypatch.setattr(triton, "INTERPRETED", interpreted)
+    places = list(check._places())
+    assert set(places) == expected | {("cpu", "reference")}
+    assert len(set(places)) == len(places)
 
 
 @pytest.mark.parametrize("wrong", [lambda scores: scores * 1.001, lambda scores: scores * float("nan")])
@@ -81,3 +136,68 @@ def test_demo_trains_and_draws_both_tasks(tmp_path):
     assert all(picture.read_bytes().startswith(PNG) for picture in pictures)
     for name in ("moving digits", "grapheme to phoneme"):
         assert f"\n{name}, {tmp_path}" in done.stdout
+
+
+@pytest.fixture
+def sources(tmp_path) -> Path:
+    """A copy of what a build reads."""
+    for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, tmp_path)
+    (tmp_path / "csrc").mkdir()
+    return copy_uncompiled(tmp_path)
+
+
+def built(sources: Path, **environment: str) -> Path:
+    """The folder of what would be installed, but for the libraries."""
+    pytest.importorskip("setuptools")
+    done = subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_py", "--build-lib", "lib"],
+        cwd=sources,
+        env=os.environ | {"HYBRIDOPS_REQUIRE_NATIVE": "0"} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return sources / "lib"
+
+
+SAY = "import hybridops; print(hybridops.__file__); print(hybridops.native.missing())"
+
+
+def test_what_a_build_left_out_and_why_is_said_after_pip_hid_it(sources):
+    """As pip does it without --no-build-isolation: torch is there, but not for the build."""
+    hidden = sources / "hidden" / "torch"
+    hidden.mkdir(parents=True)
+    (hidden / "__init__.py").write_text("raise ImportError('no torch in sight')")
+    lib = built(sources, PYTHONPATH=str(hidden.parent))
+    file, said = run_python(SAY, root=lib).splitlines()
+    assert file.startswith(str(lib))
+    assert said == f"hybridops._C is not compiled (the build saw no torch: no torch in sight): {native.BUILD}"
+    assert "pip install --no-build-isolation" in native.BUILD
+    assert not list((sources / "hybridops").glob("*.txt"))
+
+
+def test_no_compiler_is_said_too(sources):
+    _, said = run_python(SAY, root=built(sources, CXX="no-such-c++")).splitlines()
+    assert said == f"hybridops._C is not compiled (the build found no C++ compiler: CXX=no-such-c++): {native.BUILD}"
+    _, said = run_python(SAY, root=built(sources)).splitlines()  # built again, with one
+    assert said == f"hybridops._C is not compiled: {native.BUILD}"
+
+
+FLAGS = """
+import runpy, setuptools
+setuptools.setup = lambda **options: print(*options["ext_modules"][-1].extra_compile_args{which})
+runpy.run_path("setup.py")
+"""
+
+
+@pytest.mark.parametrize("compiler", ["c++", "nvcc"])
+def test_sources_are_compiled_as_c_plus_plus_20(compiler):
+    """Torch 2.10 and 2.11 would say c++17, if nothing was said."""
+    pytest.importorskip("setuptools")
+    if shutil.which(compiler) is None:
+        pytest.skip(f"there is no {compiler}")
+    which, cuda = ("['nvcc']", "1") if compiler == "nvcc" and torch.version.cuda is None else ("", "0")
+    flags = run_python(FLAGS.format(which=which), HYBRIDOPS_CUDA=cuda).split()
+    assert [flag for flag in flags if flag.startswith("-std")] == ["-std=c++20"]

@@ -27,8 +27,14 @@ def run(args: argparse.Namespace) -> int:
     for gpu in _gpus() or ["none"]:
         print(f"gpu         {gpu}")
     for name, description in hybridops.backends.available().items():
-        print(f"{name:<12}{'' if hybridops.backends.is_available(name) else 'not here: '}{description}")
+        print(f"{name:<12}{_absent(name)}{description}")
     return 0
+
+
+def _absent(name: str) -> str:
+    if hybridops.backends.is_available(name):
+        return ""
+    return "not built here, because " if name == "native" else "not here: "
 
 
 def _version(package: str) -> str:

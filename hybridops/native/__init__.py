@@ -26,7 +26,9 @@ def _load(name: str) -> str | None:
     folder = Path(__file__).parent.parent
     found = [path for pattern in (f"{name}.*so", f"{name}.*pyd") for path in sorted(folder.glob(pattern))]
     if not found:
-        return f"hybridops.{name} is not compiled: {BUILD}"
+        left_out = folder / "left_out.txt"  # by setup.py, in an installed package
+        because = f" ({left_out.read_text()})" if name == "_C" and left_out.exists() else ""
+        return f"hybridops.{name} is not compiled{because}: {BUILD}"
     try:
         torch.ops.load_library(str(found[0]))
     except OSError as error:
@@ -56,13 +58,11 @@ def why_not(family: str, x: Tensor, spatial_dims: int) -> str | None:
     """None if the compiled ops take tensors like x, else what they do not take."""
     if x.device.type not in _missing:
         return f"the compiled ops run on the CPU and on CUDA, not on {x.device.type}"
-    if _missing[x.device.type] is not None:
-        return _missing[x.device.type]
     if x.dtype not in DTYPES:
         return f"the compiled ops do not take {x.dtype}"
     if family == "conv_lstm" and spatial_dims > 2:
         return f"the compiled ConvLSTM takes 1 or 2 spatial dimensions, not {spatial_dims}"
-    return None
+    return _missing[x.device.type]  # last: only who would have the compiled ops hears that they are missing
 
 
 def refuse_forward_mode(*tensors: Tensor | None) -> None:
