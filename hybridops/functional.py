@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridops import autograd, backends
-from hybridops.checks import accumulation_dtype, check_choice, check_number, check_pair, check_shape
+from hybridops.checks import accumulation_dtype, autocast_is_on, check_choice, check_number, check_pair, check_shape
 from hybridops.reference.additive_attention import ACTIVATIONS, broadcast_mask, masked_softmax
 from hybridops.reference.conv_lstm import SPATIAL_NAMES
 
@@ -288,7 +288,7 @@ def additive_attention_step(
     rows, batch = query.shape[:-1].numel(), key.shape[0]
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or autograd.under_transform():
         return None
-    if not 0 < rows <= MAX_STEP_QUERIES or _autocast_enabled(query):
+    if not 0 < rows <= MAX_STEP_QUERIES or autocast_is_on(query):
         return None
     for tensor in tensors:
         if tensor is not None and (
@@ -418,7 +418,7 @@ def _check_broadcastable(name: str, tensor: Tensor, like: Tensor, shape: tuple[i
 
 def _autocast(*tensors: Tensor | None) -> Sequence[Tensor | None]:
     """Under autocast, the tensors as autocast would pass them to a convolution or a product."""
-    if not _autocast_enabled(tensors[0]):
+    if not autocast_is_on(tensors[0]):
         return tensors
     dtype = torch.get_autocast_dtype(tensors[0].device.type)
     return [t if t is None or t.dtype not in DTYPES or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
@@ -428,9 +428,4 @@ _AS_IT_IS = contextlib.nullcontext()
 
 
 def _no_autocast(x: Tensor) -> contextlib.AbstractContextManager:
-    return torch.autocast(x.device.type, enabled=False) if _autocast_enabled(x) else _AS_IT_IS
-
-
-def _autocast_enabled(x: Tensor) -> bool:
-    device = x.device.type  # "meta" has no autocast, and asking whether it is on raises
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(x.device.type, enabled=False) if autocast_is_on(x) else _AS_IT_IS

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hybridops.functional as HF
-from hybridops.modules.parts import are_plain, reason_not_plain, recompute_weights
+from hybridops.modules.parts import are_plain, plain_is_faster, reason_not_plain, recompute_weights
 from hybridops.reference.additive_attention import AdditiveAttention, ConcatAttention, PreparedKeys, masked_softmax
 
 _LINEAR = (nn.Linear,)
@@ -39,6 +39,8 @@ class FusedConcatAttention(ConcatAttention):
     def _weights(self, hidden: Tensor, encoder_outputs: Tensor, mask: Tensor | None) -> Tensor:
         attn, v = self.attn, self.v
         if not are_plain(self.backend, _LINEAR, attn=attn, v=v) or not _is_one_row(v):
+            return super()._weights(hidden, encoder_outputs, mask)
+        if plain_is_faster("additive_attention", self.backend, hidden):
             return super()._weights(hidden, encoder_outputs, mask)
         recompute_weights(attn, v)
         w_query, w_key = attn.weight.split(self.hidden_dim, dim=1)
@@ -88,6 +90,8 @@ class FusedAdditiveAttention(AdditiveAttention):
     ) -> tuple[Tensor, Tensor | None]:
         v = self.v
         if not are_plain(self.backend, _LINEAR, v=v) or not _is_one_row(v):
+            return super()._attend(q, keys, mask, need_weights)
+        if plain_is_faster("additive_attention", self.backend, q):
             return super()._attend(q, keys, mask, need_weights)
         recompute_weights(v)
         out = HF.additive_attention(

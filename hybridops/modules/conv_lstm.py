@@ -8,7 +8,7 @@ from torch import Tensor
 
 import hybridops.functional as HF
 from hybridops.checks import check_choice, check_shape
-from hybridops.modules.parts import CONVOLUTIONS, are_plain, recompute_weights
+from hybridops.modules.parts import CONVOLUTIONS, are_plain, plain_is_faster, recompute_weights
 from hybridops.reference.conv_lstm import ConvLSTM, ConvLSTMCell, States
 
 
@@ -33,6 +33,8 @@ class FusedConvLSTMCell(ConvLSTMCell):
         if not are_plain(self.backend, CONVOLUTIONS, conv=self.conv):
             return super().forward(x_t, states)
         check_shape("x_t", x_t, ("B", self.input_dim, *self._space()))
+        if plain_is_faster("conv_lstm", self.backend, x_t, self.spatial_dims):
+            return super().forward(x_t, states)
         if states is not None:
             self._check_states(x_t, states)
         w_ih, w_hh, bias, peephole = self.canonical_weights()
@@ -61,6 +63,8 @@ class FusedConvLSTM(ConvLSTM):
         if not (
             are_plain(self.backend, cell_types, cell=cell) and are_plain(self.backend, CONVOLUTIONS, conv=cell.conv)
         ):
+            return super()._run_layer(cell, x, state)
+        if self.save == "gates" and plain_is_faster("conv_lstm", self.backend, x, cell.spatial_dims):
             return super()._run_layer(cell, x, state)
         w_ih, w_hh, bias, peephole = cell.canonical_weights()
         return HF.conv_lstm(x, state, w_ih, w_hh, bias, peephole=peephole, save=self.save, backend=self.backend)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
@@ -16,6 +17,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from hybridops import backends
+from hybridops.checks import autocast_is_on
 
 # Hooks before a forward that compute a weight and look at no input: `recompute_weights` runs them.
 RECOMPUTING_HOOKS = (BasePruningMethod, SpectralNorm, WeightNorm)
@@ -66,6 +68,15 @@ def are_plain(backend: str | None, kinds: tuple[type[nn.Module], ...], **parts: 
                 raise RuntimeError(f"backend {named!r} was asked for, but {name} {reason}: it has to be called")
             return False
     return True
+
+
+def plain_is_faster(family: str, backend: str | None, x: Tensor, spatial_dims: int = 0) -> bool:
+    """Whether nothing compiled takes tensors like x, so that the plain forward does the same in less time than the
+    explicit formulas. Those stay where dtypes would differ (autocast) or gradients be wrong (volumes in bfloat16).
+    """
+    if x.dtype not in (torch.float32, torch.float64) or autocast_is_on(x):
+        return False
+    return backends.fallback(family, backend, x, spatial_dims)
 
 
 def _hooks(part: nn.Module) -> Iterator[Callable]:
