@@ -132,7 +132,7 @@ def _agree(got: Any, wanted: Any) -> bool:
 
 
 def fused_class(plan: Plan) -> type[nn.Module]:
-    """A subclass whose forward has the signature of the module's own, and calls that where the adapter does not know."""
+    """A subclass whose forward has the signature of the module's own, and calls it where the adapter does not know."""
     original = plan.original
     parameters = list(inspect.signature(original.forward).parameters.values())[1:]
 

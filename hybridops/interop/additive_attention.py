@@ -219,15 +219,8 @@ def _read(layout: AttentionLayout, tensors: dict[str, Tensor], keys: dict[str, s
     if "g" in tensors:
         check_shape(keys["g"], tensors["g"], layout.g_shape)
     query_bias = tensors.get("query_bias", tensors.get("bias"))
-    return Weights(
-        query_weight,
-        key_weight,
-        query_bias,
-        tensors.get("key_bias"),
-        v.reshape(-1),
-        tensors.get("g"),
-        tensors.get("v_bias"),
-    )
+    others = tensors.get("g"), tensors.get("v_bias")
+    return Weights(query_weight, key_weight, query_bias, tensors.get("key_bias"), v.reshape(-1), *others)
 
 
 def _weights_of(module: nn.Module, *, with_g: bool) -> Weights:

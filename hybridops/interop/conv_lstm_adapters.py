@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,14 +13,12 @@ from torch import Tensor, nn
 
 import hybridops.functional as HF
 from hybridops.interop.adapters import register
-from hybridops.interop.conv_lstm import LAYOUTS, live_weights
+from hybridops.interop.conv_lstm import LAYOUTS, ConvLSTMLayout, live_weights
 
 Layers = list[tuple[Tensor | None, ...]]
 
 
-def run_layers(
-    layers: Layers, x: Any, states: Sequence[Any] | None = None
-) -> list[tuple[Tensor, Tensor, Tensor]] | Any:
+def run_layers(layers: Layers, x: Any, states: Sequence[Any] | None = None) -> list[tuple[Tensor, ...]] | Any:
     """Output (B, T, H, S*), h and c (B, H, S*) of each layer for x (B, T, C, S*), of dtypes as plain PyTorch has them.
 
     NotImplemented where the shapes do not fit, so that the module's own forward says so.
@@ -65,7 +64,7 @@ def random_frames(layers: Layers, batch: int, steps: int) -> tuple[Tensor, list[
 
 
 def _step(layers: Layers, x: Any, states: Any) -> tuple[Tensor, Tensor] | Any:
-    if not isinstance(x, Tensor) or states is None or not isinstance(x, Tensor):
+    if not isinstance(x, Tensor) or states is None:
         return NotImplemented
     results = run_layers(layers, x.unsqueeze(1), [states])
     return results if results is NotImplemented else results[0][1:]
@@ -157,6 +156,18 @@ def channels_first_examples(module: nn.Module, layers: Layers, batch: int, steps
 
 # ---------------------------------------------------------------------------------------------------------- sources
 
+
+def cell_layout(layout: ConvLSTMLayout) -> ConvLSTMLayout:
+    """That of one cell out of a stack."""
+
+    def own(key: str) -> str:
+        return re.sub(r"^(cell_list\.(\{layer\}|\*)|convLSTMcell)\.", "", key)
+
+    keys = {role: own(key) for role, key in layout.keys.items()}
+    refused = {own(pattern): why for pattern, why in layout.refused.items()}
+    return replace(layout, keys=keys, refused=refused, outside=tuple(map(own, layout.outside)))
+
+
 _PEEPHOLES = ("Wci", "Wcf", "Wco")
 _CELL, _APART = (call_cell, cell_examples), (call_cell_apart, cell_apart_examples)
 _TOLD, _STACK = (call_steps_told, steps_told_examples), (call_stack, stack_examples)
@@ -185,6 +196,4 @@ _CELLS = {
 for _source, _call in _CALLS.items():
     register(_source, partial(live_weights, LAYOUTS[_source]), *_call, varies=_PEEPHOLES if _source == "hzzone" else ())
 for _source, _call in _CELLS.items():
-    _keys = {role: key.partition("cell_list.{layer}.")[2] or key for role, key in LAYOUTS[_source].keys.items()}
-    _keys = {role: key.removeprefix("convLSTMcell.") for role, key in _keys.items()}
-    register(f"{_source}.ConvLSTMCell", partial(live_weights, replace(LAYOUTS[_source], keys=_keys)), *_call)
+    register(f"{_source}.ConvLSTMCell", partial(live_weights, cell_layout(LAYOUTS[_source])), *_call)

@@ -184,9 +184,7 @@ def _reason_against(module: nn.Module, adapter: Adapter) -> str | None:
     for name, child in module.named_modules():
         tensors = [key for key, value in attributes_of(child, adapter.varies).items() if isinstance(value, Tensor)]
         if tensors and not child._forward_pre_hooks:
-            return (
-                f"It keeps {'a tensor that is' if len(tensors) == 1 else 'tensors that are'} no parameter: {tensors}."
-            )
+            return f"It keeps what is neither a parameter nor a buffer: {', '.join(tensors)}."
         if child is module or _makes_weights(name):
             continue
         reason = "has hooks, which would no longer be called" if has_hooks(child) else None
