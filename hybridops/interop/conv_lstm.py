@@ -150,6 +150,7 @@ def live_weights(layout: ConvLSTMLayout, module: nn.Module) -> list[tuple[Tensor
         weight, bias, peephole = _read(layout, *layer)
         weight, bias = (_reorder(rows, layout.gate_order, GATES) for rows in (weight, bias))
         hidden = len(weight) // 4
+        peephole = None if peephole is None else peephole.to(weight.dtype)  # of tensors that the module does not cast
         layers.append((weight[:, :-hidden], weight[:, -hidden:], bias, peephole))
     return layers
 
