@@ -63,7 +63,7 @@ class _Trial:
             for values, case in _cases(args).items():
                 text = f"for arguments of kind {number}, {values}, batch {batch}, time {steps}, {mode},"
                 if not only or values in only:
-                    self._compare(text, case, gradients=values != "NaN in one place")
+                    self._compare(text, case, gradients="NaN" not in values)
 
     def _examples(self, module: nn.Module, batch: int, steps: int) -> Iterator[tuple[Any, ...]]:
         weights = self._guard("the adapter cannot read its weights", lambda: self.plan.adapter.weights(self.twin))
@@ -141,14 +141,14 @@ def _cases(args: tuple[Any, ...]) -> dict[str, tuple[Any, ...]]:
     def each(change: Callable[[Tensor], Tensor]) -> Any:
         return pytree.tree_map(lambda x: change(x.contiguous().clone()) if _is_float(x) else x, args)
 
+    count = sum(map(_is_float, pytree.tree_leaves(args)))
     return {
         "random values": args,
         "zeros": each(torch.zeros_like),
         "zeros at the end of every dimension": each(_zero_ends),
         "values in the thousands": each(lambda x: x * 1e3),
         "1000 everywhere": each(lambda x: torch.full_like(x, 1e3)),
-        "NaN in one place": each(_nan_within),
-    }
+    } | {f"NaN in one place of tensor {number}": _with_nan(args, number) for number in range(1, count + 1)}
 
 
 def _zero_ends(x: Tensor) -> Tensor:
@@ -158,9 +158,12 @@ def _zero_ends(x: Tensor) -> Tensor:
     return x
 
 
-def _nan_within(x: Tensor) -> Tensor:
-    x.view(-1)[x.numel() // 2] = torch.nan
-    return x
+def _with_nan(args: tuple[Any, ...], number: int) -> Any:
+    leaves, structure = pytree.tree_flatten(args)
+    place = [place for place, leaf in enumerate(leaves) if _is_float(leaf)][number - 1]
+    leaves[place] = leaves[place].contiguous().clone()
+    leaves[place].view(-1)[leaves[place].numel() // 2] = torch.nan
+    return pytree.tree_unflatten(leaves, structure)
 
 
 def _twin(module: nn.Module) -> nn.Module:
