@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,197 +16,207 @@ from hybridops.interop.adapters import register
 from hybridops.interop.additive_attention import LAYOUTS, Weights, live_weights
 
 
-def scores(weights: Weights, query: Any, keys: Any, *, projected: bool = False) -> Tensor | Any:
-    """Scores (B, S, T) of a query (B, S, Q) over keys (B, T, K), or (B, T, A) where they are projected already.
+class Pairs(NamedTuple):
+    query: Tensor  # (B, S, Q)
+    keys: Tensor  # (B, T, K), or (B, T, A) where they were projected beforehand
+    masked: Tensor | None = None  # broadcastable to (B, S, T)
+    fill: float = -torch.inf  # the score of what is masked: a row of which nothing is left may be uniform, or NaN
+    scale: float = 1.0
 
-    NotImplemented where the shapes do not fit, so that the module's own forward says so.
-    """
-    if not isinstance(query, Tensor) or not isinstance(keys, Tensor) or query.dim() != 3 or keys.dim() != 3:
+
+class Form(NamedTuple):
+    """A way of calling an attention. `take` may give NotImplemented."""
+
+    take: Callable[..., Any]  # (module, *arguments) -> Pairs
+    give: Callable[..., Any]  # (module, attention weights (B, S, T), *arguments) -> the return value
+    make: Callable[[nn.Module, Tensor, Tensor, Tensor], Iterable[Any]]  # query, keys, mask -> tuples of arguments
+    projected: bool = False
+    varies: tuple[str, ...] = ()
+
+
+def _call(form: Form, module: nn.Module, weights: Weights, *arguments: Any) -> Any:
+    pairs = form.take(module, *arguments) if isinstance(arguments[0], Tensor) else NotImplemented
+    if pairs is NotImplemented or not _fit(form, weights, pairs):
         return NotImplemented
-    width = len(weights.v) if projected else weights.key_weight.shape[1]
-    if query.shape[0] != keys.shape[0] or query.shape[2] != weights.query_weight.shape[1] or keys.shape[2] != width:
-        return NotImplemented
-    query = F.linear(query, weights.query_weight, weights.query_bias)
-    keys = keys if projected else F.linear(keys, weights.key_weight, weights.key_bias)
-    out = HF.additive_scores(query, keys, weights.v)
-    return out if weights.v_bias is None else out + weights.v_bias.to(out.dtype)
+    query = F.linear(pairs.query, weights.query_weight, weights.query_bias)
+    keys = pairs.keys if form.projected else F.linear(pairs.keys, weights.key_weight, weights.key_bias)
+    scores = HF.additive_scores(query, keys, weights.v)
+    scores = scores if weights.v_bias is None else scores + weights.v_bias.to(scores.dtype)
+    scores = scores if pairs.masked is None else scores.masked_fill(pairs.masked, pairs.fill)
+    return form.give(module, torch.softmax(scores if pairs.scale == 1 else pairs.scale * scores, -1), *arguments)
 
 
-def _one(weights: Weights, query: Any, keys: Any) -> Tensor | Any:
-    """Scores (B, T) of one query (B, Q)."""
-    if not isinstance(query, Tensor) or query.dim() != 2:
-        return NotImplemented
-    out = scores(weights, query.unsqueeze(1), keys)
-    return out if out is NotImplemented else out.squeeze(1)
-
-
-def random_pairs(weights: Weights, batch: int, queries: int, keys: int) -> tuple[Tensor, Tensor]:
-    """A query (B, S, Q) and keys (B, T, K)."""
-    return torch.randn(batch, queries, weights.query_weight.shape[1]), torch.randn(
-        batch, keys, weights.key_weight.shape[1]
+def _fit(form: Form, weights: Weights, pairs: Pairs) -> bool:
+    width = len(weights.v) if form.projected else weights.key_weight.shape[1]
+    query, keys = pairs.query, pairs.keys
+    return (
+        isinstance(keys, Tensor)
+        and query.dim() == keys.dim() == 3
+        and (query.shape[0], query.shape[2]) == (keys.shape[0], weights.query_weight.shape[1])
+        and keys.shape[2] == width
     )
 
 
-def random_mask(batch: int, keys: int, empty: bool = True) -> Tensor:
-    """(B, T), True = may be attended; of the first entry nothing may be, where that is wanted."""
-    mask = torch.rand(batch, keys) > 0.4
-    mask[0] = not empty
-    mask[1:, 0] = True
-    return mask
+def _examples(form: Form, module: nn.Module, weights: Weights, batch: int, steps: int) -> Iterable[tuple[Any, ...]]:
+    """The mask (B, T) is True where keys may be attended: in the first entry nowhere."""
+    width = len(weights.v) if form.projected else weights.key_weight.shape[1]
+    mask = (torch.rand(batch, steps) > 0.4) & (torch.arange(batch) > 0)[:, None]
+    count = len(inspect.signature(type(module).forward).parameters) - 1  # some were written without a mask
+    query, keys = torch.randn(batch, 2, weights.query_weight.shape[1]), torch.randn(batch, steps, width)
+    for arguments in form.make(module, query.to(weights.v), keys.to(weights.v), mask.to(weights.v.device)):
+        yield arguments[:count]
 
 
-def takes(module: nn.Module, count: int) -> bool:
-    """Whether its forward has so many arguments, besides itself."""
-    return len(inspect.signature(type(module).forward).parameters) > count
+def _beyond(lengths: Tensor | None, keys: Tensor) -> Tensor | None:
+    """(B, 1, T), or (B, S, T) of lengths (B, S)"""
+    if lengths is None:
+        return None
+    lengths = lengths[:, None, None] if lengths.dim() == 1 else lengths[:, :, None]
+    return torch.arange(keys.shape[1], device=keys.device) >= lengths
 
 
-# ------------------------------------------------------------------------------------------------------------ calls
+def _turned(module: nn.Module, x: Tensor) -> Tensor:
+    return x if getattr(module, "batch_first", True) else x.transpose(0, 1)
 
 
-def call_document(module: nn.Module, weights: Weights, hidden: Any, encoder_outputs: Any) -> Any:
-    out = _one(weights, hidden, encoder_outputs)
-    return out if out is NotImplemented else torch.softmax(out, 1)
+def _keep(module: nn.Module, value: Any, **kept: Any) -> Any:
+    """The value, and what the module's forward would leave behind."""
+    for name, tensor in kept.items():
+        setattr(module, name, tensor)
+    return value
 
 
-def document_examples(module: nn.Module, weights: Weights, batch: int, steps: int) -> Iterator[tuple[Any, ...]]:
-    query, keys = random_pairs(weights, batch, 1, steps)
-    yield query[:, 0], keys
+def _beside(module: nn.Module, arguments: Any, **kept: Any) -> Any:
+    return _keep(module, [arguments], **kept)
 
 
-def call_bentrevett(module: nn.Module, weights: Weights, hidden: Any, outputs: Any, mask: Any = None) -> Any:
-    """Keys time first; after a mask, a row of which nothing may be attended is uniform."""
-    if not isinstance(outputs, Tensor) or outputs.dim() != 3 or not (mask is None or isinstance(mask, Tensor)):
-        return NotImplemented
-    out = _one(weights, hidden, outputs.transpose(0, 1))
-    if out is NotImplemented:
-        return out
-    return torch.softmax(out if mask is None else out.masked_fill(mask == 0, -1e10), 1)
-
-
-def bentrevett_examples(module: nn.Module, weights: Weights, batch: int, steps: int) -> Iterator[tuple[Any, ...]]:
-    query, keys = random_pairs(weights, batch, 1, steps)
-    pair = query[:, 0], keys.transpose(0, 1)
-    if not takes(module, 3):
-        yield pair
-        return
-    yield *pair, None
-    yield *pair, random_mask(batch, steps)
-    yield *pair, random_mask(batch, steps).long()
-
-
-def call_context(module: nn.Module, weights: Weights, query: Any, keys: Any) -> Any:
-    """(context, weights) of queries (B, S, Q); GNMT's mask is set beforehand, True = masked."""
-    out = scores(weights, query, keys)
-    if out is NotImplemented:
-        return out
-    mask = getattr(module, "mask", None)
-    out = out if mask is None else out.masked_fill(mask.unsqueeze(1), -65504.0)
-    attention = torch.softmax(out, dim=-1)
-    return torch.bmm(attention, keys), attention
-
-
-def tutorial_examples(module: nn.Module, weights: Weights, batch: int, steps: int) -> Iterator[tuple[Any, ...]]:
-    yield random_pairs(weights, batch, 1, steps)
-
-
-def call_tutorial(module: nn.Module, weights: Weights, query: Any, keys: Any) -> Any:
-    if not isinstance(query, Tensor) or query.dim() != 3 or query.shape[1] != 1:
-        return NotImplemented
-    return call_context(module, weights, query, keys)
-
-
-def gnmt_examples(module: nn.Module, weights: Weights, batch: int, steps: int) -> Iterator[tuple[Any, ...]]:
-    for mask in (None, ~random_mask(batch, steps).to(weights.v.device)):
-        module.mask = mask
-        yield random_pairs(weights, batch, 2, steps)
-
-
-def call_allennlp(module: nn.Module, weights: Weights, vector: Any, matrix: Any, mask: Any = None) -> Any:
-    if mask is not None or not getattr(module, "_normalize", True):
-        return NotImplemented
-    return call_document(module, weights, vector, matrix)
-
-
-def allennlp_examples(module: nn.Module, weights: Weights, batch: int, steps: int) -> Iterator[tuple[Any, ...]]:
-    query, keys = random_pairs(weights, batch, 1, steps)
-    yield (query[:, 0], keys, None) if takes(module, 3) else (query[:, 0], keys)
-
-
-def call_opennmt(module: nn.Module, weights: Weights, source: Any, memory: Any, lengths: Any, coverage: Any) -> Any:
-    """Context and query go through a layer behind the attention."""
-    if coverage is not None or getattr(module, "attn_func", "softmax") != "softmax" or not isinstance(source, Tensor):
-        return NotImplemented
-    query = source.unsqueeze(1) if source.dim() == 2 else source
-    out = scores(weights, query, memory)
-    if out is NotImplemented:
-        return out
-    if lengths is not None:
-        positions = torch.arange(out.shape[-1], device=out.device)
-        out = out.masked_fill((positions >= lengths[:, None])[:, None], -torch.inf)
-    attention = torch.softmax(out, -1)
+def _behind(module: nn.Module, attention: Tensor, source: Tensor, memory: Tensor, *_: Any) -> Any:
+    """OpenNMT's last layer, over context and query."""
+    query = source if source.dim() == 3 else source[:, None]
     hidden = module.linear_out(torch.cat([torch.bmm(attention, memory), query], 2))
-    return (hidden.squeeze(1), attention.squeeze(1)) if source.dim() == 2 else (hidden, attention)
+    return (hidden, attention) if source.dim() == 3 else (hidden[:, 0], attention[:, 0])
 
 
-def opennmt_examples(module: nn.Module, weights: Weights, batch: int, steps: int) -> Iterator[tuple[Any, ...]]:
-    query, keys = random_pairs(weights, batch, 2, steps)
-    yield query, keys, None, None
-    yield query[:, 0], keys, torch.randint(1, steps + 1, (batch,)), None
+CONCAT = Form(
+    lambda _, query, keys: Pairs(query[:, None], keys),
+    lambda _, attention, *__: attention[:, 0],
+    lambda _, query, keys, mask: [(query[:, 0], keys)],
+)
+BENTREVETT = Form(  # keys time first
+    lambda _, query, keys, mask=None: Pairs(
+        query[:, None], keys.transpose(0, 1), None if mask is None else (mask == 0)[:, None], -1e10
+    ),
+    CONCAT.give,
+    lambda _, query, keys, mask: [(query[:, 0], keys.transpose(0, 1), m) for m in (None, mask, mask.long())],
+)
 
-
-def call_joeynmt(module: nn.Module, weights: Weights, query: Any, mask: Any, values: Any) -> Any:
-    """The keys are projected beforehand; the projected query is kept."""
-    if not isinstance(module.proj_keys, Tensor) or not isinstance(mask, Tensor) or query.shape[1:2] != (1,):
-        return NotImplemented
-    out = scores(weights, query, module.proj_keys, projected=True)
-    if out is NotImplemented:
-        return out
-    module.proj_query = F.linear(query, weights.query_weight, weights.query_bias)
-    attention = torch.softmax(torch.where(mask > 0, out, -torch.inf), dim=-1)
-    return attention @ values, attention
-
-
-def joeynmt_examples(module: nn.Module, weights: Weights, batch: int, steps: int) -> Iterator[tuple[Any, ...]]:
-    query, values = random_pairs(weights, batch, 1, steps)
-    module.proj_keys = torch.randn(batch, steps, len(weights.v)).to(weights.v)
-    yield query, random_mask(batch, steps).unsqueeze(1), values
-
-
-def call_d2l(module: nn.Module, weights: Weights, queries: Any, keys: Any, values: Any, valid_lens: Any) -> Any:
-    """Keys beyond a length, one an entry or one a query, are masked; the weights are kept."""
-    if not isinstance(values, Tensor) or (module.training and module.dropout.p):
-        return NotImplemented
-    out = scores(weights, queries, keys)
-    if out is NotImplemented:
-        return out
-    if valid_lens is not None:
-        lengths = valid_lens[:, None, None] if valid_lens.dim() == 1 else valid_lens[:, :, None]
-        out = out.masked_fill(torch.arange(out.shape[-1], device=out.device) >= lengths, -1e6)
-    module.attention_weights = torch.softmax(out, dim=-1)
-    return torch.bmm(module.attention_weights, values)
-
-
-def d2l_examples(module: nn.Module, weights: Weights, batch: int, steps: int) -> Iterator[tuple[Any, ...]]:
-    query, keys = random_pairs(weights, batch, 2, steps)
-    values = torch.randn(batch, steps, 3)
-    for lengths in (None, torch.randint(0, steps + 1, (batch,)), torch.randint(0, steps + 1, (batch, 2))):
-        yield query, keys, values, lengths
-
-
-# ---------------------------------------------------------------------------------------------------------- sources
-
-_CALLS = {
-    "documents.Attention": (call_document, document_examples),
-    "bentrevett": (call_bentrevett, bentrevett_examples),
-    "bentrevett_fc": (call_bentrevett, bentrevett_examples),
-    "opennmt": (call_opennmt, opennmt_examples),
-    "joeynmt": (call_joeynmt, joeynmt_examples),
-    "allennlp": (call_allennlp, allennlp_examples),
-    "d2l": (call_d2l, d2l_examples),
-    "pytorch_tutorial": (call_tutorial, tutorial_examples),
-    "gnmt": (call_context, gnmt_examples),
+FORMS = {
+    "documents.Attention": CONCAT,
+    "bentrevett": BENTREVETT,
+    "bentrevett_fc": BENTREVETT,
+    "allennlp": Form(
+        lambda module, query, keys, mask=None: (
+            Pairs(query[:, None], keys) if mask is None and getattr(module, "_normalize", True) else NotImplemented
+        ),
+        CONCAT.give,
+        lambda _, query, keys, mask: [(query[:, 0], keys, None)],
+    ),
+    "pytorch_tutorial": Form(
+        lambda _, query, keys: Pairs(query, keys) if query.shape[1] == 1 else NotImplemented,
+        lambda _, attention, query, keys: (torch.bmm(attention, keys), attention),
+        lambda _, query, keys, mask: [(query[:, :1], keys)],
+    ),
+    "gnmt": Form(  # the mask is set beforehand
+        lambda module, query, keys: Pairs(
+            _turned(module, query),
+            _turned(module, keys),
+            None if module.mask is None else module.mask[:, None],
+            -65504.0,
+        ),
+        lambda module, attention, _, keys: (
+            _turned(module, torch.bmm(attention, _turned(module, keys))).contiguous(),
+            attention,
+        ),
+        lambda module, query, keys, mask: (
+            _keep(module, (_turned(module, query), _turned(module, keys)), mask=m) for m in (None, ~mask)
+        ),
+        varies=("mask",),
+    ),
+    "opennmt": Form(
+        lambda module, query, keys, lengths, coverage: (
+            Pairs(query if query.dim() == 3 else query[:, None], keys, _beyond(lengths, keys))
+            if coverage is None and getattr(module, "attn_func", "softmax") == "softmax"
+            else NotImplemented
+        ),
+        _behind,
+        lambda _, query, keys, mask: [
+            (query, keys, None, None),
+            (query[:, 0], keys, torch.randint(1, keys.shape[1] + 1, (len(keys),)), None),
+        ],
+    ),
+    "joeynmt": Form(  # keys are projected beforehand, and the projected query is kept
+        lambda module, query, mask, values: Pairs(query, module.proj_keys, ~(mask > 0)),
+        lambda module, attention, query, mask, values: _keep(
+            module, (attention @ values, attention), proj_query=module.query_layer(query)
+        ),
+        lambda module, query, keys, mask: _beside(
+            module, (query[:, :1], mask[:, None], torch.randn(*keys.shape[:2], 3)), proj_keys=keys
+        ),
+        projected=True,
+        varies=("proj_keys", "proj_query"),
+    ),
+    "d2l": Form(  # the weights are kept
+        lambda module, query, keys, values, lengths: (
+            NotImplemented if module.training and module.dropout.p else Pairs(query, keys, _beyond(lengths, keys), -1e6)
+        ),
+        lambda module, attention, query, keys, values, lengths: _keep(
+            module, torch.bmm(attention, values), attention_weights=attention
+        ),
+        lambda _, query, keys, mask: [
+            (query, keys, torch.randn(*keys.shape[:2], 3), lengths)
+            for lengths in (None, mask.sum(1), torch.randint(0, keys.shape[1] + 1, query.shape[:2]))
+        ],
+        varies=("attention_weights",),
+    ),
+    "speechbrain": Form(  # its own forward projects the keys, at the first call after a reset
+        lambda module, states, lengths, query: (
+            NotImplemented
+            if module.precomputed_enc_h is None
+            else Pairs(
+                query[:, None], module.precomputed_enc_h, (module.mask == 0)[:, None], scale=float(module.scaling)
+            )
+        ),
+        lambda module, attention, states, *_: (module.mlp_out(torch.bmm(attention, states)[:, 0]), attention[:, 0]),
+        lambda module, query, keys, mask: _beside(
+            module,
+            (torch.randn(*keys.shape[:2], module.mlp_enc.in_features), mask.sum(1), query[:, 0]),
+            precomputed_enc_h=keys,
+            mask=mask,
+        ),
+        projected=True,
+        varies=("enc_len", "precomputed_enc_h", "mask"),
+    ),
+    "espnet": Form(  # so does this one's
+        lambda module, states, lengths, query, previous, scaling: (
+            NotImplemented
+            if module.pre_compute_enc_h is None or module.mask is None or query is None or module.han_mode
+            else Pairs(
+                query.reshape(len(states), 1, -1), module.pre_compute_enc_h, module.mask[:, None], scale=float(scaling)
+            )
+        ),
+        lambda module, attention, *_: (torch.bmm(attention, module.enc_h)[:, 0], attention[:, 0]),
+        lambda module, query, keys, mask: _beside(
+            module,
+            (torch.randn(*keys.shape[:2], module.mlp_enc.in_features), None, query[:, 0], None, 2.0),
+            pre_compute_enc_h=keys,
+            enc_h=torch.randn(*keys.shape[:2], 3).to(keys),
+            mask=~mask,
+        ),
+        projected=True,
+        varies=("pre_compute_enc_h", "enc_h", "mask", "h_length"),
+    ),
 }
-_VARIES = {"joeynmt": ("proj_keys", "proj_query"), "d2l": ("attention_weights",), "gnmt": ("mask",)}
 
-for _source, _call in _CALLS.items():
-    register(_source, partial(live_weights, LAYOUTS[_source]), *_call, varies=_VARIES.get(_source, ()))
+for _name, _form in FORMS.items():
+    _parts = partial(live_weights, LAYOUTS[_name]), partial(_call, _form), partial(_examples, _form)
+    register(_name, *_parts, varies=_form.varies)

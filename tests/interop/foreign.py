@@ -470,3 +470,86 @@ class D2l(nn.Module):
             scores = scores.masked_fill(~mask.reshape(scores.shape), -1e6)
         self.attention_weights = F.softmax(scores, dim=-1)
         return torch.bmm(self.dropout(self.attention_weights), values)
+
+
+class KamoNaoyuki(nn.Module):
+    """Called as nn.LSTM is; weights that are parameters of its own."""
+
+    def __init__(self, channels, hidden, kernel, layers=2, batch_first=False):
+        super().__init__()
+        self.layers, self.batch_first, self.padding = layers, batch_first, kernel // 2
+        for layer in range(layers):
+            inputs = hidden if layer else channels
+            for name, shape in {"ih": inputs, "hh": hidden}.items():
+                weight = nn.Parameter(torch.randn(4 * hidden, shape, kernel, kernel) / 10)
+                self.register_parameter(f"weight_{name}_l{layer}", weight)
+                self.register_parameter(f"bias_{name}_l{layer}", nn.Parameter(torch.randn(4 * hidden)))
+
+    def forward(self, input, hx=None):
+        x = input if self.batch_first else input.transpose(0, 1)
+        states = []
+        for layer in range(self.layers):
+            of_x, of_h = (
+                (getattr(self, f"weight_{name}_l{layer}"), getattr(self, f"bias_{name}_l{layer}"))
+                for name in ("ih", "hh")
+            )
+            h = c = x.new_zeros(len(x), len(of_h[1]) // 4, *x.shape[3:])
+            h, c = (h, c) if hx is None else (hx[0][layer], hx[1][layer])
+            steps = []
+            for x_t in x.unbind(1):
+                sums = F.conv2d(x_t, *of_x, padding=self.padding) + F.conv2d(h, *of_h, padding=self.padding)
+                i, f, g, o = sums.chunk(4, 1)
+                c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+                h = o.sigmoid() * c.tanh()
+                steps.append(h)
+            x = torch.stack(steps, 1)
+            states.append((h, c))
+        h, c = map(torch.stack, zip(*states, strict=True))
+        return (x if self.batch_first else x.transpose(0, 1).contiguous()), (h, c)
+
+
+class SpeechBrain(nn.Module):
+    """Keys and mask are kept from the first call to a reset."""
+
+    def __init__(self, enc_dim, dec_dim, attn_dim, output_dim, scaling=1.0):
+        super().__init__()
+        self.mlp_enc, self.mlp_dec = nn.Linear(enc_dim, attn_dim), nn.Linear(dec_dim, attn_dim)
+        self.mlp_attn, self.mlp_out = nn.Linear(attn_dim, 1, bias=False), nn.Linear(enc_dim, output_dim)
+        self.scaling = scaling
+        self.reset()
+
+    def reset(self):
+        self.enc_len = self.precomputed_enc_h = self.mask = None
+
+    def forward(self, enc_states, enc_len, dec_states):
+        if self.precomputed_enc_h is None:
+            self.precomputed_enc_h = self.mlp_enc(enc_states)
+            self.mask = torch.arange(enc_states.shape[1])[None] < enc_len[:, None]
+        sums = self.precomputed_enc_h + self.mlp_dec(dec_states.unsqueeze(1))
+        attn = self.mlp_attn(torch.tanh(sums)).squeeze(-1).masked_fill(self.mask == 0, -torch.inf)
+        attn = F.softmax(attn * self.scaling, -1)
+        return self.mlp_out(torch.bmm(attn.unsqueeze(1), enc_states).squeeze(1)), attn
+
+
+class ESPnet(nn.Module):
+    """The same, and the context is of the keys that are kept."""
+
+    def __init__(self, eprojs, dunits, att_dim):
+        super().__init__()
+        self.mlp_enc, self.mlp_dec = nn.Linear(eprojs, att_dim), nn.Linear(dunits, att_dim, bias=False)
+        self.gvec, self.han_mode = nn.Linear(att_dim, 1), False
+        self.reset()
+
+    def reset(self):
+        self.h_length = self.enc_h = self.pre_compute_enc_h = self.mask = None
+
+    def forward(self, enc_hs_pad, enc_hs_len, dec_z, att_prev, scaling=2.0):
+        if self.pre_compute_enc_h is None:
+            self.enc_h, self.h_length = enc_hs_pad, enc_hs_pad.shape[1]
+            self.pre_compute_enc_h = self.mlp_enc(enc_hs_pad)
+        if self.mask is None:
+            self.mask = torch.arange(self.h_length)[None] >= torch.as_tensor(enc_hs_len)[:, None]
+        dec_z = dec_z.view(len(enc_hs_pad), -1)
+        e = self.gvec(torch.tanh(self.pre_compute_enc_h + self.mlp_dec(dec_z)[:, None])).squeeze(2)
+        w = F.softmax(scaling * e.masked_fill(self.mask, -torch.inf), dim=1)
+        return (self.enc_h * w.unsqueeze(2)).sum(1), w

@@ -20,6 +20,7 @@ from tests.interop import foreign
 from tests.modules.agreement import randn, results
 
 MASK = torch.tensor([[1, 1, 0, 1, 1], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0]], dtype=torch.bool)
+SOME = MASK[[0, 1, 0]]
 FRAMES, SIZE = (2, 3, 7, 6), (7, 6)
 
 
@@ -30,9 +31,10 @@ def states(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
 STATES = states(2, 8, *SIZE)
 
 
-def projected(query, key, hidden):
-    module = foreign.JoeyNMT(query, key, hidden)
-    module.proj_keys = randn(3, 5, hidden)
+def keeping(module, **kept):
+    """What is there after the first call, or set before it."""
+    for name, tensor in kept.items():
+        setattr(module, name, tensor)
     return module
 
 
@@ -55,17 +57,31 @@ NAMED = {
     "jhhuang96": (lambda: foreign.Jhhuang96(3, 8, 3), (randn(4, *FRAMES), STATES, 4)),
     "openstl.ConvLSTMCell": (lambda: foreign.OpenSTLCell(8, 8, 5), (randn(2, 8, *SIZE), *STATES)),
     "hzzone": (lambda: foreign.Hzzone(3, 8, 3, SIZE, parameters=True), (randn(5, *FRAMES), STATES)),
+    "kamo_naoyuki": (lambda: foreign.KamoNaoyuki(3, 8, 3), (randn(5, *FRAMES), states(2, 2, 8, *SIZE))),
     "documents.Attention": (lambda: foreign.Attention(8), (randn(3, 8), randn(3, 5, 8))),
     "bentrevett": (lambda: foreign.Bentrevett(4, 7), (randn(3, 7), randn(5, 3, 8), MASK)),
     "bentrevett_fc": (lambda: foreign.BentrevettFc(8, 7), (randn(3, 7), randn(5, 3, 8))),
     "opennmt": (lambda: foreign.OpenNMT(8), (randn(3, 8), randn(3, 5, 8), torch.tensor([5, 2, 1]))),
-    "joeynmt": (lambda: projected(4, 6, 7), (randn(3, 1, 4), MASK[[0, 1, 0], None], randn(3, 5, 6))),
+    "joeynmt": (
+        lambda: keeping(foreign.JoeyNMT(4, 6, 7), proj_keys=randn(3, 5, 7)),
+        (randn(3, 1, 4), SOME[:, None], randn(3, 5, 6)),
+    ),
     "allennlp": (lambda: foreign.AllenNLP(6, 5), (randn(3, 6), randn(3, 5, 5))),
     "d2l": (
         lambda: foreign.D2l(4, 6, 7),
         (randn(3, 2, 4), randn(3, 5, 6), randn(1, 3, 5, 6)[0], torch.tensor([5, 0, 2])),
     ),
     "pytorch_tutorial": (lambda: foreign.Tutorial(8), (randn(3, 1, 8), randn(3, 5, 8))),
+    "speechbrain": (
+        lambda: keeping(foreign.SpeechBrain(6, 4, 7, 3, 1.5), precomputed_enc_h=randn(3, 5, 7), mask=SOME),
+        (randn(3, 5, 6), torch.tensor([5, 2, 1]), randn(3, 4)),
+    ),
+    "espnet": (
+        lambda: keeping(
+            foreign.ESPnet(6, 4, 7), pre_compute_enc_h=randn(3, 5, 7), enc_h=randn(3, 5, 6), mask=~SOME, h_length=5
+        ),
+        (randn(3, 5, 6), [5, 2, 1], randn(3, 4), None),
+    ),
     "gnmt": (lambda: foreign.Gnmt(4, 5, 6), (randn(3, 2, 4), randn(3, 5, 5))),
 }
 named = pytest.mark.parametrize(("source", "make", "inputs"), [(k, *v) for k, v in NAMED.items()], ids=NAMED)
@@ -184,8 +200,9 @@ def test_dtypes_stay(source, make, inputs, calls):
         return pytree.tree_map(lambda x: x.to(dtype) if is_float(x) else x, inputs)
 
     plain, module = build(make, torch.bfloat16), fused(make, source, torch.bfloat16)
-    if source == "joeynmt":
-        plain.proj_keys = module.proj_keys = plain.proj_keys.bfloat16()
+    for each in (plain, module):
+        kept = {name: value.bfloat16() for name, value in vars(each).items() if is_float(value)}
+        keeping(each, **kept)
     assert structure(module(*cast(torch.bfloat16))) == structure(plain(*cast(torch.bfloat16)))
     assert calls
     plain, module = plain.float(), module.float()
@@ -200,8 +217,6 @@ def test_assigned_parameters_are_read(source, make, inputs, calls):
     for parameter in other.parameters():
         nn.init.normal_(parameter)
     module.load_state_dict(other.state_dict(), assign=True)
-    if source == "joeynmt":
-        other.proj_keys = module.proj_keys
     want = results(other, inputs)
     calls.clear()
     torch.testing.assert_close(results(module, inputs), want, **tolerances.FLOAT64)
