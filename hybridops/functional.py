@@ -132,9 +132,7 @@ def _conv_lstm(
         c_n = x.new_zeros(state, dtype=acc) if c0 is None else c0.clone()
         return h_n.new_empty(state[0], 0, *state[1:]), h_n, c_n.to(dtype_of_c)
     with _no_autocast(x):
-        output, h_n, c_n = autograd.conv_lstm.run(
-            run, x, h0, c0, weight_ih, weight_hh, bias, peephole, save, want_h_n
-        )
+        output, h_n, c_n = autograd.conv_lstm.run(run, x, h0, c0, weight_ih, weight_hh, bias, peephole, save, want_h_n)
     return output, h_n, c_n.to(dtype_of_c)
 
 

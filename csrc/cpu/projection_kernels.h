@@ -51,7 +51,8 @@ struct Projection {
             Four<A> sum;
             sum_lanes_of_four<A>(sum, sums[r]);
             T* to = out + (row + r) * outputs + first;
-            for (int64_t o = 0; o < count; ++o) to[o] = static_cast<T>(bias ? sum[o] + static_cast<A>(bias[first + o]) : sum[o]);
+            for (int64_t o = 0; o < count; ++o)
+                to[o] = static_cast<T>(bias ? sum[o] + static_cast<A>(bias[first + o]) : sum[o]);
         }
     }
 

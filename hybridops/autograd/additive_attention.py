@@ -138,8 +138,8 @@ def _gradients(
 ) -> tuple[Tensor | None, ...]:
     """With dα = dcontext valueᵀ + dweights:  ds = α∘(dα - Σ_t α∘dα)  dvalue = αᵀ dcontext  (ds: also of score_bias)
 
-    Masked places are selected, not multiplied by their weight of zero: dα may be infinite there (that of an entropy is),
-    and the sum NaN.
+    Masked places are selected, not multiplied by their weight of zero: dα may be infinite there (that of an entropy
+    is), and the product NaN.
     """
     q, k, v, value, score_bias = inputs
     need_scores, need_value, need_bias = any(needed[:3]), needed[3], needed[4]

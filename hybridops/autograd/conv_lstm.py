@@ -80,7 +80,9 @@ class ConvLSTM(torch.autograd.Function):
         if grad_output is None and grad_hn is None and grad_cn is None:
             return (None,) * 10
         grad_hs = None if grad_output is None else grad_output.transpose(0, 1)
-        if torch.is_grad_enabled() or under_transform(grad_output, grad_hn, grad_cn):  # create_graph=True, or a vmap over the backward
+        if torch.is_grad_enabled() or under_transform(
+            grad_output, grad_hn, grad_cn
+        ):  # create_graph=True, or a vmap over the backward
             grads = differentiable_gradients(lambda: _states(*inputs), inputs, needed, (grad_hs, grad_hn, grad_cn))
         else:
             gradients = _gradients_as_one_op if torch.compiler.is_compiling() else _gradients

@@ -47,6 +47,7 @@ class Weights(NamedTuple):
     key_bias: Tensor | None  # (A)
     v: Tensor  # (A)
     g: Tensor | None  # ()
+    v_bias: Tensor | None = None  # (1)
 
 
 _LOCATION = "a term of the previous weights (location-aware attention)"
@@ -187,6 +188,14 @@ def take_apart(layout: AttentionLayout, module: nn.Module, source: str) -> list[
     return [tensors]
 
 
+def live_weights(layout: AttentionLayout, module: nn.Module) -> Weights:
+    """The module's own tensors, or views of them, but for v, which is normalised here where it is to be."""
+    weights = _read(layout, *layout.live(module)[0])
+    if weights.g is None:
+        return weights
+    return weights._replace(v=weights.g.reshape(()) * weights.v / torch.linalg.vector_norm(weights.v), g=None)
+
+
 def _read(layout: AttentionLayout, tensors: dict[str, Tensor], keys: dict[str, str]) -> Weights:
     """Checked, and as `nn.Linear` keeps them."""
     v, attn_dim = tensors["v"], tensors["v"].numel()
@@ -210,7 +219,8 @@ def _read(layout: AttentionLayout, tensors: dict[str, Tensor], keys: dict[str, s
     if "g" in tensors:
         check_shape(keys["g"], tensors["g"], layout.g_shape)
     query_bias = tensors.get("query_bias", tensors.get("bias"))
-    return Weights(query_weight, key_weight, query_bias, tensors.get("key_bias"), v.reshape(-1), tensors.get("g"))
+    others = tensors.get("g"), tensors.get("v_bias")
+    return Weights(query_weight, key_weight, query_bias, tensors.get("key_bias"), v.reshape(-1), *others)
 
 
 def _weights_of(module: nn.Module, *, with_g: bool) -> Weights:

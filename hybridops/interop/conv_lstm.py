@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hybridops import reference
 from hybridops.checks import check_shape
@@ -26,7 +26,7 @@ PEEPHOLES = ("peephole_f", "peephole_i", "peephole_o")
 @dataclass(frozen=True, kw_only=True)
 class ConvLSTMLayout(Layout):
     """Roles: weight (4H, C+H, K*), or weight_ih (4H, C, K*) and weight_hh (4H, H, K*); bias (4H), or bias_ih and
-    bias_hh, which are added up; peephole_f, peephole_i, peephole_o (H, S*).
+    bias_hh, which are added up; peephole_f, peephole_i, peephole_o (H, S*), or (1, H, 1, ...) with one a channel.
     """
 
     gate_order: str
@@ -40,7 +40,7 @@ class Weights(NamedTuple):
 
     weight: Tensor  # (4H, C+H, K*)
     bias: Tensor | None  # (4H)
-    peephole: Tensor | None  # (3, H, S*), rows f, i, o
+    peephole: Tensor | None  # (3, H) or (3, H, S*), rows f, i, o
 
 
 def _stacked(keys: Mapping[str, str]) -> dict[str, str]:
@@ -112,10 +112,11 @@ def build(layout: ConvLSTMLayout, layers: list[Layer], **options: Any) -> FusedC
     if inputs[1:] != hidden[:-1]:
         raise ValueError(f"layers of state_dict do not fit: they take {inputs} channels and give {hidden}")
     first = weights[0]
+    space = () if first.peephole is None else tuple(first.peephole.shape[2:])
     options = {
         "bias": first.bias is not None,
-        "peephole": None if first.peephole is None else "spatial",
-        "spatial_size": None if first.peephole is None else tuple(first.peephole.shape[2:]),
+        "peephole": None if first.peephole is None else "spatial" if space else "channel",
+        "spatial_size": space or None,
         "gate_order": layout.gate_order,
         "device": first.weight.device,
         "dtype": first.weight.dtype,
@@ -142,6 +143,18 @@ def take_apart(layout: ConvLSTMLayout, module: torch.nn.Module, source: str) -> 
     return [_write(layout, cell, source) for cell in cells]
 
 
+def live_weights(layout: ConvLSTMLayout, module: nn.Module) -> list[tuple[Tensor | None, ...]]:
+    """w_ih, w_hh, bias and peephole of each layer, as `functional.conv_lstm` takes them: views of the module's own."""
+    layers = []
+    for layer in layout.live(module):
+        weight, bias, peephole = _read(layout, *layer)
+        weight, bias = (_reorder(rows, layout.gate_order, GATES) for rows in (weight, bias))
+        hidden = len(weight) // 4
+        peephole = None if peephole is None else peephole.to(weight.dtype)  # of tensors that the module does not cast
+        layers.append((weight[:, :-hidden], weight[:, -hidden:], bias, peephole))
+    return layers
+
+
 def _read(layout: ConvLSTMLayout, tensors: dict[str, Tensor], keys: dict[str, str]) -> Weights:
     """One layer, checked."""
     for role in ("weight", "weight_ih", "weight_hh"):
@@ -164,15 +177,28 @@ def _read(layout: ConvLSTMLayout, tensors: dict[str, Tensor], keys: dict[str, st
         if role in tensors:
             check_shape(keys[role], tensors[role], (rows,))
     biases = [tensors[role] for role in ("bias", "bias_ih", "bias_hh") if role in tensors]
+    peepholes = _read_peepholes(layout, tensors, keys, rows // 4, len(kernel))
+    return Weights(weight, sum(biases) if biases else None, peepholes)
+
+
+def _read_peepholes(
+    layout: ConvLSTMLayout, tensors: dict[str, Tensor], keys: dict[str, str], hidden: int, dims: int
+) -> Tensor | None:
+    """(3, H), where there is one a channel, or (3, H, S*)."""
+    roles = [role for role in PEEPHOLES if role in tensors]
+    channel = (1, hidden, *[1] * dims)
+    if roles and tensors[roles[0]].shape == channel:
+        for role in roles:
+            check_shape(keys[role], tensors[role], channel)
+        return torch.stack([tensors[role].reshape(hidden) for role in roles])
     batch = (1,) if layout.peephole_batch else ()
-    space: Sequence[int | str] = SPATIAL_NAMES[len(kernel)]
+    space: Sequence[int | str] = SPATIAL_NAMES[dims]
     peepholes = []
-    for role in PEEPHOLES:
-        if role in tensors:
-            check_shape(keys[role], tensors[role], (*batch, rows // 4, *space))
-            peepholes.append(tensors[role].squeeze(0) if batch else tensors[role])
-            space = peepholes[0].shape[1:]
-    return Weights(weight, sum(biases) if biases else None, torch.stack(peepholes) if peepholes else None)
+    for role in roles:
+        check_shape(keys[role], tensors[role], (*batch, hidden, *space))
+        peepholes.append(tensors[role].squeeze(0) if batch else tensors[role])
+        space = peepholes[0].shape[1:]
+    return torch.stack(peepholes) if peepholes else None
 
 
 def _write(layout: ConvLSTMLayout, cell: reference.ConvLSTMCell, source: str) -> dict[str, Tensor]:
@@ -194,12 +220,15 @@ def _write(layout: ConvLSTMLayout, cell: reference.ConvLSTMCell, source: str) ->
         tensors |= dict(zip(places, [zeros if bias is None else bias, zeros], strict=False))
 
     if peephole is not None:
-        if PEEPHOLES[0] not in layout.keys or peephole.dim() == 2:
-            kind = "none" if PEEPHOLES[0] not in layout.keys else "one a position"
-            raise ValueError(f"module must not have these peepholes: there is {kind} in {source!r}")
-        tensors |= zip(PEEPHOLES, peephole[:, None] if layout.peephole_batch else peephole, strict=True)
+        if PEEPHOLES[0] not in layout.keys:
+            raise ValueError(f"module must not have peepholes: there are none in {source!r}")
+        if peephole.dim() == 2:  # one a channel
+            peephole = peephole.reshape(3, 1, -1, *[1] * cell.spatial_dims)
+        elif layout.peephole_batch:
+            peephole = peephole[:, None]
+        tensors |= zip(PEEPHOLES, peephole, strict=True)
     elif not optional.issuperset(role for role in PEEPHOLES if role in layout.keys):
-        raise ValueError(f"module must have peephole='spatial', as {source!r} has")
+        raise ValueError(f"module must have peepholes, as {source!r} has")
     return tensors
 
 

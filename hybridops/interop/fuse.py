@@ -1,17 +1,18 @@
-"""fuse(model): modules of a model that compute a ConvLSTM or an additive attention become fused ones."""
+"""fuse(model): this library's own plain modules, and what adapters say of others, become fused ones."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, overload
 
-from torch import nn
+from torch import Tensor, nn
 
 from hybridops import modules, reference
 from hybridops.checks import check_bool
-from hybridops.interop.calls import FusedForeign, fused_class
-from hybridops.interop.foreign import NotRecognised, recognise, refuse_hooks_within
-from hybridops.modules.parts import RECOMPUTING_HOOKS
+from hybridops.interop.adapters import Adapter, attributes_of, find, fused_class, plan_for
+from hybridops.interop.verify import verified
+from hybridops.modules.parts import CONVOLUTIONS, has_hooks, reason_not_plain
 
 FUSED: dict[type[nn.Module], type[nn.Module]] = {
     reference.ConvLSTMCell: modules.FusedConvLSTMCell,
@@ -19,13 +20,14 @@ FUSED: dict[type[nn.Module], type[nn.Module]] = {
     reference.ConcatAttention: modules.FusedConcatAttention,
     reference.AdditiveAttention: modules.FusedAdditiveAttention,
 }
+Adapters = Mapping[type[nn.Module], "str | Adapter"]
 
 
 @dataclass(frozen=True)
 class FuseReport:
     """What `fuse` did, by the names of `model.named_modules()`; the model itself is "".
 
-    PyTorch's own modules are not in it, nor what is within a swapped module that was written elsewhere.
+    PyTorch's own modules are not in it, nor what is within a module that an adapter swapped.
     """
 
     swapped: dict[str, str]  # what it was, and what it is now
@@ -38,81 +40,161 @@ class FuseReport:
 
 
 @overload
-def fuse(model: nn.Module, *, strict: bool = False, report: Literal[False] = False) -> nn.Module: ...
+def fuse(
+    model: nn.Module, *, adapters: Adapters | None = None, strict: bool = False, report: Literal[False] = False
+) -> nn.Module: ...
 
 
 @overload
-def fuse(model: nn.Module, *, strict: bool = False, report: Literal[True]) -> tuple[nn.Module, FuseReport]: ...
+def fuse(
+    model: nn.Module, *, adapters: Adapters | None = None, strict: bool = False, report: Literal[True]
+) -> tuple[nn.Module, FuseReport]: ...
 
 
-def fuse(model: nn.Module, *, strict: bool = False, report: bool = False) -> nn.Module | tuple[nn.Module, FuseReport]:
-    """Turn the modules of `model` that compute a ConvLSTM or an additive attention into fused ones; return `model`.
+def fuse(
+    model: nn.Module, *, adapters: Adapters | None = None, strict: bool = False, report: bool = False
+) -> nn.Module | tuple[nn.Module, FuseReport]:
+    """Turn this library's plain modules in `model`, and those that `adapters` speaks for, into fused ones.
 
     It happens in place: the module objects stay the same ones with another class, so parameters, hooks, training mode,
     state dict and whatever else refers to them are kept.
 
-    - A module that is exactly one of `hybridops.reference`'s gets its fused class. A subclass is left alone, and so is
-      one with hooks on what is within, but for those that compute a weight (`torch.nn.utils.weight_norm`, `prune`).
-    - A module of another class, whose parameters have the shapes of a ConvLSTM or an additive attention, is tried: what
-      it computes, on a copy with random parameters and random inputs, has to be what the fused functions compute, in
-      evaluation and in training, outputs and gradients. It then gets a subclass of its own class, which answers the
-      calls that were tried so, and passes any other call on to the module's own forward. It takes and returns what it
-      did. The module itself is not called for that, and an error in its forward is reported, not raised. Where one of
-      its attributes is set afterwards, it gets its own class back.
+    - A module that is exactly one of `hybridops.reference`'s gets its fused class, if its parts are plain: exactly
+      PyTorch's layers, without hooks but those that compute a weight (`torch.nn.utils.weight_norm`, `prune`).
+    - A module whose class is in `adapters` gets a subclass of it, whose forward has the same signature. Calls that the
+      adapter knows run on the fused functions, every other one on its own forward; so does every call once the module
+      is no longer as it was: another layer in it, a hook within, another value of an attribute. Before that, what the
+      adapter says is verified on a copy with random parameters. The module itself is not called.
+
+    Nothing else is touched: no module is swapped for what it seems to be.
 
     Args:
+        adapters: class -> name of a source, or what `interop.adapter` made. A subclass of the class is left alone.
         strict: raise if nothing was swapped.
         report: return (model, FuseReport): what was swapped, and what was left alone and why.
 
+    Returns:
+        `model`, or (`model`, FuseReport).
+
     Raises:
-        TypeError: `model` is not an `nn.Module`.
-        ValueError: `strict`, and nothing was swapped; the message is the report.
+        TypeError: `model` is not an `nn.Module`, or `adapters` no dictionary from classes to adapters.
+        ValueError: the name of a source is unknown; a module does not compute what its adapter says (its class, the
+            case and the largest difference are named, and what was swapped before it stays); or `strict`, and nothing
+            was swapped, where the message is the report.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     check_bool("strict", strict)
     check_bool("report", report)
-    outcome = FuseReport({}, {})
-    _fuse(model, "", outcome, seen=set())
+    fusing = _Fusing(_check_adapters(adapters), FuseReport({}, {}))
+    fusing.visit(model, "")
+    outcome = fusing.outcome
     if strict and not outcome.swapped:
         raise ValueError(f"model must have a module that can be fused, got\n{outcome}")
     return (model, outcome) if report else model
 
 
-def _fuse(module: nn.Module, name: str, outcome: FuseReport, seen: set[nn.Module]) -> None:
-    """The module, or if it is left alone, those within."""
-    if module in seen:
-        return
-    seen.add(module)
-    before = type(module)
-    try:
-        _swap(module)
-    except NotRecognised as reason:
-        if before.__module__.partition(".")[0] != "torch":
-            outcome.left_alone[name] = str(reason)
-    else:
-        how = f": {module.plan}" if isinstance(module, FusedForeign) else ""
-        outcome.swapped[name] = f"{before.__name__} -> {type(module).__name__}{how}"
-    if isinstance(module, FusedForeign):
-        return  # what is within is called by the module's own forward only
-    for child_name, child in module.named_children():
-        _fuse(child, f"{name}.{child_name}" if name else child_name, outcome, seen)
+def _check_adapters(adapters: Adapters | None) -> dict[type[nn.Module], Adapter]:
+    if adapters is None:
+        return {}
+    if not isinstance(adapters, Mapping):
+        raise TypeError(f"adapters must be a dictionary from classes to adapters, got {type(adapters).__name__}")
+    checked = {}
+    for kind, value in adapters.items():
+        if not isinstance(kind, type) or not issubclass(kind, nn.Module):
+            raise TypeError(f"a key of adapters must be a class of modules, got {kind!r}")
+        checked[kind] = find(value) if isinstance(value, str) else value
+        if not isinstance(checked[kind], Adapter):
+            raise TypeError(f"the adapter of {kind.__name__} must be a name or an Adapter, got {type(value).__name__}")
+    return checked
 
 
-def _swap(module: nn.Module) -> None:
-    kind = type(module)
-    if kind in FUSED:
-        refuse_hooks_within(module, besides=RECOMPUTING_HOOKS)
-        module.__class__ = FUSED[kind]
-        return
-    if kind in FUSED.values() or isinstance(module, FusedForeign):
-        raise NotRecognised("it is fused already")
-    if isinstance(module, tuple(FUSED)):
-        raise NotRecognised(f"a subclass of {kind.__mro__[1].__name__} may compute something else")
-    if kind.__module__.partition(".")[0] == "torch":
-        raise NotRecognised("it is PyTorch's own")
-    plan = recognise(module)
-    try:
-        module.__class__ = fused_class(plan)
-    except TypeError as error:
-        raise NotRecognised(f"its class cannot be extended: {error}") from error
+class _Fusing:
+    def __init__(self, adapters: dict[type[nn.Module], Adapter], outcome: FuseReport) -> None:
+        self.adapters, self.outcome = adapters, outcome
+        self.seen: set[nn.Module] = set()
+
+    def visit(self, module: nn.Module, name: str) -> None:
+        """The module, and those within but for what an adapter speaks for as a whole."""
+        if module in self.seen:
+            return
+        self.seen.add(module)
+        before = type(module)
+        reason = self._swap(module)
+        if reason is None:
+            self.outcome.swapped[name] = f"{before.__name__} -> {type(module).__name__}"
+        elif before.__module__.partition(".")[0] != "torch":
+            self.outcome.left_alone[name] = reason
+        if "plan" not in vars(type(module)):
+            for child_name, child in module.named_children():
+                self.visit(child, f"{name}.{child_name}" if name else child_name)
+
+    def _swap(self, module: nn.Module) -> str | None:
+        """Why it is left alone; None if it is swapped."""
+        kind = type(module)
+        if kind in FUSED.values() or "plan" in vars(kind):
+            return "It is fused already."
+        if kind in FUSED:
+            reason = _reason_not_plain(module)
+            if reason is None:
+                module.__class__ = FUSED[kind]
+            return reason
+        if kind not in self.adapters:
+            known = next((base for base in kind.__mro__ if base in FUSED or base in self.adapters), None)
+            if known is not None:
+                return f"It is a subclass of {known.__name__}, and may compute something else."
+            return "It is none of this library's modules, and no adapter speaks for its class."
+        reason = _reason_against(module, self.adapters[kind])
+        if reason is not None:
+            return reason
+        plan = verified(plan_for(module, self.adapters[kind]), module)
+        try:
+            module.__class__ = fused_class(plan)
+        except TypeError as error:
+            return f"Its class cannot be extended: {error}."
+        return None
+
+
+def _reason_not_plain(module: nn.Module) -> str | None:
+    """Why one of this library's plain modules may compute something else than its weights say."""
+    if "forward" in vars(module):
+        return "It has a forward of its own."
+    for name, child in module.named_modules():
+        if child is module or type(child) is nn.ModuleList or _makes_weights(name):
+            continue
+        if type(child) in FUSED or type(child) in FUSED.values():
+            reason = "has a forward of its own" if "forward" in vars(child) else None
+            reason = "has hooks" if has_hooks(child) else reason
+        else:
+            reason = reason_not_plain(child)
+        if reason is not None:
+            return f"Its part {name} {reason}."
+    return None
+
+
+def _reason_against(module: nn.Module, adapter: Adapter) -> str | None:
+    """Why a module that an adapter speaks for is left alone as it stands."""
+    if "forward" in vars(module):
+        return "It has a forward of its own."
+    if next(module.buffers(), None) is not None:
+        return "It has buffers, on which its forward may depend."
+    devices = {parameter.device.type for parameter in module.parameters()}
+    if len(devices) != 1 or devices == {"meta"} or not all(p.is_floating_point() for p in module.parameters()):
+        return "Its parameters are not numbers on one device."
+    for name, child in module.named_modules():
+        tensors = [key for key, value in attributes_of(child, adapter.varies).items() if isinstance(value, Tensor)]
+        if tensors and not child._forward_pre_hooks:
+            return f"It keeps what is neither a parameter nor a buffer: {', '.join(tensors)}."
+        if child is module or _makes_weights(name):
+            continue
+        reason = "has hooks" if has_hooks(child) else None
+        reason = "has a forward of its own" if "forward" in vars(child) else reason
+        if isinstance(child, (*CONVOLUTIONS, nn.Linear)):
+            reason = reason_not_plain(child)
+        if reason is not None:
+            return f"Its part {name} {reason}."
+    return None
+
+
+def _makes_weights(name: str) -> bool:
+    return "parametrizations" in name.split(".")

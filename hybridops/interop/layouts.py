@@ -9,7 +9,9 @@ from itertools import count
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from hybridops.modules.parts import recompute_weights
 
 
 class Layer(NamedTuple):
@@ -48,6 +50,27 @@ class Layout:
             )
         return [Layer({role: torch.as_tensor(tensors[key]) for role, key in keys.items()}, keys) for keys in layers]
 
+    def live(self, module: nn.Module) -> list[Layer]:
+        """What there is of each layer in a module of the source: its own tensors, so that gradients reach them.
+
+        Raises:
+            ValueError: something that may not be missing is.
+        """
+        optional = {role for group in self.optional for role in group}
+        layers: list[Layer] = []
+        for layer in count():
+            keys = {role: key.format(layer=layer) for role, key in self.keys.items()}
+            found = {role: attribute(module, key) for role, key in keys.items()}
+            missing = [keys[role] for role, tensor in found.items() if tensor is None and role not in optional]
+            if missing and layer:
+                return layers
+            if missing:
+                raise ValueError(f"there is no {missing[0]}")
+            layers.append(Layer({role: tensor for role, tensor in found.items() if tensor is not None}, keys))
+            if not self.has_layers:
+                return layers
+        return layers
+
     def put(self, layers: Iterable[Mapping[str, Tensor]], prefix: str) -> dict[str, Tensor]:
         """What `take` would take apart."""
         return {
@@ -78,3 +101,13 @@ class Layout:
             if layer > 0 and (not self.has_layers or tensors.keys().isdisjoint(keys.values())):
                 return layers
             layers.append(keys)
+
+
+def attribute(module: nn.Module, key: str) -> Tensor | None:
+    """The tensor of that name, as the next call would find it."""
+    *path, name = key.split(".")
+    for part in path:
+        module = getattr(module, part, None)
+    if isinstance(module, nn.Module):
+        recompute_weights(module)
+    return getattr(module, name, None)

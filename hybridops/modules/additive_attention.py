@@ -75,7 +75,11 @@ class FusedAdditiveAttention(AdditiveAttention):
         self, query: Tensor, keys: PreparedKeys, mask: Tensor | None, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
         projection, v = self.query_proj, self.v
-        if isinstance(keys, FusedPreparedKeys) and not (self.dropout and self.training) and _are_as_they_stand(projection, v):
+        if (
+            isinstance(keys, FusedPreparedKeys)
+            and not (self.dropout and self.training)
+            and _are_as_they_stand(projection, v)
+        ):
             out = HF.additive_attention_step(
                 query, projection.weight, projection.bias, keys.key, keys.value, v.weight, mask=mask, scale=self.scale,
                 activation=self.activation, negative_slope=self.negative_slope, return_weights=need_weights,

@@ -6,8 +6,6 @@ another padding) has to be called: the fused module then runs the plain forward,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
@@ -47,7 +45,7 @@ def reason_not_plain(part: nn.Module, kinds: tuple[type[nn.Module], ...] = (nn.L
         return f"is a {kind.__name__}, not a {' or '.join(each.__name__ for each in kinds)}"
     if "forward" in part.__dict__:
         return "has a forward of its own"
-    if next(_hooks(part), None) is not None:
+    if has_hooks(part):
         return "has hooks"
     if isinstance(part, CONVOLUTIONS):
         return _reason_not_same(part)
@@ -79,21 +77,21 @@ def plain_is_faster(family: str, backend: str | None, x: Tensor, spatial_dims: i
     return backends.fallback(family, backend, x, spatial_dims)
 
 
-def _hooks(part: nn.Module) -> Iterator[Callable]:
-    """Those that a call of the part would run, but for `RECOMPUTING_HOOKS`; hooks on all modules too."""
-    for hook in part._forward_pre_hooks.values():
-        if not isinstance(hook, RECOMPUTING_HOOKS):
-            yield hook
-    for hooks in (
-        part._forward_hooks,
-        part._backward_hooks,
-        part._backward_pre_hooks,
-        nn_module._global_forward_pre_hooks,
-        nn_module._global_forward_hooks,
-        nn_module._global_backward_hooks,
-        nn_module._global_backward_pre_hooks,
-    ):
-        yield from hooks.values()
+def has_hooks(part: nn.Module) -> bool:
+    """Whether a call of the part runs hooks, its own or those of all modules, that do more than compute a weight."""
+    if not all(isinstance(hook, RECOMPUTING_HOOKS) for hook in part._forward_pre_hooks.values()):
+        return True
+    return any(
+        (
+            part._forward_hooks,
+            part._backward_hooks,
+            part._backward_pre_hooks,
+            nn_module._global_forward_pre_hooks,
+            nn_module._global_forward_hooks,
+            nn_module._global_backward_hooks,
+            nn_module._global_backward_pre_hooks,
+        )
+    )
 
 
 def _reason_not_same(conv: nn.Module) -> str | None:

@@ -169,7 +169,7 @@ class ConvLSTM(nn.Module):
     Parameters: those of `ConvLSTMCell`, under `cell_list.{layer}`.
 
     Shape: x (B, T, C, S*); hx None (zeros) or (h_0, c_0), each (num_layers, B, H, S*) or a list of (B, H, S*). A list
-    of one pair (h, c) a layer is taken as such, where it cannot be (h_0, c_0): for two layers of the same size it could.
+    of one pair (h, c) a layer is taken as such where it cannot be (h_0, c_0); for two layers of one size it could.
     Gives (output (B, T, H, S*) of the last layer, (h_n, c_n)), states stacked as hx, or lists where hidden_dim is one.
 
     Raises:
@@ -434,7 +434,17 @@ def _convolution_backward(
     kernel, acc = weight.shape[2:], accumulation_dtype(da.dtype)
     one, zero = [1] * len(kernel), [0] * len(kernel)
     return torch.ops.aten.convolution_backward(
-        da.flatten(0, 1).to(acc), x.flatten(0, 1).to(acc), weight.to(acc), None, one, _same_padding(kernel), one, False, zero, 1, wanted
+        da.flatten(0, 1).to(acc),
+        x.flatten(0, 1).to(acc),
+        weight.to(acc),
+        None,
+        one,
+        _same_padding(kernel),
+        one,
+        False,
+        zero,
+        1,
+        wanted,
     )[:2]
 
 

@@ -203,9 +203,7 @@ def test_no_gradient_comes_from_behind_a_mask(target, loss, mask):
     want = torch.autograd.grad(want, leaves, materialize_grads=True, allow_unused=True)
     for create_graph in (False, True):  # by the back end, and by the formulas
         got = LOSSES[loss](fused_attention(**inputs, mask=where, backend=target.backend))
-        got = torch.autograd.grad(
-            got, leaves, create_graph=create_graph, materialize_grads=True, allow_unused=True
-        )
+        got = torch.autograd.grad(got, leaves, create_graph=create_graph, materialize_grads=True, allow_unused=True)
         torch.testing.assert_close(got, want, **tolerances.FLOAT64)
     second = torch.autograd.grad(sum(grad.square().sum() for grad in got), leaves, allow_unused=True)
     assert all(grad.isfinite().all() for grad in second if grad is not None)

@@ -320,3 +320,236 @@ class Captioner(nn.Module):
         sums = self.encoder_att(encoder_out) + self.decoder_att(decoder_hidden).unsqueeze(1)
         alpha = torch.softmax(self.full_att(torch.relu(sums)).squeeze(2), dim=1)
         return (encoder_out * alpha.unsqueeze(2)).sum(dim=1), alpha
+
+
+class Torchgeo(Ndrplz):
+    """ndrplz's, but that it takes states, and gives tuples of them."""
+
+    def forward(self, input_tensor, hidden_state=None):
+        x = input_tensor if self.batch_first else input_tensor.transpose(0, 1)
+        outputs, states = [], []
+        for layer, cell in enumerate(self.cell_list):
+            zeros = x.new_zeros(len(x), cell.hidden, *x.shape[3:])
+            h, c = (zeros, zeros) if hidden_state is None else hidden_state[layer]
+            steps = []
+            for x_t in x.unbind(1):
+                h, c = cell(x_t, (h, c))
+                steps.append(h)
+            x = torch.stack(steps, 1)
+            outputs.append(x)
+            states.append((h, c))
+        return (outputs, states) if self.return_all_layers else (outputs[-1:], states[-1:])
+
+
+class PeepholeCell(nn.Module):
+    """Gates i, f, o, g; peepholes, if any, of a shape that broadcasts."""
+
+    def __init__(self, channels, hidden, kernel, peephole=None):
+        super().__init__()
+        self.hidden, self.peephole, self.activation = hidden, peephole, torch.tanh
+        self.conv = nn.Conv2d(channels + hidden, 4 * hidden, kernel, padding=kernel // 2)
+        if peephole is not None:
+            self.Wci, self.Wcf, self.Wco = (nn.Parameter(torch.rand(peephole)) for _ in range(3))
+
+    def forward(self, input, prev_state):
+        h, c = prev_state
+        i, f, o, g = torch.split(self.conv(torch.cat((input, h), 1)), self.hidden, 1)
+        p_i, p_f, p_o = (0, 0, 0) if self.peephole is None else (self.Wci, self.Wcf, self.Wco)
+        c = torch.sigmoid(f + p_f * c) * c + torch.sigmoid(i + p_i * c) * self.activation(g)
+        return torch.sigmoid(o + p_o * c) * self.activation(c), c
+
+
+class Aserdega(nn.Module):
+    """The output of the last layer, the states of all, which have to be given; metnet's is the same."""
+
+    def __init__(self, channels, hidden, kernel, layers=2, batch_first=False, peephole=None):
+        super().__init__()
+        self.batch_first = batch_first
+        inputs = [channels, *[hidden] * (layers - 1)]
+        self.cell_list = nn.ModuleList(PeepholeCell(size, hidden, kernel, peephole) for size in inputs)
+
+    def forward(self, input, hidden_state):
+        frames, states = torch.unbind(input, int(self.batch_first)), []
+        for cell, (h, c) in zip(self.cell_list, hidden_state, strict=True):
+            outputs = []
+            for frame in frames:
+                h, c = cell(frame, [h, c])
+                outputs.append(h)
+            frames = outputs
+            states.append((h, c))
+        return torch.stack(frames, int(self.batch_first)), states
+
+
+class Hzzone(nn.Module):
+    """Peepholes that are plain tensors, or parameters; time first, and so many steps as are told."""
+
+    def __init__(self, channels, hidden, kernel, size, parameters=False):
+        super().__init__()
+        self._conv = nn.Conv2d(channels + hidden, 4 * hidden, kernel, padding=kernel // 2)
+        made = [torch.rand(1, hidden, *size) for _ in range(3)]
+        self.Wci, self.Wcf, self.Wco = map(nn.Parameter, made) if parameters else made
+
+    def forward(self, inputs=None, states=None, seq_len=5):
+        h, c = states
+        outputs = []
+        for x in inputs[:seq_len]:
+            i, f, g, o = self._conv(torch.cat([x, h], 1)).chunk(4, 1)
+            i, f = torch.sigmoid(i + self.Wci * c), torch.sigmoid(f + self.Wcf * c)
+            c = f * c + i * torch.tanh(g)
+            h = torch.sigmoid(o + self.Wco * c) * torch.tanh(c)
+            outputs.append(h)
+        return torch.stack(outputs), (h, c)
+
+
+class BentrevettFc(nn.Module):
+    def __init__(self, keys, query):
+        super().__init__()
+        self.attn_fc, self.v_fc = nn.Linear(query + keys, query), nn.Linear(query, 1, bias=False)
+
+    def forward(self, hidden, encoder_outputs):
+        keys = encoder_outputs.transpose(0, 1)
+        query = hidden.unsqueeze(1).repeat(1, keys.shape[1], 1)
+        return F.softmax(self.v_fc(torch.tanh(self.attn_fc(torch.cat([query, keys], 2)))).squeeze(2), 1)
+
+
+class OpenNMT(nn.Module):
+    """One query or several, lengths, and a layer behind the attention."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.attn_func = "softmax"
+        self.linear_context, self.linear_query = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim)
+        self.v, self.linear_out = nn.Linear(dim, 1, bias=False), nn.Linear(2 * dim, dim)
+
+    def forward(self, source, memory_bank, src_len=None, coverage=None):
+        query = source.unsqueeze(1) if source.dim() == 2 else source
+        energy = self.linear_query(query)[:, :, None] + self.linear_context(memory_bank)[:, None]
+        align = self.v(torch.tanh(energy)).squeeze(3)
+        if src_len is not None:
+            mask = torch.arange(align.shape[2], device=align.device)[None] < src_len[:, None]
+            align = align.masked_fill(~mask[:, None], -float("inf"))
+        weights = F.softmax(align, -1)
+        hidden = self.linear_out(torch.cat([torch.bmm(weights, memory_bank), query], 2))
+        return (hidden.squeeze(1), weights.squeeze(1)) if source.dim() == 2 else (hidden, weights)
+
+
+class JoeyNMT(nn.Module):
+    """The keys are projected before."""
+
+    def __init__(self, query, key, hidden):
+        super().__init__()
+        self.key_layer, self.query_layer = nn.Linear(key, hidden, bias=False), nn.Linear(query, hidden, bias=False)
+        self.energy_layer = nn.Linear(hidden, 1, bias=False)
+        self.proj_keys = self.proj_query = None
+
+    def compute_proj_keys(self, keys):
+        self.proj_keys = self.key_layer(keys)
+
+    def forward(self, query, mask, values):
+        self.proj_query = self.query_layer(query)
+        scores = self.energy_layer(torch.tanh(self.proj_query + self.proj_keys)).squeeze(2).unsqueeze(1)
+        scores = torch.where(mask > 0, scores, scores.new_full([1], -torch.inf))
+        alphas = F.softmax(scores, dim=-1)
+        return alphas @ values, alphas
+
+
+class D2l(nn.Module):
+    """Keys and values apart, valid lengths, dropout of the weights, which are kept."""
+
+    def __init__(self, query, key, hidden, dropout=0.0):
+        super().__init__()
+        self.W_k, self.W_q = nn.Linear(key, hidden, bias=False), nn.Linear(query, hidden, bias=False)
+        self.w_v, self.dropout = nn.Linear(hidden, 1, bias=False), nn.Dropout(dropout)
+
+    def forward(self, queries, keys, values, valid_lens):
+        sums = self.W_q(queries).unsqueeze(2) + self.W_k(keys).unsqueeze(1)
+        scores = self.w_v(torch.tanh(sums)).squeeze(-1)
+        if valid_lens is not None:
+            lengths = valid_lens.repeat_interleave(scores.shape[1]) if valid_lens.dim() == 1 else valid_lens.reshape(-1)
+            mask = torch.arange(scores.shape[2])[None] < lengths[:, None]
+            scores = scores.masked_fill(~mask.reshape(scores.shape), -1e6)
+        self.attention_weights = F.softmax(scores, dim=-1)
+        return torch.bmm(self.dropout(self.attention_weights), values)
+
+
+class KamoNaoyuki(nn.Module):
+    """Called as nn.LSTM is; weights that are parameters of its own."""
+
+    def __init__(self, channels, hidden, kernel, layers=2, batch_first=False):
+        super().__init__()
+        self.layers, self.batch_first, self.padding = layers, batch_first, kernel // 2
+        for layer in range(layers):
+            inputs = hidden if layer else channels
+            for name, shape in {"ih": inputs, "hh": hidden}.items():
+                weight = nn.Parameter(torch.randn(4 * hidden, shape, kernel, kernel) / 10)
+                self.register_parameter(f"weight_{name}_l{layer}", weight)
+                self.register_parameter(f"bias_{name}_l{layer}", nn.Parameter(torch.randn(4 * hidden)))
+
+    def forward(self, input, hx=None):
+        x = input if self.batch_first else input.transpose(0, 1)
+        states = []
+        for layer in range(self.layers):
+            of_x, of_h = (
+                (getattr(self, f"weight_{name}_l{layer}"), getattr(self, f"bias_{name}_l{layer}"))
+                for name in ("ih", "hh")
+            )
+            h = c = x.new_zeros(len(x), len(of_h[1]) // 4, *x.shape[3:])
+            h, c = (h, c) if hx is None else (hx[0][layer], hx[1][layer])
+            steps = []
+            for x_t in x.unbind(1):
+                sums = F.conv2d(x_t, *of_x, padding=self.padding) + F.conv2d(h, *of_h, padding=self.padding)
+                i, f, g, o = sums.chunk(4, 1)
+                c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+                h = o.sigmoid() * c.tanh()
+                steps.append(h)
+            x = torch.stack(steps, 1)
+            states.append((h, c))
+        h, c = map(torch.stack, zip(*states, strict=True))
+        return (x if self.batch_first else x.transpose(0, 1).contiguous()), (h, c)
+
+
+class SpeechBrain(nn.Module):
+    """Keys and mask are kept from the first call to a reset."""
+
+    def __init__(self, enc_dim, dec_dim, attn_dim, output_dim, scaling=1.0):
+        super().__init__()
+        self.mlp_enc, self.mlp_dec = nn.Linear(enc_dim, attn_dim), nn.Linear(dec_dim, attn_dim)
+        self.mlp_attn, self.mlp_out = nn.Linear(attn_dim, 1, bias=False), nn.Linear(enc_dim, output_dim)
+        self.scaling = scaling
+        self.reset()
+
+    def reset(self):
+        self.enc_len = self.precomputed_enc_h = self.mask = None
+
+    def forward(self, enc_states, enc_len, dec_states):
+        if self.precomputed_enc_h is None:
+            self.precomputed_enc_h = self.mlp_enc(enc_states)
+            self.mask = torch.arange(enc_states.shape[1])[None] < enc_len[:, None]
+        sums = self.precomputed_enc_h + self.mlp_dec(dec_states.unsqueeze(1))
+        attn = self.mlp_attn(torch.tanh(sums)).squeeze(-1).masked_fill(self.mask == 0, -torch.inf)
+        attn = F.softmax(attn * self.scaling, -1)
+        return self.mlp_out(torch.bmm(attn.unsqueeze(1), enc_states).squeeze(1)), attn
+
+
+class ESPnet(nn.Module):
+    """The same, and the context is of the keys that are kept."""
+
+    def __init__(self, eprojs, dunits, att_dim):
+        super().__init__()
+        self.mlp_enc, self.mlp_dec = nn.Linear(eprojs, att_dim), nn.Linear(dunits, att_dim, bias=False)
+        self.gvec, self.han_mode = nn.Linear(att_dim, 1), False
+        self.reset()
+
+    def reset(self):
+        self.h_length = self.enc_h = self.pre_compute_enc_h = self.mask = None
+
+    def forward(self, enc_hs_pad, enc_hs_len, dec_z, att_prev, scaling=2.0):
+        if self.pre_compute_enc_h is None:
+            self.enc_h, self.h_length = enc_hs_pad, enc_hs_pad.shape[1]
+            self.pre_compute_enc_h = self.mlp_enc(enc_hs_pad)
+        if self.mask is None:
+            self.mask = torch.arange(self.h_length)[None] >= torch.as_tensor(enc_hs_len)[:, None]
+        dec_z = dec_z.view(len(enc_hs_pad), -1)
+        e = self.gvec(torch.tanh(self.pre_compute_enc_h + self.mlp_dec(dec_z)[:, None])).squeeze(2)
+        w = F.softmax(scaling * e.masked_fill(self.mask, -torch.inf), dim=1)
+        return (self.enc_h * w.unsqueeze(2)).sum(1), w

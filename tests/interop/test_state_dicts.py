@@ -210,6 +210,26 @@ def test_hzzone_without_peepholes():
     torch.testing.assert_close(to_state_dict(module, "hzzone"), state_dict, **tolerances.EXACT)
 
 
+@pytest.mark.parametrize("source", ["aserdega", "sladewinter", "sladewinter_notebook", "hzzone"])
+def test_one_peephole_a_channel(source):
+    """(1, H, 1, 1): the frames may have any size then."""
+    state_dict = {
+        key: tensor if "conv." in key else tensor.mean((-1, -2)).reshape(1, HIDDEN, 1, 1)
+        for key, tensor in random_state_dict(source).items()
+    }
+    module = from_state_dict(state_dict, source)
+    assert module.cell_list[0].peephole.shape == (3, HIDDEN)
+    torch.testing.assert_close(to_state_dict(module, source), state_dict, **tolerances.EXACT)
+    x = randn(BATCH, STEPS, CHANNELS, 4, 9)
+    torch.testing.assert_close(conv_lstm_output(module, x), unroll(source, state_dict, x), **tolerances.FLOAT64)
+
+
+def test_peepholes_of_two_kinds_are_refused():
+    state_dict = random_state_dict("hzzone") | {"Wcf": torch.ones(1, HIDDEN, 1, 1)}
+    with pytest.raises(ValueError, match=r"^Wci must have shape \(1, 4, 1, 1\)"):
+        from_state_dict(state_dict, "hzzone")
+
+
 # ------------------------------------------------------------------------------------------------------- training
 
 
@@ -356,9 +376,8 @@ ATTENTION_OF_OURS = modules.FusedAdditiveAttention(QUERY, KEY, WIDTH)
         (ATTENTION_OF_OURS, "ndrplz", TypeError, "got FusedAdditiveAttention"),
         (modules.FusedConvLSTM(1, 1, 3), "d2l", TypeError, "module must be AdditiveAttention or ConcatAttention"),
         (modules.FusedConvLSTM(1, 1, 3, num_layers=2), "jhhuang96", ValueError, "must have one layer"),
-        (modules.FusedConvLSTM(1, 1, 3, peephole="channel"), "ndrplz", ValueError, "there is none in 'ndrplz'"),
-        (modules.FusedConvLSTM(1, 1, 3, peephole="channel"), "hzzone", ValueError, "there is one a position"),
-        (modules.FusedConvLSTM(1, 1, 3), "sladewinter", ValueError, "must have peephole='spatial'"),
+        (modules.FusedConvLSTM(1, 1, 3, peephole="channel"), "ndrplz", ValueError, "there are none in 'ndrplz'"),
+        (modules.FusedConvLSTM(1, 1, 3), "sladewinter", ValueError, "must have peepholes"),
         (modules.FusedConvLSTM(1, 1, 3), "openstl", ValueError, "must have no bias"),
         (modules.FusedAdditiveAttention(3, 4, 5, bias=True), "d2l", ValueError, "must have no bias"),
         (modules.FusedAdditiveAttention(3, 4, 5, activation="relu"), "d2l", ValueError, "must have activation 'tanh'"),

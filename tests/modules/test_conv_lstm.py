@@ -197,7 +197,7 @@ def test_a_pair_of_states_a_layer(layers, hidden, inner, pairs):
 def test_states_of_two_layers_that_could_be_either(pairs, inner):
     for module in pair("ConvLSTM", 3, 4, 3, num_layers=2):
         states = states_of(2, 4)
-        with pytest.raises(ValueError, match="^hx must say which states are h and which c"):
+        with pytest.raises(ValueError, match=r"^hx must say which states are h and which c"):
             module(randn(2, 3, 3, 5, 6), pairs(inner(state) for state in states))
         x, stacked = randn(2, 3, 3, 5, 6), tuple(torch.stack(each) for each in zip(*states, strict=True))
         as_lists = module(x, tuple(list(each) for each in zip(*states, strict=True)))

@@ -229,7 +229,14 @@ def stepped(module: FusedAdditiveAttention) -> None:
     module.query_proj.weight.grad = None
 
 
-WEIGHTS = [other_weight, changed_weight, other_memory, changed_unseen, stepped, parametrized]  # it is read at every step
+WEIGHTS = [
+    other_weight,
+    changed_weight,
+    other_memory,
+    changed_unseen,
+    stepped,
+    parametrized,
+]  # it is read at every step
 CALLED = [other_projection, other_forward, wrapped, hooked, hooked_before]
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
+from torch.utils._pytree import tree_leaves, tree_map
 
 from hybridops import modules, reference
 from tests import tolerances
 from tests.modules.agreement import examples, pair
-from torch.utils._pytree import tree_leaves, tree_map
 
 kinds = pytest.mark.parametrize("kind", examples())
 
