@@ -15,10 +15,15 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+# Asked once, here: torch.compile of PyTorch 2.10 cannot trace the question. On other devices, "meta" among them, asking
+# whether autocast is on raises.
+_HAVE_AUTOCAST = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "xla")))
+
+
 def autocast_is_on(x: Tensor) -> bool:
-    """Of x's device; "meta" has no autocast, and asking PyTorch whether it is on raises."""
+    """Of x's device."""
     device = x.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return device in _HAVE_AUTOCAST and torch.is_autocast_enabled(device)
 
 
 def check_positive_int(name: str, value: int) -> int:
