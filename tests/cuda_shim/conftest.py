@@ -17,7 +17,7 @@ from tests.processes import ROOT
 # As on a GPU, a product and a sum are one instruction. Optimised, or the fibres would take minutes.
 FLAGS = [
     "-std=c++20", "-O2", "-g1", "-march=native", "-ffp-contract=fast", "-Wall", "-Werror", "-Wno-unknown-pragmas",
-    "-fPIC", "-shared", "-DTORCH_TARGET_VERSION=0x020A000000000000",
+    "-fPIC", "-shared", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020A000000000000",
 ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@
 #include "../../csrc/library.cpp"
 
 // What ran since it was last asked for.
-extern "C" const char* hybridops_shim_launched() {
+extern "C" __attribute__((visibility("default"))) const char* hybridops_shim_launched() {
     static std::string last;
     last = std::move(shim::launched);
     shim::launched.clear();

@@ -93,6 +93,15 @@ def run(op: str, given: dict[str, Any]) -> list[Tensor]:
 
 
 OPS = [op for op in native.OPS if op != "cpu_isa"] if native.missing() is None else []
+
+
+def is_free(op: str, name: str, dim: int) -> bool:
+    """Where no exponentials of the keys are prepared, as on a GPU, nothing else says how many keys a score is of."""
+    if (op, name, dim) == ("additive_scores_forward", "k", 1):
+        return arguments(op)["key_exponentials"] is None
+    return (op, name, dim) in FREE
+
+
 each_op = pytest.mark.parametrize("op", OPS)
 each_tensor = pytest.mark.parametrize(
     ("op", "name"), [(op, a.name) for op in OPS for a in schema(op).arguments if "Tensor" in str(a.type)]
@@ -116,7 +125,7 @@ def test_right_arguments(op):
 def test_one_too_small(op, name):
     right = arguments(op)[name]
     for dim, size in enumerate(right.shape):
-        if (op, name, dim) not in FREE:
+        if not is_free(op, name, dim):
             assert_refused(op, name, right.narrow(dim, 0, size - 1).contiguous())
 
 
@@ -124,7 +133,7 @@ def test_one_too_small(op, name):
 def test_one_too_large(op, name):
     right = arguments(op)[name]
     for dim in range(right.dim()):
-        if (op, name, dim) not in FREE:
+        if not is_free(op, name, dim):
             assert_refused(op, name, torch.cat([right, right.narrow(dim, 0, 1)], dim))
 
 
