@@ -79,7 +79,10 @@ class AdditiveScores(torch.autograd.Function):
         inputs, act = ctx.saved_tensors, (ctx.activation, ctx.negative_slope)
         if torch.is_grad_enabled() or under_transform(grad):  # create_graph=True, or a vmap over the backward
             grads = differentiable_gradients(
-                lambda: [reference.additive_scores_forward(*inputs, *act)], inputs, ctx.needs_input_grad[3:], [grad]
+                lambda *inputs: [reference.additive_scores_forward(*inputs, *act)],
+                inputs,
+                ctx.needs_input_grad[3:],
+                [grad],
             )
         else:
             grads = ctx.backend.additive_scores_backward(grad, *inputs, *act)
@@ -114,9 +117,10 @@ class AdditiveAttention(torch.autograd.Function):
         if grad_context is None and grad_weights is None:
             return (None,) * 7
         if torch.is_grad_enabled() or under_transform(*grad_outputs):  # create_graph=True, or a vmap over the backward
-            q, k, v, value, score_bias = inputs
             grads = differentiable_gradients(
-                lambda: reference.additive_attention_forward(q, k, v, value, mask, score_bias, *ctx.options),
+                lambda q, k, v, value, bias: reference.additive_attention_forward(
+                    q, k, v, value, mask, bias, *ctx.options
+                ),
                 inputs, needed, grad_outputs,
             )  # fmt: skip
         else:

@@ -83,7 +83,7 @@ class ConvLSTM(torch.autograd.Function):
         if torch.is_grad_enabled() or under_transform(
             grad_output, grad_hn, grad_cn
         ):  # create_graph=True, or a vmap over the backward
-            grads = differentiable_gradients(lambda: _states(*inputs), inputs, needed, (grad_hs, grad_hn, grad_cn))
+            grads = differentiable_gradients(_states, inputs, needed, (grad_hs, grad_hn, grad_cn))
         else:
             gradients = _gradients_as_one_op if torch.compiler.is_compiling() else _gradients
             hs = output.transpose(0, 1)

@@ -9,17 +9,20 @@ from torch import Tensor
 
 
 def differentiable_gradients(
-    formula: Callable[[], Sequence[Tensor]],
+    formula: Callable[..., Sequence[Tensor]],
     inputs: Sequence[Tensor | None],
     needed: Sequence[bool],
     grad_outputs: Sequence[Tensor | None],
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of `inputs` through `formula`, a plain PyTorch restatement of the forward that closes over them.
+    """Gradients of `inputs` through `formula(*inputs)`, a plain PyTorch restatement of the forward.
 
     A compiled backward has no derivative of its own: where one is wanted, the gradients are taken through PyTorch's.
+    The formula gets tensors of their own, still in the graph: where one input was made from another, the gradient of
+    the other would go through both, and autograd would add the second part once more.
     """
     with torch.enable_grad():
-        outputs = formula()
+        inputs = [t.view_as(t) if need else t for t, need in zip(inputs, needed, strict=True)]
+        outputs = formula(*inputs)
     pairs = [(o, g) for o, g in zip(outputs, grad_outputs, strict=True) if g is not None and o.requires_grad]
     wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
     grads = iter(
