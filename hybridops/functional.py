@@ -277,7 +277,9 @@ def additive_attention_step(
     prepared: PreparedExponentials | None,
     backend: str | None,
 ) -> tuple[Tensor, Tensor | None] | None:
-    """A step of decoding without gradients as one op: the projection of the query, and attention over prepared keys.
+    """A step of decoding without gradients as one op: `additive_attention` of a query that is yet to be projected,
+
+        q = projection query + projection_bias
 
     Gives context (m·B, D) or (m·B, S, D), and weights with T in place of D or None; or None where the back end has no
     such op, or there is more to do than it does (gradients, autocast, a transform, tensors that are not alike).
@@ -302,7 +304,7 @@ def additive_attention_step(
         return None
     run = backends.choose("additive_attention", backend, query)
     step = getattr(run, "additive_attention_step", None)
-    if step is None or query.device.type != "cpu":
+    if step is None or query.device.type != "cpu":  # there is no such op on a GPU
         return None
     exponentials = _check_prepared(prepared, key, run.__name__)
     mask = None if mask is None else mask.expand(batch, rows // batch, key.shape[1])

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hybridops.autograd.double_backward import differentiable_gradients
-from hybridops.autograd.transforms import under_transform
+from hybridops.autograd.double_backward import formula_gradients
+from hybridops.autograd.transforms import needs_differentiable_gradients, needs_formulas
 from hybridops.checks import accumulation_dtype
 from hybridops.reference import additive_attention as reference
 
@@ -27,7 +27,7 @@ def scores(
     negative_slope: float,
 ) -> Tensor:
     """(B,S,T) acc"""
-    if under_transform():
+    if needs_formulas(backend, reference):
         return reference.additive_scores_forward(q, k, v, activation, negative_slope)
     if _needs_grad(q, k, v):
         return AdditiveScores.apply(backend, activation, negative_slope, q, k, v)
@@ -49,7 +49,7 @@ def attend(
     need_weights: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """context (B,S,D), weights (B,S,T) or None; what a gradient does not need either, a back end may leave out."""
-    if under_transform():
+    if needs_formulas(backend, reference):
         scoring = (scale, activation, negative_slope)
         context, weights = reference.additive_attention_forward(q, k, v, value, mask, score_bias, *scoring)
         return context, weights if need_weights else None
@@ -77,8 +77,8 @@ class AdditiveScores(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inputs, act = ctx.saved_tensors, (ctx.activation, ctx.negative_slope)
-        if torch.is_grad_enabled() or under_transform(grad):  # create_graph=True, or a vmap over the backward
-            grads = differentiable_gradients(
+        if needs_differentiable_gradients(grad):
+            grads = formula_gradients(
                 lambda *inputs: [reference.additive_scores_forward(*inputs, *act)],
                 inputs,
                 ctx.needs_input_grad[3:],
@@ -116,8 +116,8 @@ class AdditiveAttention(torch.autograd.Function):
         needed, grad_outputs = ctx.needs_input_grad[2:], (grad_context, grad_weights)
         if grad_context is None and grad_weights is None:
             return (None,) * 7
-        if torch.is_grad_enabled() or under_transform(*grad_outputs):  # create_graph=True, or a vmap over the backward
-            grads = differentiable_gradients(
+        if needs_differentiable_gradients(*grad_outputs):
+            grads = formula_gradients(
                 lambda q, k, v, value, bias: reference.additive_attention_forward(
                     q, k, v, value, mask, bias, *ctx.options
                 ),

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hybridops.autograd.double_backward import differentiable_gradients
-from hybridops.autograd.transforms import in_forward_mode, under_transform
+from hybridops.autograd.double_backward import formula_gradients
+from hybridops.autograd.transforms import needs_differentiable_gradients, needs_formulas
 from hybridops.reference import conv_lstm as reference
 
 # The backward goes through the sequence in chunks of whole steps whose da has about so many values, so that it (and,
@@ -39,7 +39,7 @@ def run(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """output (B,T,H,S*), h_n (B,H,S*) if wanted, c_n (B,H,S*) acc; none is a view, of another or of what is saved."""
     inputs = (x, h0, c0, w_ih, w_hh, bias, peephole)
-    if under_transform() or (in_forward_mode() and backend is reference):  # the compiled ops refuse a tangent
+    if needs_formulas(backend, reference):
         hs, h_n, c_n = _states(*inputs)
         return hs.transpose(0, 1), h_n if want_h_n else None, c_n
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
@@ -80,10 +80,8 @@ class ConvLSTM(torch.autograd.Function):
         if grad_output is None and grad_hn is None and grad_cn is None:
             return (None,) * 10
         grad_hs = None if grad_output is None else grad_output.transpose(0, 1)
-        if torch.is_grad_enabled() or under_transform(
-            grad_output, grad_hn, grad_cn
-        ):  # create_graph=True, or a vmap over the backward
-            grads = differentiable_gradients(_states, inputs, needed, (grad_hs, grad_hn, grad_cn))
+        if needs_differentiable_gradients(grad_output, grad_hn, grad_cn):
+            grads = formula_gradients(_states, inputs, needed, (grad_hs, grad_hn, grad_cn))
         else:
             gradients = _gradients_as_one_op if torch.compiler.is_compiling() else _gradients
             hs = output.transpose(0, 1)

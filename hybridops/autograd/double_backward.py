@@ -1,4 +1,4 @@
-"""Gradients that can be differentiated again: the backward of a Function under create_graph=True."""
+"""Gradients through PyTorch's own operations: of a backward that has to be differentiated again, or has no kernel."""
 
 from __future__ import annotations
 
@@ -8,28 +8,29 @@ import torch
 from torch import Tensor
 
 
-def differentiable_gradients(
+def formula_gradients(
     formula: Callable[..., Sequence[Tensor]],
     inputs: Sequence[Tensor | None],
     needed: Sequence[bool],
     grad_outputs: Sequence[Tensor | None],
+    create_graph: bool = True,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of `inputs` through `formula(*inputs)`, a plain PyTorch restatement of the forward.
+    """Gradients of `inputs` through `formula(*inputs)`, a plain PyTorch restatement of the forward; None = not needed,
+    or not reached.
 
     A compiled backward has no derivative of its own: where one is wanted, the gradients are taken through PyTorch's.
-    The formula gets tensors of their own, still in the graph: where one input was made from another, the gradient of
-    the other would go through both, and autograd would add the second part once more.
+    The formula gets tensors of their own: where one input was made from another, the gradient of the other would go
+    through both, and autograd would add the second part once more.
     """
     with torch.enable_grad():
-        inputs = [t.view_as(t) if need else t for t, need in zip(inputs, needed, strict=True)]
+        own = Tensor.view_as if create_graph else lambda t, _: t.detach().requires_grad_()
+        inputs = [own(t, t) if need else t for t, need in zip(inputs, needed, strict=True)]
         outputs = formula(*inputs)
-    pairs = [(o, g) for o, g in zip(outputs, grad_outputs, strict=True) if g is not None and o.requires_grad]
+    pairs = [(o, g) for o, g in zip(outputs, grad_outputs, strict=True) if g is not None and o is not None]
+    pairs = [(o, g.to(o.dtype)) for o, g in pairs if o.requires_grad]
     wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
-    grads = iter(
-        torch.autograd.grad(
-            [o for o, _ in pairs], wanted, [g.to(o.dtype) for o, g in pairs], create_graph=True, allow_unused=True
-        )
-        if pairs and wanted
-        else [None] * len(wanted)
-    )
-    return tuple(next(grads) if need else None for need in needed)
+    if not pairs or not wanted:
+        return (None,) * len(needed)
+    outputs, grads = zip(*pairs, strict=True)
+    found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=create_graph, allow_unused=True))
+    return tuple(next(found) if need else None for need in needed)

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 
-def under_transform(*grads: Tensor | None) -> bool:
-    """Whether a call is under `vmap`, `grad`, `jvp`, `jacrev` or another transform of `torch.func`; in a backward,
-    whether the gradients given to it are a batch of them (`is_grads_batched`, `jacobian(vectorize=True)`).
+def under_transform() -> bool:
+    """Whether a call is under `vmap`, `grad`, `jvp`, `jacrev` or another transform of `torch.func`."""
+    return torch._C._are_functorch_transforms_active()
 
-    An autograd Function refuses `grad` and `jvp` there, and the compiled ops have no rule for a batch of problems: the
-    formulas of hybridops.reference, which are differentiable as they stand, are run in their place.
+
+def needs_formulas(backend: ModuleType, reference: ModuleType) -> bool:
+    """Whether a forward has to be the formulas of `reference`, differentiable as they stand, with no Function around.
+
+    Under a transform, whatever the back end: a Function refuses `grad` and `jvp`, and the compiled ops have no rule for
+    a batch of problems. Where tensors may carry tangents (`torch.autograd.forward_ad`), for the reference back end; the
+    others refuse a tangent.
     """
-    if torch._C._are_functorch_transforms_active():
+    return under_transform() or (backend is reference and forward_ad._current_level >= 0)
+
+
+def needs_differentiable_gradients(*grads: Tensor | None) -> bool:
+    """Whether a backward, given these gradients, has to be made of PyTorch's own operations: under create_graph=True,
+    or where the gradients are a batch of them (`is_grads_batched`, `jacobian(vectorize=True)`).
+    """
+    if torch.is_grad_enabled() or under_transform():
         return True
     if torch.compiler.is_compiling():
         return False
     return any(grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad) for grad in grads)
-
-
-def in_forward_mode() -> bool:
-    """Whether tensors may carry tangents (`torch.autograd.forward_ad`)."""
-    return forward_ad._current_level >= 0

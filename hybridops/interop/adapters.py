@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hybridops.checks import autocast_is_on
 from hybridops.modules.parts import has_hooks
 
 NAMED: dict[str, Adapter] = {}
@@ -175,4 +176,4 @@ def _bind(parameters: list[inspect.Parameter], args: tuple[Any, ...], kwargs: di
 
 
 def _autocast_is_on(values: list[Any]) -> bool:
-    return any(isinstance(value, Tensor) and torch.is_autocast_enabled(value.device.type) for value in values)
+    return any(isinstance(value, Tensor) and autocast_is_on(value) for value in values)

@@ -181,7 +181,8 @@ def _twin(module: nn.Module) -> nn.Module:
         raise ValueError(f"{name} is not fused: it cannot be copied: {type(error).__name__}: {error}") from error
     for parameter in twin.parameters():
         parameter.requires_grad_(True)
-        parameter.data.normal_().div_(max(1, parameter[:1].numel()) ** 0.5)
+        fan_in = parameter[:1].numel() if parameter.dim() else 1
+        parameter.data.normal_().div_(max(1, fan_in) ** 0.5)
     return twin
 
 

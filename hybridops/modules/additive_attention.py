@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hybridops.functional as HF
-from hybridops.modules.parts import are_plain, plain_is_faster, reason_not_plain, recompute_weights
+from hybridops.modules.parts import reason_not_plain, recompute_weights, runs_plain
 from hybridops.reference.additive_attention import AdditiveAttention, ConcatAttention, PreparedKeys, masked_softmax
 
 _LINEAR = (nn.Linear,)
@@ -32,15 +32,21 @@ class FusedConcatAttention(ConcatAttention):
 
     backend: str | None = None  # a class attribute too: `fuse` makes this class of modules whose __init__ knew none
 
-    def __init__(self, *args: Any, backend: str | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        hidden_dim: int,
+        *,
+        backend: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(hidden_dim, device=device, dtype=dtype)
         self.backend = backend
 
     def _weights(self, hidden: Tensor, encoder_outputs: Tensor, mask: Tensor | None) -> Tensor:
         attn, v = self.attn, self.v
-        if not are_plain(self.backend, _LINEAR, attn=attn, v=v) or not _is_one_row(v):
-            return super()._weights(hidden, encoder_outputs, mask)
-        if plain_is_faster("additive_attention", self.backend, hidden):
+        reasons = {"attn": reason_not_plain(attn, _LINEAR), "v": _reason_not_a_row(v)}
+        if runs_plain("additive_attention", self.backend, hidden, reasons):
             return super()._weights(hidden, encoder_outputs, mask)
         recompute_weights(attn, v)
         w_query, w_key = attn.weight.split(self.hidden_dim, dim=1)
@@ -58,8 +64,25 @@ class FusedAdditiveAttention(AdditiveAttention):
 
     backend: str | None = None
 
-    def __init__(self, *args: Any, backend: str | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        query_dim: int,
+        key_dim: int,
+        attn_dim: int,
+        *,
+        bias: bool = False,
+        activation: str = "tanh",
+        negative_slope: float = 0.01,
+        scale: float = 1.0,
+        dropout: float = 0.0,
+        backend: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            query_dim, key_dim, attn_dim, bias=bias, activation=activation, negative_slope=negative_slope, scale=scale,
+            dropout=dropout, device=device, dtype=dtype,
+        )  # fmt: skip
         self.backend = backend
 
     def prepare(self, key: Tensor, value: Tensor | None = None, mask: Tensor | None = None) -> PreparedKeys:
@@ -93,9 +116,7 @@ class FusedAdditiveAttention(AdditiveAttention):
         self, q: Tensor, keys: PreparedKeys, mask: Tensor | None, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
         v = self.v
-        if not are_plain(self.backend, _LINEAR, v=v) or not _is_one_row(v):
-            return super()._attend(q, keys, mask, need_weights)
-        if plain_is_faster("additive_attention", self.backend, q):
+        if runs_plain("additive_attention", self.backend, q, {"v": _reason_not_a_row(v)}):
             return super()._attend(q, keys, mask, need_weights)
         recompute_weights(v)
         out = HF.additive_attention(
@@ -112,6 +133,11 @@ def _are_as_they_stand(*parts: nn.Linear) -> bool:
     return all(reason_not_plain(part, _LINEAR) is None and not part._forward_pre_hooks for part in parts)
 
 
-def _is_one_row(v: nn.Linear) -> bool:
-    """Whether v·x is all that it computes, as it was made."""
-    return v.bias is None and v.weight.shape[0] == 1
+def _reason_not_a_row(v: nn.Module) -> str | None:
+    """Whether v·x is all that v computes, as it was made."""
+    reason = reason_not_plain(v, _LINEAR)
+    if reason is None and v.bias is not None:
+        return "has a bias"
+    if reason is None and v.out_features != 1:
+        return f"has {v.out_features} outputs, not 1"
+    return reason

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import torch
 from torch import Tensor
 
 import hybridops.functional as HF
 from hybridops.checks import check_choice, check_shape
-from hybridops.modules.parts import CONVOLUTIONS, are_plain, plain_is_faster, recompute_weights
-from hybridops.reference.conv_lstm import ConvLSTM, ConvLSTMCell, States
+from hybridops.modules.parts import CONVOLUTIONS, reason_not_plain, recompute_weights, runs_plain
+from hybridops.reference.conv_lstm import GATES, ConvLSTM, ConvLSTMCell, States
 
 
 class FusedConvLSTMCell(ConvLSTMCell):
@@ -21,8 +20,24 @@ class FusedConvLSTMCell(ConvLSTMCell):
 
     backend: str | None = None  # a class attribute too: `fuse` makes this class of modules whose __init__ knew none
 
-    def __init__(self, *args: Any, backend: str | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        input_dim: int,
+        hidden_dim: int,
+        kernel_size: int | tuple[int, ...],
+        bias: bool = True,
+        *,
+        peephole: str | None = None,
+        spatial_size: tuple[int, ...] | None = None,
+        gate_order: str = GATES,
+        backend: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            input_dim, hidden_dim, kernel_size, bias, peephole=peephole, spatial_size=spatial_size,
+            gate_order=gate_order, device=device, dtype=dtype,
+        )  # fmt: skip
         self.backend = backend
 
     def canonical_weights(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -30,10 +45,9 @@ class FusedConvLSTMCell(ConvLSTMCell):
         return super().canonical_weights()
 
     def forward(self, x_t: Tensor, states: States | None = None) -> States:
-        if not are_plain(self.backend, CONVOLUTIONS, conv=self.conv):
-            return super().forward(x_t, states)
         check_shape("x_t", x_t, ("B", self.input_dim, *self._space()))
-        if plain_is_faster("conv_lstm", self.backend, x_t, self.spatial_dims):
+        reasons = {"conv": reason_not_plain(self.conv, CONVOLUTIONS)}
+        if runs_plain("conv_lstm", self.backend, x_t, reasons, self.spatial_dims):
             return super().forward(x_t, states)
         if states is not None:
             self._check_states(x_t, states)
@@ -53,18 +67,37 @@ class FusedConvLSTM(ConvLSTM):
     save: str = "gates"
     backend: str | None = None
 
-    def __init__(self, *args: Any, save: str = "gates", backend: str | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        input_dim: int,
+        hidden_dim: int | list[int],
+        kernel_size: int | tuple[int, ...] | list[int | tuple[int, ...]],
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = True,
+        *,
+        peephole: str | None = None,
+        spatial_size: tuple[int, ...] | None = None,
+        gate_order: str = GATES,
+        save: str = "gates",
+        backend: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            input_dim, hidden_dim, kernel_size, num_layers, bias, batch_first, peephole=peephole,
+            spatial_size=spatial_size, gate_order=gate_order, device=device, dtype=dtype,
+        )  # fmt: skip
         self.save = check_choice("save", save, ("gates", "recompute"))
         self.backend = backend
 
     def _run_layer(self, cell: ConvLSTMCell, x: Tensor, state: States | None) -> tuple[Tensor, States]:
-        cell_types = (FusedConvLSTMCell, ConvLSTMCell)
-        if not (
-            are_plain(self.backend, cell_types, cell=cell) and are_plain(self.backend, CONVOLUTIONS, conv=cell.conv)
+        reasons = {"cell": reason_not_plain(cell, (FusedConvLSTMCell, ConvLSTMCell))}
+        if reasons["cell"] is None:
+            reasons["conv"] = reason_not_plain(cell.conv, CONVOLUTIONS)
+        if runs_plain("conv_lstm", self.backend, x, reasons, x.dim() - 3) and (
+            self.save == "gates" or any(reasons.values())
         ):
-            return super()._run_layer(cell, x, state)
-        if self.save == "gates" and plain_is_faster("conv_lstm", self.backend, x, cell.spatial_dims):
             return super()._run_layer(cell, x, state)
         w_ih, w_hh, bias, peephole = cell.canonical_weights()
         return HF.conv_lstm(x, state, w_ih, w_hh, bias, peephole=peephole, save=self.save, backend=self.backend)

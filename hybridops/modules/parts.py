@@ -6,6 +6,8 @@ another padding) has to be called: the fused module then runs the plain forward,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
@@ -52,27 +54,29 @@ def reason_not_plain(part: nn.Module, kinds: tuple[type[nn.Module], ...] = (nn.L
     return None
 
 
-def are_plain(backend: str | None, kinds: tuple[type[nn.Module], ...], **parts: nn.Module) -> bool:
-    """Whether the weights of all `parts` may be read in place of calling them.
+def runs_plain(
+    family: str, backend: str | None, x: Tensor, reasons: Mapping[str, str | None], spatial_dims: int = 0
+) -> bool:
+    """Whether a fused module has to run the plain forward, or does so in less time.
+
+    - A part that is more than its weights has to be called.
+    - Where nothing compiled takes tensors like x, the plain forward does the same in less time than the explicit
+      formulas. Those stay where dtypes would differ (autocast) or gradients be wrong (volumes in bfloat16).
+
+    Args:
+        family, backend, x, spatial_dims: as in `backends.choose`.
+        reasons: for each part whose weights would be read, its name and what `reason_not_plain` says of it.
 
     Raises:
-        RuntimeError: they may not, and a compiled back end was named, which runs or raises.
+        RuntimeError: a part has to be called, and a compiled back end was named, which runs or raises.
     """
-    for name, part in parts.items():
-        reason = reason_not_plain(part, kinds)
+    for name, reason in reasons.items():
         if reason is not None:
             named = backends.named(backend)
             if named not in (None, "reference"):
                 raise RuntimeError(f"backend {named!r} was asked for, but {name} {reason}: it has to be called")
-            return False
-    return True
-
-
-def plain_is_faster(family: str, backend: str | None, x: Tensor, spatial_dims: int = 0) -> bool:
-    """Whether nothing compiled takes tensors like x, so that the plain forward does the same in less time than the
-    explicit formulas. Those stay where dtypes would differ (autocast) or gradients be wrong (volumes in bfloat16).
-    """
-    if x.dtype not in (torch.float32, torch.float64) or autocast_is_on(x):
+            return True
+    if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64) or autocast_is_on(x):
         return False
     return backends.fallback(family, backend, x, spatial_dims)
 
@@ -96,7 +100,13 @@ def has_hooks(part: nn.Module) -> bool:
 
 def _reason_not_same(conv: nn.Module) -> str | None:
     """Whether it is more than a convolution with 'same' zero padding."""
-    same = tuple(size // 2 for size in conv.kernel_size)
+    kernel = conv.kernel_size
+    weight = conv._parameters.get("weight")  # a parametrized one has the shape of before
+    if any(size % 2 == 0 for size in kernel):
+        return f"has a kernel of {kernel}, which is not odd"
+    if weight is not None and tuple(weight.shape[2:]) != kernel:
+        return f"has a weight with a kernel of {tuple(weight.shape[2:])}, not {kernel}"
+    same = tuple(size // 2 for size in kernel)
     if conv.padding != same and conv.padding != "same":
         return f"has padding {conv.padding}, not {same}"
     if conv.padding_mode != "zeros":

@@ -74,7 +74,7 @@ def refuse_forward_mode(*tensors: Tensor | None) -> None:
 
 
 def call(op: torch._ops.OpOverload, *args: Any) -> Any:
-    """The op, for those who see to its gradients themselves. Its own derivative (gradients.py), which is in Python, is
+    """The op, for those who see to its gradients themselves. Its own derivative (autograd/raw_ops.py), in Python, is
     passed by, since that would take longer than the smallest calls; not in a graph of torch.compile, nor where one
     might be asked for.
     """
@@ -147,7 +147,3 @@ if missing() is None:
     @torch.library.register_fake("hybridops::additive_scores_backward")
     def _(grad, q, k, v, activation, negative_slope):
         return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
-
-    from hybridops.native import gradients
-
-    _derivatives = gradients.register()

@@ -15,6 +15,7 @@ from hybridops.triton.additive_gradient_kernels import gradients_kernel
 from hybridops.triton.additive_scores_kernels import RANGE, exponentials_kernel, scores_kernel
 from hybridops.triton.launch import Config, launch, op
 from hybridops.triton.math import precision
+from hybridops.triton.sizes import check_pairs, check_sizes
 
 # The block sizes that the kernels run with, all there are: `python -m hybridops.triton.check` compiles each.
 EXPONENTIALS = Config({"BLOCK_N": 32, "BLOCK_A": 32}, num_warps=4)
@@ -110,6 +111,7 @@ def _exponentials(
     x: Tensor,  # (B,N,A)
 ) -> tuple[Tensor, Tensor]:
     """e^2x with the channels first, and one channel after the other for as many as share a reciprocal; and max|x|."""
+    check_sizes(x=(x, ("B", "N", "A")))
     exponentials, bounds = _exponentials_fake(x)
     batch, rows, width = x.shape
     grid = (batch, triton.cdiv(rows, EXPONENTIALS.blocks["BLOCK_N"]))
@@ -152,7 +154,9 @@ def _scores(
 
 def _pairs(q, k, v, score_bias, scale, activation, negative_slope, key_exponentials, key_bounds):
     """What the kernels take that compute scores: arguments and constants."""
-    (batch, queries, width), keys = q.shape, k.shape[1]
+    batch, queries, keys, width = check_pairs(q, k, v)
+    padded = (batch, _round_up(width, 4), _round_up(keys, 4))
+    check_sizes(key_exponentials=(key_exponentials, padded), key_bounds=(key_bounds, (batch, keys)))
     bias, bias_strides = _broadcast(score_bias, (batch, queries, keys))
     if activation == "tanh":
         factors = (*_exponentials(q), *((key_exponentials, key_bounds) if key_bounds is not None else _exponentials(k)))
@@ -224,8 +228,9 @@ def _attention(
 ) -> tuple[Tensor, Tensor]:
     """context (B,S,D), and the weights (B,S,T) if needed, else (0,S,T)."""
     scores = (q, k, v, score_bias, scale, activation, negative_slope, key_exponentials, key_bounds)
+    batch, queries, keys, _ = check_pairs(q, k, v)
+    check_sizes(value=(value, (batch, keys, "D")))
     context, weights = _attention_fake(*scores, mask, value, need_weights)
-    batch, queries, keys = q.shape[0], q.shape[1], k.shape[1]
     scores_out = torch.empty_like(weights, dtype=accumulation_dtype(q.dtype)) if need_weights else None
     config = _scores_config(ATTENTION, batch, queries, keys)
     splits = _splits(config, batch, queries, keys)
@@ -267,6 +272,7 @@ def _scores_backward(
     negative_slope: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk, dv: each pair is computed twice, in exchange for sums without atomics, always in one order."""
+    check_sizes(grad=(grad, check_pairs(q, k, v)[:3]))
     dq, dk, _ = _scores_backward_fake(grad, q, k, v, activation, negative_slope)
     act = {"ACTIVATION": activation, "SLOPE": negative_slope}
     dv = _row_gradients(grad, q, k, v, dq, True, act)

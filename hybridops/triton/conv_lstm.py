@@ -20,6 +20,7 @@ from hybridops.native import refuse_forward_mode
 from hybridops.reference.conv_lstm import gates_from_states, input_gradient, weight_gradients
 from hybridops.triton.launch import Config, launch, op
 from hybridops.triton.math import cast, offset, precision, product, sigmoid, tanh
+from hybridops.triton.sizes import check_convolution, check_sizes
 
 __all__ = [
     "conv_lstm_backward",
@@ -166,9 +167,12 @@ def _forward(
     save_gates: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """hs (T,B,Y,X,H), cs (T or 1,B,Y,X,H) acc, gates (T or 0,B,Y,X,4H) after their nonlinearity."""
+    check_sizes(x=(x, ("B", "T", "C", "Y", "X")))
+    hidden = check_convolution(w_hh, peephole, x.shape[0], tuple(x.shape[3:]), h0=h0, c0=c0)
+    check_sizes(w_ih=(w_ih, (4 * hidden, x.shape[2], *w_hh.shape[2:])), bias=(bias, (4 * hidden,)))
     hs, cs, gates = _forward_fake(x, h0, c0, w_ih, w_hh, bias, peephole, save_cells, save_gates)
     batch, steps, channels, *space = x.shape
-    hidden, pixels = w_hh.shape[1], hs[0, ..., 0].numel()
+    pixels = hs[0, ..., 0].numel()
     config = _config(FORWARD, x, pixels, hidden)
     hoisted = _hoisted(x, w_ih) if _hoists(config, x, pixels, hidden) else None
     w_x, w_h = (w.unflatten(0, (4, hidden)).permute(3, 4, 2, 0, 1).contiguous() for w in (w_ih, w_hh))  # (KY,KX,C,4,H)
@@ -215,8 +219,12 @@ def _backward(
     need_dh0: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """da (T,B,Y,X,4H), dh0 (B,Y,X,H) acc (no element unless needed), dc0 (B,Y,X,H) acc."""
+    check_sizes(cs=(cs, ("T", "B", "H", "Y", "X")))
+    steps, batch, _, *space = cs.shape
+    hidden = check_convolution(w_hh, peephole, batch, tuple(space), grad_hn=grad_hn, grad_cn=grad_cn, c0=c0)
+    states = (steps, batch, hidden, *space)
+    check_sizes(cs=(cs, states), grad_hs=(grad_hs, states), gates=(gates, (steps, batch, 4 * hidden, *space)))
     da, dh0, dc0 = _backward_fake(grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0)
-    steps, batch, hidden, *space = cs.shape
     gates, cs = (t.movedim(2, -1).contiguous() for t in (gates, cs))
     cells = [_channels_last(c0), *cs.unbind(0)]
     w_h = w_hh.permute(2, 3, 0, 1).contiguous()  # (KY,KX,4H,H)

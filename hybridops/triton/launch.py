@@ -13,7 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hybridops.native import call
+
 _library = torch.library.Library("hybridops_triton", "DEF")
+OPS: list[torch._ops.OpOverloadPacket] = []
 
 
 class Config(NamedTuple):
@@ -65,7 +68,8 @@ def op(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], 
         _library.define(schema)
         _library.impl(name, on_its_device, "CompositeExplicitAutograd")
         torch.library.register_fake(f"hybridops_triton::{name}", fake, lib=_library)
-        return getattr(torch.ops.hybridops_triton, name).default
+        OPS.append(getattr(torch.ops.hybridops_triton, name))
+        return functools.partial(call, OPS[-1].default)
 
     return register
 

@@ -155,6 +155,17 @@ def test_a_score_with_a_bias_or_more_rows():
     for module in modules:
         module.v = v
     assert_agree(*modules, *inputs)
+    modules[1].backend = "native"
+    with pytest.raises(RuntimeError, match=r"was asked for, but v has a bias: it has to be called$"):
+        modules[1](*inputs)
+    modules[1].v = nn.Linear(20, 2, bias=False, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match=r"was asked for, but v has 2 outputs, not 1: it has to be called$"):
+        modules[1](*inputs)
+
+
+def with_weight(conv: nn.Conv2d, kernel: int) -> nn.Conv2d:
+    conv.weight = nn.Parameter(torch.zeros(*conv.weight.shape[:2], kernel, kernel))
+    return conv
 
 
 @pytest.mark.parametrize(
@@ -168,6 +179,8 @@ def test_a_score_with_a_bias_or_more_rows():
         (nn.Conv2d(3, 4, 3, padding=1, stride=2), r"has stride \(2, 2\), not 1"),
         (nn.Conv2d(3, 4, 3, padding="same", dilation=2), r"has dilation \(2, 2\), not 1"),
         (nn.Conv2d(4, 4, 3, padding=1, groups=2), "has 2 groups, not 1"),
+        (nn.Conv2d(3, 4, 4, padding="same"), r"has a kernel of \(4, 4\), which is not odd"),
+        (with_weight(nn.Conv2d(3, 4, 3, padding=1), 5), r"has a weight with a kernel of \(5, 5\), not \(3, 3\)"),
         (nn.ConvTranspose2d(3, 4, 3), "is a ConvTranspose2d, not a Conv1d or Conv2d or Conv3d"),
         (parametrizations.weight_norm(nn.Conv2d(3, 4, 3, padding=1)), None),
         (parametrizations.weight_norm(subclass_of(nn.Conv2d)(3, 4, 3, padding=1)), "is a ParametrizedDoubled, not "),

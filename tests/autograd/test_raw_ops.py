@@ -7,10 +7,13 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from hybridops import native
 from tests import tolerances
 from tests.modules.agreement import examples, pair, results
 from tests.native.test_sizes import OPS, arguments, run, schema
+from tests.problems import cast, conv_lstm_inputs
 
+pytestmark = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
 FUNCTIONS = ["additive_scores_forward", "additive_attention_forward", "conv_lstm_forward"]
 
 
@@ -112,3 +115,18 @@ def test_forward_mode(op):
         given[name] = forward_ad.make_dual(given[name], torch.ones_like(given[name]))
         with pytest.raises(NotImplementedError, match="forward-mode"):
             run(op, given)
+
+
+def test_the_op_of_compiled_graphs_has_none():
+    """Its tensors come in a list, which a Function does not look into: it raises at once."""
+    inputs = cast(conv_lstm_inputs(), torch.float32)
+    backend = native.__name__ + ".conv_lstm"
+    hs, cs, gates = torch.zeros(3, 2, 4, 4, 5), torch.zeros(3, 2, 4, 4, 5), torch.zeros(3, 2, 16, 4, 5)
+    op = torch.ops.hybridops.conv_lstm_gradients.default
+    arguments = (backend, list(inputs.values()), [True] + [False] * 6, hs, cs, gates, torch.ones_like(hs), None, None)
+    assert len(op(*arguments)) == 1
+    inputs["x"].requires_grad_()
+    with pytest.raises(RuntimeError, match=r"^hybridops::conv_lstm_gradients has no derivative"):
+        op(*arguments)
+    with torch.no_grad():
+        assert len(op(*arguments)) == 1

@@ -1,5 +1,5 @@
-"""Derivatives of the compiled ops themselves, for graphs that hold them without the Functions of hybridops/autograd: an
-exported program loses no gradient. The library's own calls do not come by here: see `hybridops.native.call`.
+"""Derivatives of the ops themselves, for graphs that hold them without the Functions beside this file: an exported
+program loses no gradient. The library's own calls do not come by here: see `hybridops.native.call`.
 
 An op that stands for a function of the library is differentiated as that function is, computed once more: right, and
 not made for speed. Any other raises where a gradient is asked of it.
@@ -7,15 +7,19 @@ not made for speed. Any other raises where a gradient is asked of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils import _pytree as pytree
 
-from hybridops import autograd
-from hybridops.native import OPS, additive_attention, refuse_forward_mode
+from hybridops import native, triton
+from hybridops.autograd import additive_attention, conv_lstm  # noqa: F401  the latter defines an op
+from hybridops.autograd.double_backward import formula_gradients
+from hybridops.native import additive_attention as native_additive_attention
+from hybridops.native import refuse_forward_mode
 from hybridops.reference import conv_lstm as reference_conv_lstm
 
 Formula = Callable[..., Sequence[Tensor]]
@@ -25,15 +29,15 @@ _SAVED = ("nothing", "cells", "gates")
 
 
 def _scores(q, k, v, activation, negative_slope, key_exponentials, key_bounds):
-    return (autograd.additive_attention.scores(additive_attention, q, k, v, _ACTIVATIONS[activation], negative_slope),)
+    return (additive_attention.scores(native_additive_attention, q, k, v, _ACTIVATIONS[activation], negative_slope),)
 
 
 def _attention(
     q, k, v, value, mask, score_bias, scale, activation, negative_slope, key_exponentials, key_bounds, need_weights
 ):
-    return autograd.additive_attention.attend(
-        additive_attention, q, k, v, value, mask, score_bias, scale, _ACTIVATIONS[activation], negative_slope, None,
-        need_weights,
+    return additive_attention.attend(
+        native_additive_attention, q, k, v, value, mask, score_bias,
+        scale, _ACTIVATIONS[activation], negative_slope, None, need_weights,
     )  # fmt: skip
 
 
@@ -46,9 +50,9 @@ def _conv_lstm(x, h0, c0, w_ih, w_hh, bias, peephole, save, winograd):
 
 
 _FORMULAS: dict[str, Formula] = {
-    "additive_scores_forward": _scores,
-    "additive_attention_forward": _attention,
-    "conv_lstm_forward": _conv_lstm,
+    "hybridops::additive_scores_forward": _scores,
+    "hybridops::additive_attention_forward": _attention,
+    "hybridops::conv_lstm_forward": _conv_lstm,
 }
 
 
@@ -66,31 +70,15 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[2:]
-        none = (None,) * (2 + len(needed))
-        if all(grad is None for grad in grads):
-            return none
-        formula = _FORMULAS.get(ctx.op._opname)
+        formula = _FORMULAS.get(ctx.op.name())
         if formula is None:
             raise RuntimeError(_no_derivative(ctx.op))
-        again = torch.is_grad_enabled()  # create_graph=True
-        with torch.enable_grad():
-            # Tensors of their own: of one that was made from another, the gradient would count for both.
-            inputs = [
-                t if t is None else t.view_as(t) if again and need else t.detach().requires_grad_(need)
-                for t, need in zip(tensors, needed, strict=True)
-            ]
-            outputs = formula(*(o if t is None else t for t, o in zip(inputs, ctx.others, strict=True)))
-        reached = [
-            (out, grad.to(out.dtype))
-            for out, grad in zip(outputs, grads, strict=True)
-            if grad is not None and out is not None and out.requires_grad
-        ]
-        if not reached:
-            return none
-        outputs, grads = zip(*reached, strict=True)
-        wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
-        found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=again, allow_unused=True))
-        return (None, None, *(next(found) if need else None for need in needed))
+
+        def of_tensors(*inputs: Tensor | None) -> Sequence[Tensor]:
+            return formula(*(other if t is None else t for t, other in zip(inputs, ctx.others, strict=True)))
+
+        found = formula_gradients(of_tensors, tensors, needed, grads, create_graph=torch.is_grad_enabled())
+        return (None, None, *found)
 
 
 def _below(op: torch._ops.OpOverload, keyset: torch._C.DispatchKeySet, args: tuple[Any, ...]) -> Any:
@@ -102,25 +90,39 @@ def _no_derivative(op: torch._ops.OpOverload) -> str:
     return f"{op.name()} has no derivative: use hybridops.functional or the modules, or export under torch.no_grad()"
 
 
-def register() -> torch.library.Library:
-    """For every op that takes tensors; the registration lasts as long as what is given."""
-    library = torch.library.Library("hybridops", "IMPL")
-    for name in OPS:
-        if name != "cpu_isa":
-            _register(library, getattr(torch.ops.hybridops, name).default)
-    return library
-
-
 def _register(library: torch.library.Library, op: torch._ops.OpOverload) -> None:
-    writes = op._schema.is_mutable
+    in_lists = any("List" in str(argument.type) for argument in op._schema.arguments)
+    at_once = op._schema.is_mutable or in_lists  # a Function does not see what is written into, or in a list
 
     def kernel(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
         if forward_ad._current_level >= 0:
             refuse_forward_mode(*(arg for arg in args if isinstance(arg, Tensor)))
-        if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
+        if not (
+            torch.is_grad_enabled() and torch._C._any_requires_grad(*(pytree.tree_leaves(args) if in_lists else args))
+        ):
             return _below(op, keyset, args)
-        if writes:
+        if at_once:
             raise RuntimeError(_no_derivative(op))
         return _Recomputed.apply(op, keyset, *args)
 
     library.impl(op._opname, kernel, "Autograd", with_keyset=True)
+
+
+def _libraries() -> Iterator[torch.library.Library]:
+    """One for each namespace; what it registers lasts as long as it does."""
+    ops = [torch.ops.hybridops.conv_lstm_gradients]
+    if native.missing() is None:
+        ops += [getattr(torch.ops.hybridops, name) for name in native.OPS if name != "cpu_isa"]
+    if triton.missing() is None:
+        from hybridops.triton.launch import OPS
+
+        ops += OPS
+    for namespace in ("hybridops", "hybridops_triton"):
+        library = torch.library.Library(namespace, "FRAGMENT")
+        for op in (packet.default for packet in ops):
+            if op.namespace == namespace:
+                _register(library, op)
+        yield library
+
+
+_LIBRARIES = tuple(_libraries())

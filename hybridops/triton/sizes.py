@@ -1,0 +1,43 @@
+"""What the Triton ops make sure of: that every tensor has the sizes that the kernels index."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from hybridops.checks import check_shape
+
+
+def check_sizes(**sizes: tuple[Tensor | None, tuple[int | str, ...]]) -> None:
+    """name=(tensor or None, its shape; a letter may be any size)"""
+    for name, (tensor, shape) in sizes.items():
+        if tensor is not None:
+            check_shape(name, tensor, shape)
+
+
+def check_pairs(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int, int]:
+    """B, S, T, A"""
+    check_shape("q", q, ("B", "S", "A"))
+    batch, queries, width = q.shape
+    check_sizes(k=(k, (batch, "T", width)), v=(v, (width,)))
+    return batch, queries, k.shape[1], width
+
+
+def check_convolution(
+    w_hh: Tensor,  # (4H,H,KY,KX)
+    peephole: Tensor | None,  # (3,H) or (3,H,Y,X)
+    batch: int,
+    space: tuple[int, ...],  # (Y,X)
+    **states: Tensor | None,  # (B,H,Y,X)
+) -> int:
+    """H"""
+    check_shape("w_hh", w_hh, ("4H", "H", "KY", "KX"))
+    hidden, kernel = w_hh.shape[1], tuple(w_hh.shape[2:])
+    if any(size % 2 == 0 for size in kernel):
+        raise ValueError(f"w_hh must have an odd kernel, got {kernel}")
+    per_channel = peephole is not None and peephole.dim() == 2
+    check_sizes(
+        w_hh=(w_hh, (4 * hidden, hidden, *kernel)),
+        peephole=(peephole, (3, hidden, *(() if per_channel else space))),
+        **{name: (state, (batch, hidden, *space)) for name, state in states.items()},
+    )
+    return hidden
