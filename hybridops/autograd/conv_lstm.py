@@ -45,16 +45,14 @@ def run(
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
         return ConvLSTM.apply(backend, save, want_h_n, *inputs)
     hs, cs, _ = backend.conv_lstm_forward(*inputs, "nothing")
-    return _no_view(hs.transpose(0, 1)), hs[-1].clone() if want_h_n else None, _no_view(cs[-1])
+    return _output(hs), hs[-1].clone() if want_h_n else None, cs[-1].detach()
 
 
-def _no_view(t: Tensor) -> Tensor:
-    """The same memory as a tensor of its own: a view of what a Function made cannot be written into. Only one of
-    the two may be kept: each counts its own versions. While a graph is traced the view does as well.
+def _output(hs: Tensor) -> Tensor:
+    """(B,T,H,S*), no view to autograd, which would refuse to have one written into that a Function made. It has its
+    version in common with hs.
     """
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-        return t
-    return t.new_empty(0).set_(t.untyped_storage(), t.storage_offset(), t.shape, t.stride())
+    return hs.transpose(0, 1).detach()
 
 
 class ConvLSTM(torch.autograd.Function):
@@ -63,19 +61,18 @@ class ConvLSTM(torch.autograd.Function):
         ctx: Any, backend: ModuleType, save: str, want_h_n: bool, *inputs: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         hs, cs, gates = backend.conv_lstm_forward(*inputs, "gates" if save == "gates" else "cells")
-        output = _no_view(hs.transpose(0, 1))
         ctx.backend = backend
         ctx.set_materialize_grads(False)
         # The backward of one step reads no h, so that a step's may be written into, as that of `nn.LSTMCell`.
         read = save == "recompute" or len(hs) > 1
-        ctx.save_for_backward(*inputs, output if read else output.new_empty(()).expand(output.shape), cs, gates)
-        return output, hs[-1].clone() if want_h_n else None, cs[-1].clone()
+        ctx.save_for_backward(*inputs, hs if read else hs.new_empty(()).expand(hs.shape), cs, gates)
+        return _output(hs), hs[-1].clone() if want_h_n else None, cs[-1].clone()
 
     @staticmethod
     def backward(
         ctx: Any, grad_output: Tensor | None, grad_hn: Tensor | None, grad_cn: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        *inputs, output, cs, gates = ctx.saved_tensors
+        *inputs, hs, cs, gates = ctx.saved_tensors
         needed = ctx.needs_input_grad[3:]
         if grad_output is None and grad_hn is None and grad_cn is None:
             return (None,) * 10
@@ -84,7 +81,6 @@ class ConvLSTM(torch.autograd.Function):
             grads = formula_gradients(_states, inputs, needed, (grad_hs, grad_hn, grad_cn))
         else:
             gradients = _gradients_as_one_op if torch.compiler.is_compiling() else _gradients
-            hs = output.transpose(0, 1)
             grads = gradients(ctx.backend, inputs, needed, hs, cs, gates, grad_hs, grad_hn, grad_cn)
         return None, None, None, *grads
 

@@ -7,6 +7,7 @@ another padding) has to be called: the fused module then runs the plain forward,
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -101,17 +102,24 @@ def has_hooks(part: nn.Module) -> bool:
 def _reason_not_same(conv: nn.Module) -> str | None:
     """Whether it is more than a convolution with 'same' zero padding."""
     kernel = conv.kernel_size
-    weight = conv._parameters.get("weight")  # a parametrized one has the shape of before
-    if any(size % 2 == 0 for size in kernel):
+    same, ones, is_odd = _of_kernel(kernel)
+    if not is_odd:
         return f"has a kernel of {kernel}, which is not odd"
-    if weight is not None and tuple(weight.shape[2:]) != kernel:
+    weight = conv._parameters.get("weight")  # a parametrized one has the shape of before
+    if weight is not None and weight.shape[2:] != kernel:
         return f"has a weight with a kernel of {tuple(weight.shape[2:])}, not {kernel}"
-    same = tuple(size // 2 for size in kernel)
-    if conv.padding != same and conv.padding != "same":
+    if conv.padding not in (same, "same"):
         return f"has padding {conv.padding}, not {same}"
     if conv.padding_mode != "zeros":
         return f"has padding_mode {conv.padding_mode!r}, not 'zeros'"
-    for name in ("stride", "dilation"):
-        if any(value != 1 for value in getattr(conv, name)):
-            return f"has {name} {getattr(conv, name)}, not 1"
+    if conv.stride != ones:
+        return f"has stride {conv.stride}, not 1"
+    if conv.dilation != ones:
+        return f"has dilation {conv.dilation}, not 1"
     return None if conv.groups == 1 else f"has {conv.groups} groups, not 1"
+
+
+@lru_cache
+def _of_kernel(kernel: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
+    """Its 'same' padding, a stride or dilation of ones, and whether it is odd: every call asks."""
+    return tuple(size // 2 for size in kernel), (1,) * len(kernel), all(size % 2 for size in kernel)
