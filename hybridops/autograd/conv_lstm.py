@@ -45,14 +45,15 @@ def run(
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
         return ConvLSTM.apply(backend, save, want_h_n, *inputs)
     hs, cs, _ = backend.conv_lstm_forward(*inputs, "nothing")
-    return _output(hs), hs[-1].clone() if want_h_n else None, cs[-1].detach()
+    return _no_view(hs.transpose(0, 1)), hs[-1].clone() if want_h_n else None, _no_view(cs[-1])
 
 
-def _output(hs: Tensor) -> Tensor:
-    """(B,T,H,S*), no view to autograd, which would refuse to have one written into that a Function made. It has its
-    version in common with hs.
+def _no_view(t: Tensor) -> Tensor:
+    """The same memory and version, but no view to autograd, which would refuse to have one written into that a Function
+    made. While a graph is captured it stays the view: `detach` would be in the graph, and end its gradients.
     """
-    return hs.transpose(0, 1).detach()
+    captured = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    return t if captured else t.detach()
 
 
 class ConvLSTM(torch.autograd.Function):
@@ -66,7 +67,7 @@ class ConvLSTM(torch.autograd.Function):
         # The backward of one step reads no h, so that a step's may be written into, as that of `nn.LSTMCell`.
         read = save == "recompute" or len(hs) > 1
         ctx.save_for_backward(*inputs, hs if read else hs.new_empty(()).expand(hs.shape), cs, gates)
-        return _output(hs), hs[-1].clone() if want_h_n else None, cs[-1].clone()
+        return _no_view(hs.transpose(0, 1)), hs[-1].clone() if want_h_n else None, cs[-1].clone()
 
     @staticmethod
     def backward(
