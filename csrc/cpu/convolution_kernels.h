@@ -153,12 +153,14 @@ class Convolution {
         const int64_t channels[2] = {depth_channels(0), count == 2 ? depth_channels(1) : 0};
         const std::vector<Chunk> chunks = this->chunks(count);
         // about 256 pixels amortise the streaming of the weights; the padded patch should stay in the L2 cache
-        const Blocks blocks(shape_, {1, 1}, 256, units_wanted(),
+        const int64_t bytes = groups_ * shape_.kernel_h * shape_.kernel_w * (channels[0] + channels[1]) * width * sizeof(E);
+        const Blocks blocks(shape_, {1, 1}, 256, least_cells(bytes), units_wanted(),
                             256 * 1024 / ((channels[0] + channels[1]) * sizeof(E)));
-        share_out(shape_.batch * blocks.of_image(), [&](Units& units) {
-            const int64_t most = blocks.most_rows() * blocks.most_cols();
-            const int64_t patch_pixels =
-                (blocks.most_rows() + shape_.kernel_h - 1) * (blocks.most_cols() + shape_.kernel_w - 1);
+        const int64_t shares = this->shares(bytes, blocks.count());
+        share_out(blocks.count() * shares, [&](Units& units) {
+            const int64_t most = blocks.most_cells();
+            const int64_t patch_pixels = blocks.most_images() * (blocks.most_rows() + shape_.kernel_h - 1) *
+                                         (blocks.most_cols() + shape_.kernel_w - 1);
             int64_t* patch_pixel =
                 static_cast<int64_t*>(thread_scratch(2 * sizeof(int64_t) * most + sizeof(A) * (most + 1) * width +
                                                      sizeof(E) * patch_pixels * (channels[0] + channels[1])));
@@ -167,18 +169,19 @@ class Convolution {
             E* first_patch = reinterpret_cast<E*>(start + width);
             E* patches[2] = {first_patch, first_patch + patch_pixels * channels[0]};
             for (int64_t unit; units.take(unit);) {
-                const auto block = blocks[unit];
-                const int64_t pixels = block.rows * block.cols, pitch = block.cols + shape_.kernel_w - 1;
+                const auto block = blocks[unit % blocks.count()];
+                const int64_t share = unit / blocks.count();
+                const int64_t pixels = block.cells();
+                const int64_t rows = block.rows + shape_.kernel_h - 1, pitch = block.cols + shape_.kernel_w - 1;
                 for (int i = 0; i < count; ++i)
-                    copy_patch(patches[i], {sources[i]}, channels[i], shape_, block.image,
-                               block.y - shape_.kernel_h / 2, block.x - shape_.kernel_w / 2,
-                               block.rows + shape_.kernel_h - 1, pitch);
-                for (int64_t y = 0, q = 0; y < block.rows; ++y)
-                    for (int64_t x = 0; x < block.cols; ++x, ++q) {
-                        patch_pixel[q] = y * pitch + x;
-                        image_pixel[q] = pixel_at(block.image, block.y + y, block.x + x);
-                    }
-                for (int64_t group = 0; group < groups_; ++group) {
+                    copy_patches(patches[i], {sources[i]}, channels[i], shape_, block, rows, pitch);
+                for (int64_t image = 0, q = 0; image < block.images; ++image)
+                    for (int64_t y = 0; y < block.rows; ++y)
+                        for (int64_t x = 0; x < block.cols; ++x, ++q) {
+                            patch_pixel[q] = (image * rows + y) * pitch + x;
+                            image_pixel[q] = pixel_at(block.image + image, block.y + y, block.x + x);
+                        }
+                for (int64_t group = share * groups_ / shares; group < (share + 1) * groups_ / shares; ++group) {
                     epilogue.start(group, start, width);
                     for (int64_t q = 0; q < pixels; ++q) std::copy(start, start + width, partial + q * width);
                     for (const Chunk& chunk : chunks) {
@@ -208,7 +211,8 @@ class Convolution {
     struct TileBlock {
         Blocks::Block at;
         int sources;
-        int64_t tiles, pitch;                   // pitch: pixels in a row of the patches
+        int64_t tiles;
+        int64_t patch_rows, pitch;              // pixels of an image's patch, and of a row of it
         int64_t padded[2];                      // channels of the patches, whole vectors
         int64_t channels, row;                  // channels of all sources; room for them in the transformed tiles
         int64_t transformed_point, sums_point;  // strides
@@ -216,6 +220,10 @@ class Convolution {
         A *transformed, *sums;                  // [point][tile][row], [point][tile][width]
         A *start, *out;                         // [width], [output][width]
         bool* good;                             // [tile]: within the limits
+
+        int64_t pixel(int64_t image, int64_t y, int64_t x) const {  // of the patches
+            return (image * patch_rows + y) * pitch + x;
+        }
     };
 
     template <class W>
@@ -229,12 +237,15 @@ class Convolution {
         }
         sizes.row = round_up(sizes.channels + lanes<A>, lanes<A>);  // vectors are written beyond the end
         const int64_t bytes = points * sizes.row * static_cast<int64_t>(sizeof(A));
+        const int64_t weight_bytes = groups_ * points * sizes.channels * width * sizeof(A);
         // at least 32 tiles for each pass over the weights, more where they stay in the L2 cache
         const Blocks blocks(shape_, {W::rows, W::cols}, std::clamp<int64_t>(256 * 1024 / bytes, 32, 64),
-                            units_wanted());
-        const int64_t most = blocks.most_rows() * blocks.most_cols();
-        const int64_t patch_pixels = (blocks.most_rows() * W::rows + R - 1) * (blocks.most_cols() * W::cols + R - 1);
-        share_out(shape_.batch * blocks.of_image(), [&](Units& units) {
+                            least_cells(weight_bytes), units_wanted());
+        const int64_t shares = this->shares(weight_bytes, blocks.count());
+        const int64_t most = blocks.most_cells();
+        const int64_t patch_pixels = blocks.most_images() * (blocks.most_rows() * W::rows + R - 1) *
+                                     (blocks.most_cols() * W::cols + R - 1);
+        share_out(blocks.count() * shares, [&](Units& units) {
             TileBlock block = sizes;
             block.transformed = static_cast<A*>(thread_scratch(
                 sizeof(A) * (points * (most * (block.row + width) + 2 * cache_line<A>)+(W::outputs + 1) * width +
@@ -247,13 +258,15 @@ class Convolution {
             block.patches[1] = block.patches[0] + patch_pixels * block.padded[0];
             block.good = reinterpret_cast<bool*>(block.patches[1] + patch_pixels * block.padded[1]);
             for (int64_t unit; units.take(unit);) {
-                block.at = blocks[unit];
-                block.tiles = block.at.rows * block.at.cols;
+                const int64_t share = unit / blocks.count();
+                block.at = blocks[unit % blocks.count()];
+                block.tiles = block.at.cells();
                 block.transformed_point = block.tiles * block.row + cache_line<A>;
                 block.sums_point = block.tiles * width + cache_line<A>;
+                block.patch_rows = block.at.rows * W::rows + R - 1;
                 block.pitch = block.at.cols * W::cols + R - 1;
                 transform_tiles<W>(block, sources);
-                for (int64_t group = 0; group < groups_; ++group) {
+                for (int64_t group = share * groups_ / shares; group < (share + 1) * groups_ / shares; ++group) {
                     multiply_tiles<W>(block, group);
                     epilogue.start(group, block.start, width);
                     for (int64_t tile = 0; tile < block.tiles; ++tile) finish_tile<W>(block, group, tile, epilogue);
@@ -264,17 +277,16 @@ class Convolution {
 
     template <class W>
     void transform_tiles(const TileBlock& block, Sources sources) const {
-        constexpr int R = W::taps;
         std::fill(block.good, block.good + block.tiles, true);
         for (int i = 0; i < block.sources; ++i) {
             const int64_t stride = block.padded[i];
-            const int64_t rows = block.at.rows * W::rows + R - 1;
-            copy_patch(block.patches[i], {sources[i]}, stride, shape_, block.at.image, block.at.y - R / 2,
-                       block.at.x - R / 2, rows, block.pitch);
-            const bool all_good = limits_.allow(largest_magnitude(block.patches[i], rows * block.pitch * stride));
+            copy_patches(block.patches[i], {sources[i]}, stride, shape_, block.at, block.patch_rows, block.pitch);
+            const bool all_good = limits_.allow(largest_magnitude(
+                block.patches[i], block.at.images * block.patch_rows * block.pitch * stride));
             for (int64_t tile = 0; tile < block.tiles; ++tile) {
-                const int64_t corner = tile / block.at.cols * W::rows * block.pitch + tile % block.at.cols * W::cols;
-                const A* from = block.patches[i] + corner * stride;
+                const auto at = block.at.place(tile);
+                const A* from =
+                    block.patches[i] + block.pixel(at.image, at.row * W::rows, at.col * W::cols) * stride;
                 transform_tile<W>(block.transformed + tile * block.row + i * channels_[0], block.transformed_point,
                                   from, block.pitch * stride, stride, channels_[i]);
                 if (!all_good) block.good[tile] &= allowed<W>(from, block.pitch * stride, stride, channels_[i]);
@@ -329,14 +341,15 @@ class Convolution {
     void finish_tile(const TileBlock& block, int64_t group, int64_t tile, const Epilogue<A>& epilogue) const {
         constexpr int rows = W::rows, cols = W::cols, outputs = W::outputs;
         using V = Simd<A>;
-        const int64_t y = tile / block.at.cols * rows, x = tile % block.at.cols * cols;
+        const auto at = block.at.place(tile);
+        const int64_t y = at.row * rows, x = at.col * cols;
         int64_t pixels[outputs], count = 0;
         A* to[outputs];  // where the sums of an output go; null outside the image
         for (int i = 0; i < outputs; ++i) {
             const int64_t image_y = block.at.y + y + i / cols, image_x = block.at.x + x + i % cols;
             const bool inside = image_y < shape_.height && image_x < shape_.width;
             to[i] = inside ? block.out + count * width : nullptr;
-            if (inside) pixels[count++] = pixel_at(block.at.image, image_y, image_x);
+            if (inside) pixels[count++] = pixel_at(block.at.image + at.image, image_y, image_x);
         }
         if (block.good[tile]) {
             for (int64_t lane = 0; lane < width; lane += lanes<A>) {
@@ -350,18 +363,19 @@ class Convolution {
             }
         } else {
             for (int i = 0; i < outputs; ++i)
-                if (to[i]) sum_directly(to[i], block, group, y + i / cols, x + i % cols);
+                if (to[i]) sum_directly(to[i], block, group, block.pixel(at.image, y + i / cols, x + i % cols));
         }
         epilogue.finish(group, pixels, count, block.out);
     }
 
-    void sum_directly(A* sums, const TileBlock& block, int64_t group, int64_t y, int64_t x) const {
+    // One pixel, from its corner in the patches on.
+    void sum_directly(A* sums, const TileBlock& block, int64_t group, int64_t corner) const {
         std::call_once(direct_packed_, pack_direct_);
         std::copy(block.start, block.start + width, sums);
         const int64_t taps = shape_.kernel_h * shape_.kernel_w;
         for (int i = 0; i < block.sources; ++i)
             for (int64_t tap = 0; tap < taps; ++tap) {
-                const int64_t at = (y + tap / shape_.kernel_w) * block.pitch + x + tap % shape_.kernel_w;
+                const int64_t at = corner + tap / shape_.kernel_w * block.pitch + tap % shape_.kernel_w;
                 const A* pixel = block.patches[i] + at * block.padded[i];
                 accumulate_tile<A, A, N, 1>(sums, true, &pixel, 0, 1, channels_[i],
                                             direct_[i]->data() + (group * taps + tap) * channels_[i] * width);
@@ -374,6 +388,16 @@ class Convolution {
 
     // every thread should find a few
     static int64_t units_wanted() { return 4 * static_cast<int64_t>(torch::stable::get_num_threads()); }
+
+    // Below so many pixels, or tiles of them, reading the weights again for more blocks would take longer than computing,
+    // unless they stay in the L2 cache.
+    static int64_t least_cells(int64_t weight_bytes) { return weight_bytes > 512 * 1024 ? 32 : 1; }
+
+    // Into how many shares the groups go, each of which reads the images anew. Its weights should stay in the L3 cache from
+    // block to block.
+    int64_t shares(int64_t weight_bytes, int64_t blocks) const {
+        return std::min(groups_, std::max(ceil_div(weight_bytes, 4 << 20), ceil_div(units_wanted(), blocks)));
+    }
 
     ConvShape shape_;
     std::array<int64_t, 2> channels_;

@@ -85,39 +85,71 @@ void copy_patch(E* out, std::initializer_list<const Source<E>*> sources, int64_t
     }
 }
 
-// Images are cut into blocks of whole or part rows of cells, a cell being a pixel or a tile of them; a block is a unit of
-// work for a thread.
+// Images are cut into blocks of whole or part rows of cells, a cell being a pixel or a tile of them; small images make a block
+// together. A block, or a share of the outputs for it, is a unit of work for a thread.
 class Blocks {
    public:
     struct Cell {
         int64_t rows, cols;
     };
+    struct Place {
+        int64_t image, row, col;  // of a cell in its block
+    };
     struct Block {
-        int64_t image, y, x;  // of its first pixel
-        int64_t rows, cols;   // in cells
+        int64_t image, images;  // the first one, and how many
+        int64_t y, x;           // of the first pixel in each
+        int64_t rows, cols;     // in cells, of each
+
+        int64_t cells() const { return images * rows * cols; }
+        Place place(int64_t cell) const { return {cell / (rows * cols), cell / cols % rows, cell % cols}; }
     };
 
-    Blocks(const ConvShape& s, Cell cell, int64_t wanted_cells, int64_t wanted_units,
+    // Blocks of about so many cells; smaller ones, down to the least, where there would be fewer than the wanted units.
+    Blocks(const ConvShape& s, Cell cell, int64_t wanted_cells, int64_t least_cells, int64_t wanted_units,
            int64_t most_patch_pixels = std::numeric_limits<int64_t>::max())
-        : cell_(cell), height_(ceil_div(s.height, cell.rows)), width_(ceil_div(s.width, cell.cols)) {
+        : cell_(cell), batch_(s.batch), height_(ceil_div(s.height, cell.rows)), width_(ceil_div(s.width, cell.cols)) {
         across_ = ceil_div(width_, 64 / cell.cols);
         cols_ = ceil_div(width_, across_);
-        const int64_t fit = most_patch_pixels / (cols_ * cell.cols + s.kernel_w - 1) - (s.kernel_h - 1);
-        rows_ = std::max<int64_t>(1, std::min<int64_t>({height_, wanted_cells / cols_, fit / cell.rows}));
-        while (rows_ > 1 && s.batch * across_ * ceil_div(height_, rows_) < wanted_units) rows_ = (rows_ + 1) / 2;
-        down_ = ceil_div(height_, rows_);
+        const int64_t pitch = cols_ * cell.cols + s.kernel_w - 1, fit = most_patch_pixels / pitch;
+        rows_ = std::max<int64_t>(
+            1, std::min<int64_t>({height_, wanted_cells / cols_, (fit - (s.kernel_h - 1)) / cell.rows}));
+        if (rows_ == height_ && across_ == 1)
+            images_ = std::clamp<int64_t>(
+                std::min(wanted_cells / (rows_ * cols_), fit / (rows_ * cell.rows + s.kernel_h - 1)), 1, s.batch);
+        while (count() < wanted_units && most_cells() >= 2 * least_cells && images_ * rows_ > 1) {
+            int64_t& size = images_ > 1 ? images_ : rows_;
+            size = (size + 1) / 2;
+        }
     }
 
-    int64_t of_image() const { return down_ * across_; }
+    int64_t count() const { return ceil_div(batch_, images_) * down() * across_; }
+    int64_t most_images() const { return images_; }
     int64_t most_rows() const { return rows_; }
     int64_t most_cols() const { return cols_; }
+    int64_t most_cells() const { return images_ * rows_ * cols_; }
     Block operator[](int64_t index) const {
-        const int64_t row = index / across_ % down_ * rows_, col = index % across_ * cols_;
-        return {index / of_image(), row * cell_.rows, col * cell_.cols, std::min(rows_, height_ - row),
+        const int64_t row = index / across_ % down() * rows_, col = index % across_ * cols_;
+        const int64_t image = index / (across_ * down()) * images_;
+        return {image,
+                std::min(images_, batch_ - image),
+                row * cell_.rows,
+                col * cell_.cols,
+                std::min(rows_, height_ - row),
                 std::min(cols_, width_ - col)};
     }
 
    private:
+    int64_t down() const { return ceil_div(height_, rows_); }
+
     Cell cell_;
-    int64_t height_, width_, rows_, cols_, down_, across_;
+    int64_t batch_, height_, width_, images_ = 1, rows_, cols_, across_;
 };
+
+// The patches of a block's images with a kernel's margins, one after the other, each of so many rows and pixels a row.
+template <class E>
+void copy_patches(E* out, std::initializer_list<const Source<E>*> sources, int64_t stride, const ConvShape& shape,
+                  const Blocks::Block& block, int64_t rows, int64_t pitch) {
+    for (int64_t i = 0; i < block.images; ++i)
+        copy_patch(out + i * rows * pitch * stride, sources, stride, shape, block.image + i,
+                   block.y - shape.kernel_h / 2, block.x - shape.kernel_w / 2, rows, pitch);
+}

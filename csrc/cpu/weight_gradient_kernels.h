@@ -16,33 +16,42 @@ inline constexpr int outer_vectors = outer_accumulators / outer_channels<A>;
 template <class A>
 inline constexpr int64_t outer_width = outer_vectors<A> * lanes<A>;
 
-// sums (P,N,lanes) += sum over rows x cols pixels of x[p] * grad[n].
+// Of a piece: so many images of rows x cols pixels.
+struct Extent {
+    int64_t images, rows, cols;
+    bool finite = true;
+};
+
+// sums (P,N,lanes) += sum over a piece's pixels of x[p] * grad[n].
 template <class A, int N, int P>
-void outer_tile(A* sums, const A* x, int64_t x_row, const A* grad, int64_t rows, int64_t cols) {
+void outer_tile(A* sums, const A* x, int64_t x_image, int64_t x_row, const A* grad, const Extent& piece) {
     Simd<A> acc[P][N];
     clear(acc);
-    for (int64_t row = 0; row < rows; ++row, x += x_row) {
-        const A* at = x;
+    for (int64_t image = 0; image < piece.images; ++image, x += x_image) {
+        const A* begin = x;
+        for (int64_t row = 0; row < piece.rows; ++row, begin += x_row) {
+            const A* at = begin;
 #pragma GCC unroll 4
-        for (int64_t col = 0; col < cols; ++col, at += P, grad += N * lanes<A>) {
-            Simd<A> g[N];
-            for (int n = 0; n < N; ++n) hold(g[n] = load(grad + n * lanes<A>));
-            for (int p = 0; p < P; ++p) {
-                const Simd<A> factor = broadcast(at[p]);
-                for (int n = 0; n < N; ++n) acc[p][n] += factor * g[n];
+            for (int64_t col = 0; col < piece.cols; ++col, at += P, grad += N * lanes<A>) {
+                Simd<A> g[N];
+                for (int n = 0; n < N; ++n) hold(g[n] = load(grad + n * lanes<A>));
+                for (int p = 0; p < P; ++p) {
+                    const Simd<A> factor = broadcast(at[p]);
+                    for (int n = 0; n < N; ++n) acc[p][n] += factor * g[n];
+                }
             }
         }
     }
     add_to_memory(sums, acc);
 }
 
-// Where the factors of a piece lie: x as [panel of P channels][row][col][P], with room for whole vectors to be written,
+// Where the factors of a piece lie: x as [panel of P channels][image][row][col][P], with room for whole vectors to be written,
 // grad as [plane][group][pixel][N,lane], of the groups of one share.
 template <class A>
 struct OuterLayout {
     int64_t channels;              // of x, in one plane
     std::vector<int64_t> x_plane;  // where a plane of x begins
-    int64_t x_size, x_panel, x_row;
+    int64_t x_size, x_panel, x_image, x_row;
     int64_t grad_plane, grad_group;  // a plane's may be 0: all the same
     int64_t patch_size;              // what packing needs beside
 
@@ -52,11 +61,6 @@ struct OuterLayout {
     int64_t sum_at(int64_t group, int64_t plane, int64_t channel) const {
         return ((group * planes() + plane) * padded_channels() + channel) * outer_width<A>;
     }
-};
-
-struct Extent {
-    int64_t rows, cols;
-    bool finite = true;
 };
 
 // Groups of outputs, [first, first + count).
@@ -105,9 +109,9 @@ void sum_of_products(const OuterLayout<A>& layout, int64_t groups, int64_t share
                     for (int64_t plane = 0; plane < planes; ++plane)
                         for (int64_t panel = 0; panel < layout.panels(); ++panel)
                             outer_tile<A, N, P>(sums + layout.sum_at(group, plane, panel * P),
-                                                x + layout.x_plane[plane] + panel * layout.x_panel, layout.x_row,
-                                                grad + plane * layout.grad_plane + group * layout.grad_group,
-                                                extent.rows, extent.cols);
+                                                x + layout.x_plane[plane] + panel * layout.x_panel, layout.x_image,
+                                                layout.x_row,
+                                                grad + plane * layout.grad_plane + group * layout.grad_group, extent);
             }
             if (!finite) {
                 std::fill(sums, sums + mine.count * group_size, A(0));
@@ -143,20 +147,30 @@ class WeightGradient {
     static constexpr int64_t P = outer_channels<A>, width = outer_width<A>;
     static constexpr int64_t tile_cols = 4;  // of the tiles for 3 x 3 kernels
 
-    // The patch of a block with the kernel's margins, `stride` a pixel. Images count through the steps.
+    // The patches of a block's images with the kernel's margins, one after the other, `stride` a pixel.
     void copy(const Blocks::Block& at, A* patch, int64_t stride, int64_t rows, int64_t cols) const {
-        const int64_t step = at.image / shape.batch;
-        const auto first = images_at<A>(a.factors[0].x, step, a.factors[0].channels),
-                   second = images_at<A>(a.factors[1].x, step, a.factors[1].channels);
-        copy_patch<A>(patch, {&first, second.channels ? &second : nullptr}, stride, shape, at.image % shape.batch,
-                      at.y - shape.kernel_h / 2, at.x - shape.kernel_w / 2, rows, cols);
+        for (int64_t image = at.image; image < at.image + at.images; ++image, patch += rows * cols * stride) {
+            const int64_t step = image / shape.batch;
+            const auto first = images_at<A>(a.factors[0].x, step, a.factors[0].channels),
+                       second = images_at<A>(a.factors[1].x, step, a.factors[1].channels);
+            copy_patch<A>(patch, {&first, second.channels ? &second : nullptr}, stride, shape, image % shape.batch,
+                          at.y - shape.kernel_h / 2, at.x - shape.kernel_w / 2, rows, cols);
+        }
+    }
+
+    // Images count through the steps.
+    ConvShape all_steps() const {
+        ConvShape all = shape;
+        all.batch *= a.steps;
+        return all;
     }
 
     // outputs [o, o + lanes) of the gradient at a pixel, zeros outside the image. Those of the pixel in its place in the next
     // tile come into the cache: a tile's pixels are read together, which the processor does not foresee.
-    Simd<A> gradient(const Blocks::Block& at, int64_t y, int64_t x, int64_t o) const {
+    Simd<A> gradient(const Blocks::Block& at, int64_t image, int64_t y, int64_t x, int64_t o) const {
         if (at.y + y >= shape.height || at.x + x >= shape.width || o >= a.outputs) return Simd<A>{};
-        const T* from = a.da + ((at.image * shape.height + at.y + y) * shape.width + at.x + x) * a.outputs + o;
+        const int64_t row = (at.image + image) * shape.height + at.y + y;
+        const T* from = a.da + (row * shape.width + at.x + x) * a.outputs + o;
         __builtin_prefetch(from + tile_cols * a.outputs);
         return load_lanes<A>(from, lanes_of<A>(a.outputs - o));
     }
@@ -184,7 +198,7 @@ class WeightGradient {
         const bool rows_of_taps = inputs < lanes<A>;
         const int64_t kernel_h = shape.kernel_h, kernel_w = shape.kernel_w;
         // about 128 pixels: their gradients stay in the L1 cache while all channels pass over them
-        const Blocks blocks(shape, {1, 1}, 128, 0);
+        const Blocks blocks(all_steps(), {1, 1}, 128, 1, 0);
         const int64_t pitch = blocks.most_cols() + kernel_w - 1, patch_rows = blocks.most_rows() + kernel_h - 1;
         const int64_t cols = rows_of_taps ? blocks.most_cols() : pitch;
         OuterLayout<A> layout;
@@ -193,26 +207,30 @@ class WeightGradient {
             for (int64_t kx = 0; kx < (rows_of_taps ? 1 : kernel_w); ++kx)
                 layout.x_plane.push_back((ky * cols + kx) * P);
         layout.x_row = cols * P;
-        layout.x_panel = patch_rows * layout.x_row + lanes<A>;
+        layout.x_image = patch_rows * layout.x_row;
+        layout.x_panel = blocks.most_images() * layout.x_image + lanes<A>;
         layout.x_size = layout.panels() * layout.x_panel;
         layout.grad_plane = 0;
-        layout.grad_group = blocks.most_rows() * blocks.most_cols() * width;
-        layout.patch_size = patch_rows * pitch * inputs + layout.channels + lanes<A>;
+        layout.grad_group = blocks.most_cells() * width;
+        layout.patch_size = blocks.most_images() * patch_rows * pitch * inputs + layout.channels + lanes<A>;
         const int64_t shares = shares_of<A>(groups, layout.planes(), layout.padded_channels());
         const auto pack = [&](int64_t index, Share share, A* patch, A* x, A* grad) {
             const auto at = blocks[index];
+            // of all images, one after the other: less than a whole block's rows there are in none but the only one
+            const int64_t rows = at.images * patch_rows - (blocks.most_rows() - at.rows);
             copy(at, patch, inputs, at.rows + kernel_h - 1, pitch);
             for (int64_t panel = 0; panel < layout.panels(); ++panel)
-                for (int64_t y = 0; y < at.rows + kernel_h - 1; ++y)
+                for (int64_t y = 0; y < rows; ++y)
                     for (int64_t col = 0; col < cols; ++col)
                         store(x + panel * layout.x_panel + y * layout.x_row + col * P,
                               load(patch + (y * pitch + col) * inputs + panel * P));
-            for (int64_t y = 0; y < at.rows; ++y)
-                for (int64_t col = 0; col < at.cols; ++col, grad += width)
-                    for (int64_t o = 0; o < share.count * width; o += lanes<A>)
-                        store(grad + o / width * layout.grad_group + o % width,
-                              gradient(at, y, col, share.first * width + o));
-            return Extent{at.rows, at.cols};
+            for (int64_t pixel = 0; pixel < at.cells(); ++pixel, grad += width) {
+                const auto [image, y, col] = at.place(pixel);
+                for (int64_t o = 0; o < share.count * width; o += lanes<A>)
+                    store(grad + o / width * layout.grad_group + o % width,
+                          gradient(at, image, y, col, share.first * width + o));
+            }
+            return Extent{at.images, at.rows, at.cols};
         };
         const auto add = [&](int64_t group, const A* sums, bool, A* room) {
             add_kernels(group, room, [&](int64_t c, int64_t o, A* kernels) {
@@ -224,8 +242,7 @@ class WeightGradient {
             });
         };
         sum_of_products<A>(
-            layout, groups, shares, a.steps * shape.batch * blocks.of_image(), taps() * lanes<A>, pack, [](auto...) {},
-            add);
+            layout, groups, shares, blocks.count(), taps() * lanes<A>, pack, [](auto...) {}, add);
     }
 
     // The gradient of output (kernel g * input d), * element by element: kernel^T (output^T grad * input d).
@@ -234,11 +251,11 @@ class WeightGradient {
         constexpr int R = W::taps, points = W::points;
         using V = Simd<A>;
         const int64_t padded = round_up(inputs, P), shares = shares_of<A>(groups, points, padded);
-        const Blocks blocks(shape, {W::rows, W::cols}, 128, 0);
-        const int64_t most = blocks.most_rows() * blocks.most_cols(), pitch = blocks.most_cols() * W::cols + R - 1;
+        const Blocks blocks(all_steps(), {W::rows, W::cols}, 128, 1, 0);
+        const int64_t most = blocks.most_cells(), pitch = blocks.most_cols() * W::cols + R - 1;
         OuterLayout<A> layout;
         layout.channels = inputs;
-        layout.x_row = 0;
+        layout.x_image = layout.x_row = 0;
         layout.x_panel = most * P + lanes<A>;
         for (int64_t point = 0; point < points; ++point)
             layout.x_plane.push_back(point * layout.panels() * layout.x_panel);
@@ -246,52 +263,52 @@ class WeightGradient {
         layout.grad_group = most * width;
         layout.grad_plane = ceil_div(groups, shares) * layout.grad_group + cache_line<A>;
         const int64_t channels = layout.padded_channels() + lanes<A>;  // of a pixel in the patch: whole vectors, zeros
-        layout.patch_size = (blocks.most_rows() * W::rows + R - 1) * pitch * channels;
+        layout.patch_size = blocks.most_images() * (blocks.most_rows() * W::rows + R - 1) * pitch * channels;
         const auto pack = [&](int64_t index, Share share, A* patch, A* x, A* grad) {
             const auto at = blocks[index];
             const int64_t patch_rows = at.rows * W::rows + R - 1;
             copy(at, patch, channels, patch_rows, pitch);
-            const A largest_input = largest_magnitude(patch, patch_rows * pitch * channels);
+            const A largest_input = largest_magnitude(patch, at.images * patch_rows * pitch * channels);
             LargestMagnitude<A> largest;
-            int64_t tile = 0;
-            for (int64_t row = 0; row < at.rows; ++row)
-                for (int64_t col = 0; col < at.cols; ++col, ++tile) {
-                    for (int64_t panel = 0; panel < layout.panels(); ++panel) {
-                        const A* corner = patch + (row * W::rows * pitch + col * W::cols) * channels + panel * P;
-                        A* to = x + panel * layout.x_panel + tile * P;
-                        transform<W::Y::input, W::X::input, V>(
-                            [&](int y, int x) { return load(corner + (y * pitch + x) * channels); },
-                            [&](int y, int x, V value) { store(to + layout.x_plane[W::point(y, x)], value); });
-                    }
-                    for (int64_t o = 0; o < share.count * width; o += lanes<A>) {
-                        A* to = grad + o / width * layout.grad_group + tile * width + o % width;
-                        transform<W::Y::output_gradient, W::X::output_gradient, V>(
-                            [&](int y, int x) {
-                                const V value =
-                                    gradient(at, row * W::rows + y, col * W::cols + x, share.first * width + o);
-                                largest.see(value);
-                                return value;
-                            },
-                            [&](int y, int x, V value) { store(to + W::point(y, x) * layout.grad_plane, value); });
-                    }
+            for (int64_t tile = 0; tile < at.cells(); ++tile) {
+                const auto place = at.place(tile);
+                const int64_t row = place.row * W::rows, col = place.col * W::cols;
+                for (int64_t panel = 0; panel < layout.panels(); ++panel) {
+                    const A* corner = patch + ((place.image * patch_rows + row) * pitch + col) * channels + panel * P;
+                    A* to = x + panel * layout.x_panel + tile * P;
+                    transform<W::Y::input, W::X::input, V>(
+                        [&](int y, int x) { return load(corner + (y * pitch + x) * channels); },
+                        [&](int y, int x, V value) { store(to + layout.x_plane[W::point(y, x)], value); });
                 }
-            return Extent{1, tile, std::max(largest_input, largest.value()) < largest_transformed<A>};
+                for (int64_t o = 0; o < share.count * width; o += lanes<A>) {
+                    A* to = grad + o / width * layout.grad_group + tile * width + o % width;
+                    transform<W::Y::output_gradient, W::X::output_gradient, V>(
+                        [&](int y, int x) {
+                            const V value = gradient(at, place.image, row + y, col + x, share.first * width + o);
+                            largest.see(value);
+                            return value;
+                        },
+                        [&](int y, int x, V value) { store(to + W::point(y, x) * layout.grad_plane, value); });
+                }
+            }
+            return Extent{1, 1, at.cells(), std::max(largest_input, largest.value()) < largest_transformed<A>};
         };
         // Without transforms, the taps in the places of as many points: an inf or a NaN would spread over them all.
         const auto sum_again = [&](int64_t index, Share share, A* patch, A* sums) {
             const auto at = blocks[index];
             const int64_t rows = std::min(at.rows * W::rows, shape.height - at.y),
                           cols = std::min(at.cols * W::cols, shape.width - at.x);
-            copy(at, patch, channels, at.rows * W::rows + R - 1, pitch);
-            for (int64_t pixel = 0; pixel < rows * cols; ++pixel)
+            const int64_t patch_rows = at.rows * W::rows + R - 1;
+            copy(at, patch, channels, patch_rows, pitch);
+            for (int64_t pixel = 0; pixel < at.images * rows * cols; ++pixel)
                 for (int64_t o = 0; o < share.count * width; o += lanes<A>) {
-                    const int64_t y = pixel / cols, col = pixel % cols;
-                    const V grad = gradient(at, y, col, share.first * width + o);
+                    const int64_t image = pixel / (rows * cols), y = pixel / cols % rows, col = pixel % cols;
+                    const V grad = gradient(at, image, y, col, share.first * width + o);
+                    const A* corner = patch + ((image * patch_rows + y) * pitch + col) * channels;
                     for (int64_t tap = 0; tap < taps(); ++tap)
                         for (int64_t c = 0; c < inputs; ++c) {
                             A* sum = sums + layout.sum_at(o / width, tap, c) + o % width;
-                            store(sum,
-                                  load(sum) + grad * patch[((y + tap / R) * pitch + col + tap % R) * channels + c]);
+                            store(sum, load(sum) + grad * corner[(tap / R * pitch + tap % R) * channels + c]);
                         }
                 }
         };
@@ -307,8 +324,7 @@ class WeightGradient {
                     [&](int y, int x, V sum) { store(kernels + (y * R + x) * lanes<A>, sum); });
             });
         };
-        sum_of_products<A>(layout, groups, shares, a.steps * shape.batch * blocks.of_image(), taps() * lanes<A>, pack,
-                           sum_again, add);
+        sum_of_products<A>(layout, groups, shares, blocks.count(), taps() * lanes<A>, pack, sum_again, add);
     }
 
     const ConvWeightGradientArgs<T, A>& a;
