@@ -80,18 +80,21 @@ class Convolution {
     void pack_direct(const Weight& weight) {  // [source][group][ky][kx][channel / depth][N][lane][channel % depth]
         const int64_t taps = shape_.kernel_h * shape_.kernel_w;
         for (int i = 0; i < 2; ++i) {
-            const int64_t channels = depth_channels(i), first = i * channels_[0];
+            const int64_t channels = depth_channels(i), operands = channels / depth, first = i * channels_[0];
             direct_[i].emplace(groups_ * taps * channels * width);
-            torch::stable::parallel_for(0, groups_ * taps, 1, [&](int64_t begin, int64_t end) {
-                E* out = direct_[i]->data() + begin * channels * width;
-                for (int64_t j = begin; j < end; ++j)
-                    for (int64_t c = 0; c < channels; c += depth)
-                        for (int64_t column = 0; column < width; ++column)
-                            for (int64_t d = c; d < c + depth; ++d)
-                                *out++ = d < channels_[i] ? static_cast<E>(weight(j / taps, column, first + d)
-                                                                               .at(j % taps / shape_.kernel_w,
-                                                                                   j % taps % shape_.kernel_w))
-                                                          : E(0);
+            torch::stable::parallel_for(0, groups_ * operands, 16, [&](int64_t begin, int64_t end) {
+                for (int64_t j = begin; j < end; ++j) {
+                    const int64_t group = j / operands, c = j % operands * depth;
+                    E* out = direct_[i]->data() + (group * taps * channels + c) * width;
+                    for (int64_t column = 0; column < width; ++column)
+                        for (int64_t d = c; d < c + depth; ++d, ++out) {
+                            const auto kernel = d < channels_[i] ? weight(group, column, first + d)
+                                                                 : decltype(weight(group, column, d)){};
+                            for (int64_t ky = 0, at = 0; ky < shape_.kernel_h; ++ky)
+                                for (int64_t kx = 0; kx < shape_.kernel_w; ++kx, at += channels * width)
+                                    out[at] = static_cast<E>(kernel.at(ky, kx));
+                        }
+                }
             });
         }
     }
@@ -239,7 +242,7 @@ class Convolution {
         const int64_t bytes = points * sizes.row * static_cast<int64_t>(sizeof(A));
         const int64_t weight_bytes = groups_ * points * sizes.channels * width * sizeof(A);
         // at least 32 tiles for each pass over the weights, more where they stay in the L2 cache
-        const Blocks blocks(shape_, {W::rows, W::cols}, std::clamp<int64_t>(256 * 1024 / bytes, 32, 64),
+        const Blocks blocks(shape_, {W::rows, W::cols}, std::clamp<int64_t>(256 * 1024 / bytes, std::getenv("HY_TILES") ? std::atoi(std::getenv("HY_TILES")) : 32, 128),
                             least_cells(weight_bytes), units_wanted());
         const int64_t shares = this->shares(weight_bytes, blocks.count());
         const int64_t most = blocks.most_cells();
@@ -396,7 +399,7 @@ class Convolution {
     // Into how many shares the groups go, each of which reads the images anew. Its weights should stay in the L3 cache from
     // block to block.
     int64_t shares(int64_t weight_bytes, int64_t blocks) const {
-        return std::min(groups_, std::max(ceil_div(weight_bytes, 4 << 20), ceil_div(units_wanted(), blocks)));
+        return std::min(groups_, std::max(ceil_div(weight_bytes, (int64_t)((std::getenv("HY_MB") ? std::atof(std::getenv("HY_MB")) : 4) * 1048576)), ceil_div(units_wanted(), blocks)));
     }
 
     ConvShape shape_;

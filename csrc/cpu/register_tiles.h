@@ -26,7 +26,9 @@ struct Operands<float, torch::headeronly::BFloat16> {
         std::memcpy(&pairs, p, sizeof(pairs));
         return pairs;
     }
-    static HYBRIDOPS_INLINE void accumulate(Simd<float>& sum, Vector x, Vector y) { add_bfloat16_products(sum, x, y); }
+    static HYBRIDOPS_INLINE void accumulate(Simd<float>& sum, Vector x, Vector y) {
+        sum = add_bfloat16_products(sum, x, y);
+    }
 };
 #endif
 
@@ -59,36 +61,40 @@ void accumulate_tile(A* partial, bool add, const E* const* pixels, int64_t row_s
     for (int p = 0; p < P; ++p) pixel[p] = pixels[p];
     Simd<A> sums[P][N];
     clear(sums);
-    const auto weights = [&](int n) { return Op::each(w + n * lanes<A> * Op::depth); };
+    const auto add_products = HYBRIDOPS_LAMBDA(int64_t j) {
+        const auto weights = HYBRIDOPS_LAMBDA(int n) { return Op::each(w + n * lanes<A> * Op::depth); };
+        // hold the smaller set in registers, stream the other
+        if constexpr (P < N) {
+            Vector x[P];
+            unrolled<P>(HYBRIDOPS_LAMBDA(auto p) { x[p] = Op::all(pixel[p] + j); });
+            unrolled<N>(HYBRIDOPS_LAMBDA(auto n) {
+                Vector weight = weights(n);
+                hold(weight);
+                unrolled<P>(HYBRIDOPS_LAMBDA(auto p) { Op::accumulate(sums[p][n], x[p], weight); });
+            });
+        } else {
+            Vector weight[N];
+            unrolled<N>(HYBRIDOPS_LAMBDA(auto n) { hold(weight[n] = weights(n)); });
+            unrolled<P>(HYBRIDOPS_LAMBDA(auto p) {
+                const Vector x = Op::all(pixel[p] + j);
+                unrolled<N>(HYBRIDOPS_LAMBDA(auto n) { Op::accumulate(sums[p][n], x, weight[n]); });
+            });
+        }
+        w += N * lanes<A> * Op::depth;
+    };
     for (int64_t row = 0; row < rows; ++row) {
-        const int64_t begin = row * row_stride;
+        const int64_t begin = row * row_stride, end = begin + length;
+        if constexpr (Op::depth > 1) {  // GCC would keep the sums of an unrolled loop over assembler in memory
+            for (int64_t j = begin; j < end; j += Op::depth) add_products(j);
+        } else {
 #pragma GCC unroll 2  // fewer instructions a multiplication: they count where another thread shares the core
-        for (int64_t j = begin; j < begin + length; j += Op::depth, w += N * lanes<A> * Op::depth) {
-            // hold the smaller set in registers, stream the other
-            if constexpr (P < N) {
-                Vector x[P];
-                for (int p = 0; p < P; ++p) x[p] = Op::all(pixel[p] + j);
-                for (int n = 0; n < N; ++n) {
-                    Vector weight = weights(n);
-                    hold(weight);
-                    for (int p = 0; p < P; ++p) Op::accumulate(sums[p][n], x[p], weight);
-                }
-            } else {
-                Vector weight[N];
-                for (int n = 0; n < N; ++n) hold(weight[n] = weights(n));
-                for (int p = 0; p < P; ++p) {
-                    const Vector x = Op::all(pixel[p] + j);
-                    for (int n = 0; n < N; ++n) Op::accumulate(sums[p][n], x, weight[n]);
-                }
-            }
+            for (int64_t j = begin; j < end; ++j) add_products(j);
         }
     }
-    if (add) {
-        add_to_memory(partial, sums);
-    } else {
-#pragma GCC unroll 32
-        for (int i = 0; i < P * N; ++i) store(partial + i * lanes<A>, sums[i / N][i % N]);
-    }
+    unrolled<P * N>(HYBRIDOPS_LAMBDA(auto i) {
+        A* const out = partial + i * lanes<A>;
+        store(out, add ? load(out) + sums[i / N][i % N] : sums[i / N][i % N]);
+    });
 }
 
 template <class A, class E>

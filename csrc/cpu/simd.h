@@ -53,15 +53,23 @@ HYBRIDOPS_INLINE void hold(V& x) {
 #endif
 }
 
+// f(0), ..., f(count - 1) with constants, and so with indices of registers: of arrays that a loop indexes, the compiler may
+// keep a copy in memory.
+#define HYBRIDOPS_LAMBDA(...) [&](__VA_ARGS__) __attribute__((always_inline))
+template <class F, int... i>
+HYBRIDOPS_INLINE void unrolled(const F& f, std::integer_sequence<int, i...>) {
+    (f(std::integral_constant<int, i>{}), ...);
+}
+template <int count, class F>
+HYBRIDOPS_INLINE void unrolled(const F& f) {
+    unrolled(f, std::make_integer_sequence<int, count>{});
+}
+
 // Accumulators, zero; held, because the compiler would keep the zeros, and then the sums, in memory. So it would in loops
 // over them that it does not unroll, and by itself it does not go far.
 template <class V, int P, int N>
 HYBRIDOPS_INLINE void clear(V (&sums)[P][N]) {
-#pragma GCC unroll 32
-    for (int i = 0; i < P * N; ++i) {
-        sums[i / N][i % N] = V{};
-        hold(sums[i / N][i % N]);
-    }
+    unrolled<P * N>(HYBRIDOPS_LAMBDA(auto i) { hold(sums[i / N][i % N] = V{}); });
 }
 
 // Conversion of `lanes` numbers of storage type T, next to each other.
@@ -113,15 +121,16 @@ HYBRIDOPS_INLINE void store_all(T* p, Simd<A> x) {
 }
 
 #ifdef HYBRIDOPS_WIDE
-// sum += x * y for pairs of bfloat16 in each lane, as AVX512-BF16 does it: in float32, without subnormal numbers. In
+// sum + x * y for pairs of bfloat16 in each lane, as AVX512-BF16 does it: in float32, without subnormal numbers. In
 // assembler, because the intrinsic wants callers that are themselves compiled for processors that have the instruction.
-HYBRIDOPS_INLINE void add_bfloat16_products(Simd<float>& sum, SimdOf<float>::bits x, SimdOf<float>::bits y) {
+HYBRIDOPS_INLINE Simd<float> add_bfloat16_products(Simd<float> sum, SimdOf<float>::bits x, SimdOf<float>::bits y) {
 #ifdef HYBRIDOPS_EMULATE_AVX512
     sum += (Simd<float>)(x & -0x10000) * (Simd<float>)(y & -0x10000);
     sum += (Simd<float>)(x << 16) * (Simd<float>)(y << 16);
 #else
     __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(x), "v"(y));
 #endif
+    return sum;
 }
 #endif
 

@@ -8,6 +8,7 @@ pre-activations, known for many steps, what follows from it is batched over them
 
 from __future__ import annotations
 
+import math
 import sys
 from types import ModuleType
 from typing import Any
@@ -20,9 +21,10 @@ from hybridops.autograd.transforms import needs_differentiable_gradients, needs_
 from hybridops.reference import conv_lstm as reference
 
 # The backward goes through the sequence in chunks of whole steps whose da has about so many values, so that it (and,
-# where they are recomputed, the gates) exists for one chunk at a time. A chunk prepares the weights anew, and so many
-# values outweigh that; any other device must also be filled by one.
+# where they are recomputed, the gates) exists for one chunk at a time. A chunk prepares the weights anew, which takes on
+# a CPU as long as some 500 pixels do, whatever the channels; any other device must be filled by one.
 VALUES_PER_CHUNK_ON_CPU, VALUES_PER_CHUNK = 2**20, 2**26
+PIXELS_PER_CHUNK_ON_CPU = 4096
 
 
 def run(
@@ -104,8 +106,7 @@ def _gradients(
 ) -> tuple[Tensor | None, ...]:
     x, h0, c0, w_ih, w_hh, bias, peephole = inputs
     need_x, need_h0, need_c0, need_w_ih, need_w_hh, need_bias, need_peephole = needed
-    steps, values = len(hs), VALUES_PER_CHUNK_ON_CPU if x.device.type == "cpu" else VALUES_PER_CHUNK
-    length = max(1, values // max(1, 4 * hs[0].numel()))
+    steps, length = len(hs), _steps_per_chunk(hs)
     dx = _time_major_channels_last(x) if need_x else None
     dw_ih, dw_hh = (_zeros(w, cs.dtype) if need else None for w, need in ((w_ih, need_w_ih), (w_hh, need_w_hh)))
     db = dp = None
@@ -141,6 +142,14 @@ def _gradients(
         db.to(bias.dtype) if need_bias else None,
         dp.to(peephole.dtype) if need_peephole else None,
     )
+
+
+def _steps_per_chunk(hs: Tensor) -> int:
+    _, batch, hidden, *space = hs.shape
+    pixels = max(1, batch * math.prod(space))
+    if hs.device.type != "cpu":
+        return max(1, VALUES_PER_CHUNK // (4 * hidden * pixels))
+    return max(1, VALUES_PER_CHUNK_ON_CPU // (4 * hidden * pixels), PIXELS_PER_CHUNK_ON_CPU // pixels)
 
 
 def _time_major_channels_last(x: Tensor) -> Tensor:
