@@ -9,7 +9,6 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
-#include <cstdlib>
 #include <functional>
 #include <initializer_list>
 #include <limits>

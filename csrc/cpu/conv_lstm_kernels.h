@@ -96,12 +96,26 @@ struct ForwardEpilogue final : Epilogue<A> {
     }
 };
 
+template <class T>
+bool multiplies_itself() {  // the processor does, two products of T an instruction
+#ifdef HYBRIDOPS_WIDE
+    return is_bfloat16<T> && cpu_isa() == Isa::avx512_bf16;
+#else
+    return false;
+#endif
+}
+
+template <class T>
+int64_t fastest_tile(const ConvShape& shape, int64_t channels, int64_t allowed) {
+    return convolution_tile(shape, channels, allowed, multiplies_itself<T>() ? 0.5 : 1);
+}
+
 // f(E{}): with the type of the factors of convolutions in tiles of that size, A or T where the processor multiplies T.
 template <class T, class A, class F>
 void with_factors(int64_t tile, const F& f) {
 #ifdef HYBRIDOPS_WIDE
     if constexpr (is_bfloat16<T>) {
-        if (tile == 0 && cpu_isa() == Isa::avx512_bf16) return f(T{});
+        if (tile == 0 && multiplies_itself<T>()) return f(T{});
     }
 #endif
     (void)tile;
@@ -141,7 +155,7 @@ void run_conv_lstm_forward(const ConvLstmForwardArgs<T, A>& a, int64_t tile) {
 // Where a.given_hs is set, all states are known and only the gates are computed: the same ones as before, bit for bit.
 template <class T, class A>
 void conv_lstm_forward(const ConvLstmForwardArgs<T, A>& a) {
-    const int64_t tile = convolution_tile(a.shape, a.inputs + a.hidden, a.winograd);
+    const int64_t tile = fastest_tile<T>(a.shape, a.inputs + a.hidden, a.winograd);
     with_factors<T, A>(tile, [&](auto e) { run_conv_lstm_forward<decltype(e)>(a, tile); });
 }
 
@@ -225,7 +239,7 @@ void with_group_vectors(int64_t outputs, const F& f) {
 template <class A, class T, class F>
 void with_transposed_convolution(const ConvShape& shape, const ConvWeights<T>& w, int64_t inputs, int64_t outputs,
                                  int64_t winograd, const F& f) {
-    const int64_t tile = convolution_tile(shape, inputs, winograd);
+    const int64_t tile = fastest_tile<T>(shape, inputs, winograd);
     with_group_vectors<A>(outputs, [&](auto n) {
         with_factors<T, A>(tile, [&](auto e) {
             constexpr int64_t width = n.value * lanes<A>;

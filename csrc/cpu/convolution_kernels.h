@@ -242,7 +242,7 @@ class Convolution {
         const int64_t bytes = points * sizes.row * static_cast<int64_t>(sizeof(A));
         const int64_t weight_bytes = groups_ * points * sizes.channels * width * sizeof(A);
         // at least 32 tiles for each pass over the weights, more where they stay in the L2 cache
-        const Blocks blocks(shape_, {W::rows, W::cols}, std::clamp<int64_t>(256 * 1024 / bytes, std::getenv("HY_TILES") ? std::atoi(std::getenv("HY_TILES")) : 32, 128),
+        const Blocks blocks(shape_, {W::rows, W::cols}, std::clamp<int64_t>(256 * 1024 / bytes, 32, 64),
                             least_cells(weight_bytes), units_wanted());
         const int64_t shares = this->shares(weight_bytes, blocks.count());
         const int64_t most = blocks.most_cells();
@@ -399,7 +399,7 @@ class Convolution {
     // Into how many shares the groups go, each of which reads the images anew. Its weights should stay in the L3 cache from
     // block to block.
     int64_t shares(int64_t weight_bytes, int64_t blocks) const {
-        return std::min(groups_, std::max(ceil_div(weight_bytes, (int64_t)((std::getenv("HY_MB") ? std::atof(std::getenv("HY_MB")) : 4) * 1048576)), ceil_div(units_wanted(), blocks)));
+        return std::min(groups_, std::max(ceil_div(weight_bytes, 4 << 20), ceil_div(units_wanted(), blocks)));
     }
 
     ConvShape shape_;

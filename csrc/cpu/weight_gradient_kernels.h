@@ -251,7 +251,7 @@ class WeightGradient {
         constexpr int R = W::taps, points = W::points;
         using V = Simd<A>;
         const int64_t padded = round_up(inputs, P), shares = shares_of<A>(groups, points, padded);
-        const Blocks blocks(all_steps(), {W::rows, W::cols}, std::getenv("HY_PIECE") ? std::atoi(std::getenv("HY_PIECE")) : 64, 1, 0);
+        const Blocks blocks(all_steps(), {W::rows, W::cols}, 64, 1, 0);
         const int64_t most = blocks.most_cells(), pitch = blocks.most_cols() * W::cols + R - 1;
         OuterLayout<A> layout;
         layout.channels = inputs;

@@ -59,23 +59,6 @@ HYBRIDOPS_INLINE void transform(const In& in, const Out& out) {
     }
 }
 
-// What with_winograd may take for a kernel: 0 (direct), 4, 8 or 16 outputs a tile, the fewer the more exact.
-inline int64_t winograd_tile(const ConvShape& shape, int64_t allowed) {
-    const bool fits = shape.kernel_h == shape.kernel_w && (shape.kernel_h == 3 || shape.kernel_h == 5);
-    return fits ? allowed : 0;
-}
-
-// The same for a convolution that sums over so many channels: over few, the transforms take longer than the multiplications
-// that they save.
-inline int64_t convolution_tile(const ConvShape& shape, int64_t channels, int64_t allowed) {
-    return channels < 15 ? 0 : winograd_tile(shape, allowed);
-}
-
-// The same for the gradient of the weights. A plain sum over the pixels of a step is the more exact the fewer they are.
-inline int64_t weight_tile(const ConvShape& shape, int64_t allowed) {
-    return shape.kernel_h == 5 && shape.pixels() < 512 && allowed < 16 ? 0 : winograd_tile(shape, allowed);
-}
-
 // f(Winograd{}) for square kernels of 3 or 5 taps and such tiles; nothing if there is none for them. Of 5 x 5 kernels they have
 // 2 x 2 outputs, from 42 products or, where 16 would do, from 36.
 template <class F>
@@ -85,6 +68,37 @@ void with_winograd(int64_t taps, int64_t tile, const F& f) {
     if (taps == 3 && tile == 16) f(Winograd<MinimalFilter<4, 3>, MinimalFilter<4, 3>>{});
     if (taps == 5 && (tile == 4 || tile == 8)) f(Winograd<MinimalFilter<2, 3, 2>, MinimalFilter<2, 5>>{});
     if (taps == 5 && tile == 16) f(Winograd<MinimalFilter<2, 5>, MinimalFilter<2, 5>>{});
+}
+
+// The largest tile allowed that with_winograd takes for this kernel, 0 = none: 4, 8 or 16 outputs, the fewer the more exact.
+inline int64_t winograd_tile(const ConvShape& shape, int64_t allowed) {
+    const bool fits = shape.kernel_h == shape.kernel_w && (shape.kernel_h == 3 || shape.kernel_h == 5);
+    return fits ? allowed : 0;
+}
+
+// The fastest tile allowed for a convolution that sums over so many channels, 0 = direct. In multiplications of float32 for
+// each pair of channels it costs a product a point (a tap, where it is direct), and each point of the weights some more to be
+// prepared, shared out over some ten steps, and read at every step: measured on Zen 4. Over few channels the transforms take
+// longer than the multiplications that they save.
+inline int64_t convolution_tile(const ConvShape& shape, int64_t channels, int64_t allowed, double direct_product) {
+    constexpr double of_weight = 20, with_transforms = 1.15;
+    if (channels < 15) return 0;
+    const int64_t taps = shape.kernel_h * shape.kernel_w;
+    int64_t fastest = 0;
+    double least = static_cast<double>(taps) * (static_cast<double>(shape.pixels()) * direct_product + of_weight);
+    for (int64_t tile = 4; tile <= winograd_tile(shape, allowed); tile *= 2)
+        with_winograd(shape.kernel_h, tile, [&](auto w) {
+            using W = decltype(w);
+            const int64_t tiles = shape.batch * ceil_div(shape.height, W::rows) * ceil_div(shape.width, W::cols);
+            const double cost = W::points * (static_cast<double>(tiles) * with_transforms + of_weight);
+            if (cost < least) least = cost, fastest = tile;
+        });
+    return fastest;
+}
+
+// The same for the gradient of the weights. A plain sum over the pixels of a step is the more exact the fewer they are.
+inline int64_t weight_tile(const ConvShape& shape, int64_t allowed) {
+    return shape.kernel_h == 5 && shape.pixels() < 512 && allowed < 16 ? 0 : winograd_tile(shape, allowed);
 }
 
 // Beyond it, sums of a few values might overflow.
