@@ -71,9 +71,10 @@ void with_winograd(int64_t taps, int64_t tile, const F& f) {
 }
 
 // The largest tile allowed that with_winograd takes for this kernel, 0 = none: 4, 8 or 16 outputs, the fewer the more exact.
+// A negative number, which tests give, allows that one tile alone.
 inline int64_t winograd_tile(const ConvShape& shape, int64_t allowed) {
     const bool fits = shape.kernel_h == shape.kernel_w && (shape.kernel_h == 3 || shape.kernel_h == 5);
-    return fits ? allowed : 0;
+    return fits ? std::abs(allowed) : 0;
 }
 
 // The fastest tile allowed for a convolution that sums over so many channels, 0 = direct. In multiplications of float32 for
@@ -82,6 +83,7 @@ inline int64_t winograd_tile(const ConvShape& shape, int64_t allowed) {
 // longer than the multiplications that they save.
 inline int64_t convolution_tile(const ConvShape& shape, int64_t channels, int64_t allowed, double direct_product) {
     constexpr double of_weight = 20, with_transforms = 1.15;
+    if (allowed < 0) return winograd_tile(shape, allowed);
     if (channels < 15) return 0;
     const int64_t taps = shape.kernel_h * shape.kernel_w;
     int64_t fastest = 0;
@@ -98,7 +100,7 @@ inline int64_t convolution_tile(const ConvShape& shape, int64_t channels, int64_
 
 // The same for the gradient of the weights. A plain sum over the pixels of a step is the more exact the fewer they are.
 inline int64_t weight_tile(const ConvShape& shape, int64_t allowed) {
-    return shape.kernel_h == 5 && shape.pixels() < 512 && allowed < 16 ? 0 : winograd_tile(shape, allowed);
+    return shape.kernel_h == 5 && shape.pixels() < 512 && 0 <= allowed && allowed < 16 ? 0 : winograd_tile(shape, allowed);
 }
 
 // Beyond it, sums of a few values might overflow.
