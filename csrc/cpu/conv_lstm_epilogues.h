@@ -11,25 +11,57 @@ HYBRIDOPS_INLINE Peephole<Simd<A>> load_peephole(const PeepholeTensor<A>& p, int
     return {load_lanes<A>(at, count), load_lanes<A>(at + p.row, count), load_lanes<A>(at + 2 * p.row, count)};
 }
 
+// f(channels), as a constant where it is one of a few: loops over so few are then unrolled.
+template <class F>
+void with_few_channels(int64_t channels, const F& f) {
+    if (channels == 1) return f(std::integral_constant<int64_t, 1>{});
+    if (channels == 2) return f(std::integral_constant<int64_t, 2>{});
+    if (channels == 4) return f(std::integral_constant<int64_t, 4>{});
+    f(channels);
+}
+
 // The channels of some pixels one after the other: so few of them that more than one pixel's go into a vector.
 template <class A>
 struct FewChannels {
     static constexpr int64_t most = lanes<A> / 2, room = most_finished * most + lanes<A>;
-    int64_t pixels, channels;
+    const int64_t* pixels;
+    int64_t count, channels;
 
-    int64_t size() const { return pixels * channels; }
+    int64_t size() const { return count * channels; }
+    int64_t vectors_end() const { return round_up(size(), lanes<A>); }
 
-    // at(i): where pixel i's are
-    template <class At>
-    void gather(A* out, const At& at) const {
-        for (int64_t i = 0; i < pixels; ++i)
-            for (int64_t c = 0; c < channels; ++c) *out++ = static_cast<A>(at(i)[c]);
-        std::fill_n(out, round_up(size(), lanes<A>) - size(), A(0));
+    // out = those of from, which are `stride` apart: of a pixel's number, or with `in_order` of its place here
+    template <class U>
+    void gather(A* out, const U* from, int64_t stride, bool in_order = false) const {
+        with_few_channels(channels, [&](auto channels) {
+            A* to = out;
+            for (int64_t i = 0; i < count; ++i, to += channels) {
+                const U* at = from + (in_order ? i : pixels[i]) * stride;
+                for (int64_t c = 0; c < channels; ++c) to[c] = static_cast<A>(at[c]);
+            }
+        });
+        clear(out, size());
     }
-    template <class At>
-    void scatter(const A* in, const At& at) const {
-        for (int64_t i = 0; i < pixels; ++i)
-            for (int64_t c = 0; c < channels; ++c) at(i)[c] = static_cast<std::remove_reference_t<decltype(*at(i))>>(*in++);
+    template <class U>
+    void scatter(U* to, const A* in, int64_t stride) const {
+        with_few_channels(channels, [&](auto channels) {
+            const A* from = in;
+            for (int64_t i = 0; i < count; ++i, from += channels) {
+                U* at = to + pixels[i] * stride;
+                for (int64_t c = 0; c < channels; ++c) at[c] = static_cast<U>(from[c]);
+            }
+        });
+    }
+    void clear(A* out, int64_t from = 0) const { std::fill(out + from, out + vectors_end(), A(0)); }
+
+    // rows f, i, o of a peephole
+    void gather(A (&out)[3][room], const PeepholeTensor<A>& peephole, int64_t image_pixels) const {
+        for (int row = 0; row < 3; ++row)
+            for (int64_t i = 0; i < count; ++i) {
+                const A* at = peephole.data + row * peephole.row + pixels[i] % image_pixels * peephole.pixel;
+                std::copy(at, at + channels, out[row] + i * channels);
+            }
+        for (int row = 0; row < 3; ++row) clear(out[row], size());
     }
 };
 
@@ -57,20 +89,11 @@ struct ForwardEpilogue final : Epilogue<A> {
     }
 
     void finish_few(const int64_t* pixels, int64_t pixel_count, const A* sums) const {
-        const FewChannels<A> few{pixel_count, hidden};
+        const FewChannels<A> few{pixels, pixel_count, hidden};
         A a[4][few.room], cells[few.room], outputs[few.room], p[3][few.room];
-        const auto state = [&](auto* states) { return [=, this](int64_t i) { return states + pixels[i] * hidden; }; };
-        for (int gate = 0; gate < 4; ++gate)
-            few.gather(a[gate], [&](int64_t i) { return sums + (i * 4 + gate) * gate_width; });
-        if (c_prev) {
-            few.gather(cells, state(c_prev));
-        } else {
-            std::fill_n(cells, round_up(few.size(), lanes<A>), A(0));
-        }
-        for (int row = 0; row < (peephole.data ? 3 : 0); ++row)
-            few.gather(p[row], [&](int64_t i) {
-                return peephole.data + row * peephole.row + pixels[i] % image_pixels * peephole.pixel;
-            });
+        for (int gate = 0; gate < 4; ++gate) few.gather(a[gate], sums + gate * gate_width, 4 * gate_width, true);
+        c_prev ? few.gather(cells, c_prev, hidden) : few.clear(cells);
+        if (peephole.data) few.gather(p, peephole, image_pixels);
         for (int64_t e = 0; e < few.size(); e += lanes<A>) {
             Peephole<Simd<A>> at = {};
             if (peephole.data) at = {load(p[0] + e), load(p[1] + e), load(p[2] + e)};
@@ -84,10 +107,9 @@ struct ForwardEpilogue final : Epilogue<A> {
             store(cells + e, cell.c);
             store(outputs + e, output.h);
         }
-        if (c) few.scatter(cells, state(c));
-        if (h) few.scatter(outputs, state(h));
-        for (int gate = 0; gate < (gates ? 4 : 0); ++gate)
-            few.scatter(a[gate], [&](int64_t i) { return gates + (pixels[i] * 4 + gate) * hidden; });
+        if (c) few.scatter(c, cells, hidden);
+        if (h) few.scatter(h, outputs, hidden);
+        for (int gate = 0; gate < (gates ? 4 : 0); ++gate) few.scatter(gates + gate * hidden, a[gate], 4 * hidden);
     }
 
     // In two passes, so that the long chains of one pixel's operations overlap with other pixels'.
@@ -144,25 +166,22 @@ struct BackwardEpilogue final : Epilogue<A> {
         }
     }
 
-    // `dh` a pixel: the sums; null = zeros
-    void finish_few(const int64_t* pixels, int64_t pixel_count, const A* sums, int64_t dh_stride) const {
-        const FewChannels<A> few{pixel_count, hidden};
-        A dh[few.room] = {}, d[few.room], a[4][few.room], cells[few.room], before[few.room] = {}, p[3][few.room];
-        const auto state = [&](auto* states) { return [=, this](int64_t i) { return states + pixels[i] * hidden; }; };
-        if (sums) few.gather(dh, [&](int64_t i) { return sums + i * dh_stride; });
+    // sums, null = zeros: of a pixel they are `stride` apart
+    void finish_few(const int64_t* pixels, int64_t pixel_count, const A* sums, int64_t stride) const {
+        const FewChannels<A> few{pixels, pixel_count, hidden};
+        A dh[few.room], d[few.room], a[4][few.room], cells[few.room], before[few.room], p[3][few.room];
+        sums ? few.gather(dh, sums, stride, true) : few.clear(dh);
         if (grad_hs.data)
-            for (int64_t i = 0; i < pixel_count; ++i)
+            for (int64_t i = 0; i < pixel_count; ++i) {
+                const T* grad = grad_at(pixels[i]);
                 for (int64_t channel = 0; channel < hidden; ++channel)
-                    dh[i * hidden + channel] += static_cast<A>(grad_at(pixels[i])[channel * grad_hs.channel]);
-        few.gather(d, state(dc));
-        few.gather(cells, state(c));
-        if (c_prev) few.gather(before, state(c_prev));
-        for (int gate = 0; gate < 4; ++gate)
-            few.gather(a[gate], [&](int64_t i) { return gates + (pixels[i] * 4 + gate) * hidden; });
-        for (int row = 0; row < (peephole.data ? 3 : 0); ++row)
-            few.gather(p[row], [&](int64_t i) {
-                return peephole.data + row * peephole.row + pixels[i] % (height * width) * peephole.pixel;
-            });
+                    dh[i * hidden + channel] += static_cast<A>(grad[channel * grad_hs.channel]);
+            }
+        few.gather(d, dc, hidden);
+        few.gather(cells, c, hidden);
+        c_prev ? few.gather(before, c_prev, hidden) : few.clear(before);
+        for (int gate = 0; gate < 4; ++gate) few.gather(a[gate], gates + gate * hidden, 4 * hidden);
+        if (peephole.data) few.gather(p, peephole, height * width);
         for (int64_t e = 0; e < few.size(); e += lanes<A>) {
             Peephole<Simd<A>> at = {};
             if (peephole.data) at = {load(p[0] + e), load(p[1] + e), load(p[2] + e)};
@@ -175,9 +194,8 @@ struct BackwardEpilogue final : Epilogue<A> {
             store(a[3] + e, gradient.da_o);
             store(d + e, gradient.dc_prev);
         }
-        for (int gate = 0; gate < 4; ++gate)
-            few.scatter(a[gate], [&](int64_t i) { return da + (pixels[i] * 4 + gate) * hidden; });
-        few.scatter(d, state(dc));
+        for (int gate = 0; gate < 4; ++gate) few.scatter(da + gate * hidden, a[gate], 4 * hidden);
+        few.scatter(dc, d, hidden);
     }
 
     // The last step: nothing comes from behind but the gradient of h_n, null = zeros.
