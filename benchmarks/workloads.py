@@ -38,7 +38,7 @@ DEVICE = os.environ.get("HYBRIDOPS_BENCH_DEVICE", "cpu")
 # The largest error allowed, relative to the largest element: rounding in float32 gives about 1e-6, a wrong formula more
 # than 1e-2. (On CUDA, convolutions that round to TF32 give 1e-3: that is turned off.) In bfloat16, of 8 bits, rounding
 # gives 1e-2 after some steps, and only what is altogether wrong is found out.
-TOLERANCE, AUTOCAST_TOLERANCE = 1e-4, 5e-2
+TOLERANCE, BFLOAT16_TOLERANCE = 1e-4, 5e-2
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class ConvLSTMWorkload:
     hidden: int
     size: int
     kernel: int
+    dtype: torch.dtype = torch.float32
 
     family: ClassVar[str] = "conv_lstm"
     tasks: ClassVar[tuple[str, ...]] = ("inference", "training")
@@ -227,6 +228,11 @@ WORKLOADS: dict[str, tuple[Workload, ...]] = {
         ConvLSTMWorkload("moving_mnist_inner", 4, 10, 128, 128, 16, 5),
         ConvLSTMWorkload("kth", 1, 10, 4, 128, 64, 5),
         ConvLSTMWorkload("long", 1, 100, 16, 32, 32, 3),
+        ConvLSTMWorkload("few", 4, 8, 1, 4, 64, 3),
+        ConvLSTMWorkload("wide", 8, 8, 256, 256, 8, 3),
+        ConvLSTMWorkload("wide_bfloat16", 8, 8, 256, 256, 8, 3, torch.bfloat16),
+        ConvLSTMWorkload("wider_bfloat16", 8, 8, 512, 512, 4, 3, torch.bfloat16),
+        ConvLSTMWorkload("pixels", 8, 8, 256, 256, 1, 3),
     ),
     "additive_attention": (
         AdditiveAttentionWorkload("gnmt", 32, 50, 50, 512, 512),
@@ -329,18 +335,19 @@ def checked_job(workload: Workload, task: str, variant: str) -> Job:
     """The job, after a check against the plain module in float64. A compiled one is good until the next is made.
 
     Raises:
-        AssertionError: output or gradients are off by more than TOLERANCE, or AUTOCAST_TOLERANCE.
+        AssertionError: output or gradients are off by more than TOLERANCE, or in bfloat16 BFLOAT16_TOLERANCE.
     """
     name, mode = split_mode(variant)
     torch.backends.cudnn.allow_tf32 = False
     if name == "compiled":
         torch._dynamo.reset()  # all modules share the plain one's code, of which only so many versions are compiled
-    place: Place = {"dtype": torch.float32, "device": DEVICE}
+    dtype = getattr(workload, "dtype", torch.float32)
+    place: Place = {"dtype": dtype, "device": DEVICE}
     function, short = _function(workload, task, name, place), workload.to_check()
     got, want = replace(_job(short, task, function, place), mode=mode)(), _oracle(short, task)
     for index, (mine, exact) in enumerate(zip(got, want, strict=True)):
         error = ((mine - exact).abs().max() / exact.abs().max()).item()
-        if not error <= (AUTOCAST_TOLERANCE if mode == "autocast" else TOLERANCE):
+        if not error <= (BFLOAT16_TOLERANCE if mode == "autocast" or dtype == torch.bfloat16 else TOLERANCE):
             what = ", ".join((workload.name, task, variant, f"gradient {index}" if index else "output"))
             raise AssertionError(f"{what}: an error of {error:.1e} of the largest value")
     return replace(_job(workload, task, function, place), mode=mode)

@@ -10,7 +10,8 @@
 STABLE_TORCH_LIBRARY(hybridops, m) {
     // x (B,T,C,Y,X) any strides; h0 (B,Y,X,H), c0 (B,Y,X,H) acc; w_ih (4H,C,KY,KX), w_hh (4H,H,KY,KX); bias (4H) acc;
     // peephole (3,H) or (3,Y,X,H) acc; save: 0 nothing, 1 the cells of every step, 2 the gates too; winograd: outputs of
-    // the largest tiles allowed on the CPU, 0 none, 4, 8, 16, the fewer the more exact; on a GPU 16 allows tensor cores
+    // the largest tiles allowed on the CPU, 0 none, 4, 8, 16, the fewer the more exact, of which the fastest is taken (-4,
+    // -8, -16: that one, for tests); on a GPU 16 allows tensor cores
     // -> hs (T,B,Y,X,H), cs (T or 1,B,Y,X,H) acc, gates (T or 0,B,Y,X,4H) after their nonlinearity
     m.def(
         "conv_lstm_forward(Tensor x, Tensor? h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? bias, Tensor? peephole, "

@@ -251,7 +251,9 @@ class WeightGradient {
         constexpr int R = W::taps, points = W::points;
         using V = Simd<A>;
         const int64_t padded = round_up(inputs, P), shares = shares_of<A>(groups, points, padded);
-        const Blocks blocks(all_steps(), {W::rows, W::cols}, 64, 1, 0);
+        // about 128 tiles for each pass over the sums, fewer where they would not stay in the caches
+        const int64_t bytes = points * padded * static_cast<int64_t>(sizeof(A));
+        const Blocks blocks(all_steps(), {W::rows, W::cols}, std::clamp<int64_t>((4 << 20) / bytes, 64, 128), 1, 0);
         const int64_t most = blocks.most_cells(), pitch = blocks.most_cols() * W::cols + R - 1;
         OuterLayout<A> layout;
         layout.channels = inputs;

@@ -28,6 +28,7 @@ def _short_chunks(monkeypatch):
     """Chunks of four images of 3×2 pixels with 4×4 gates, which the sizes of `test_chunks` are chosen around."""
     monkeypatch.setattr(autograd, "VALUES_PER_CHUNK", 24 * 16)
     monkeypatch.setattr(autograd, "VALUES_PER_CHUNK_ON_CPU", 24 * 16)
+    monkeypatch.setattr(autograd, "PIXELS_PER_CHUNK_ON_CPU", 1)
 
 
 SAVES = ["gates", "recompute"]

@@ -41,6 +41,22 @@ def test_channels(target, dtype, hidden):
     check(target, dtype, channels=66 - hidden, hidden=hidden, steps=2, space=(3, 3))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("peephole", [None, "channel", "spatial"])
+@pytest.mark.parametrize("hidden", [1, 2, 3, 4, 5, 8])
+def test_few_channels(target, dtype, hidden, peephole):
+    """Several pixels go into one vector, which a row of the image need not fill."""
+    check(target, dtype, channels=2, hidden=hidden, space=(3, 19), steps=2, batch=2, peephole=peephole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (1, 3)])
+@pytest.mark.parametrize("space", [(1, 1), (2, 1), (2, 3), (4, 4)])
+def test_many_small_images(target, dtype, space, kernel):
+    """They are computed together, some at a time."""
+    check(target, dtype, batch=37, steps=3, channels=20, hidden=33, space=space, kernel=kernel)
+
+
 # Kernels larger than the image too, where every patch is mostly padding.
 KERNELS = [
     ((9,), (1,)), ((9,), (3,)), ((2,), (5,)),
