@@ -78,22 +78,31 @@ class Convolution {
 
     template <class Weight>
     void pack_direct(const Weight& weight) {  // [source][group][ky][kx][channel / depth][N][lane][channel % depth]
-        const int64_t taps = shape_.kernel_h * shape_.kernel_w;
+        const int64_t taps = shape_.kernel_h * shape_.kernel_w, operand = width * depth;
+        // Some operands at a time, in a place of their own: rows of the weights, and taps here, lie powers of two apart.
+        const int64_t together = std::clamp<int64_t>(16 * 1024 / (taps * operand * sizeof(E)), 1, 8);
         for (int i = 0; i < 2; ++i) {
             const int64_t channels = depth_channels(i), operands = channels / depth, first = i * channels_[0];
+            const int64_t blocks = ceil_div(operands, together);
             direct_[i].emplace(groups_ * taps * channels * width);
-            torch::stable::parallel_for(0, groups_ * operands, 16, [&](int64_t begin, int64_t end) {
+            torch::stable::parallel_for(0, groups_ * blocks, 1, [&](int64_t begin, int64_t end) {
+                E* const block = static_cast<E*>(thread_scratch(together * taps * operand * sizeof(E)));
                 for (int64_t j = begin; j < end; ++j) {
-                    const int64_t group = j / operands, c = j % operands * depth;
-                    E* out = direct_[i]->data() + (group * taps * channels + c) * width;
+                    const int64_t group = j / blocks, o = j % blocks * together, count = std::min(together, operands - o);
                     for (int64_t column = 0; column < width; ++column)
-                        for (int64_t d = c; d < c + depth; ++d, ++out) {
-                            const auto kernel = d < channels_[i] ? weight(group, column, first + d)
-                                                                 : decltype(weight(group, column, d)){};
-                            for (int64_t ky = 0, at = 0; ky < shape_.kernel_h; ++ky)
-                                for (int64_t kx = 0; kx < shape_.kernel_w; ++kx, at += channels * width)
-                                    out[at] = static_cast<E>(kernel.at(ky, kx));
+                        for (int64_t d = 0; d < count * depth; ++d) {
+                            const int64_t c = o * depth + d;
+                            const auto kernel = c < channels_[i] ? weight(group, column, first + c)
+                                                                 : decltype(weight(group, column, c)){};
+                            E* out = block + d / depth * taps * operand + column * depth + d % depth;
+                            for (int64_t ky = 0; ky < shape_.kernel_h; ++ky)
+                                for (int64_t kx = 0; kx < shape_.kernel_w; ++kx, out += operand)
+                                    *out = static_cast<E>(kernel.at(ky, kx));
                         }
+                    for (int64_t k = 0; k < count * taps; ++k)
+                        std::copy_n(block + k * operand, operand,
+                                    direct_[i]->data() +
+                                        ((group * taps + k % taps) * operands + o + k / taps) * operand);
                 }
             });
         }

@@ -21,8 +21,8 @@ from hybridops.autograd.transforms import needs_differentiable_gradients, needs_
 from hybridops.reference import conv_lstm as reference
 
 # The backward goes through the sequence in chunks of whole steps whose da has about so many values, so that it (and,
-# where they are recomputed, the gates) exists for one chunk at a time. A chunk prepares the weights anew, which takes on
-# a CPU as long as some 500 pixels do, whatever the channels; any other device must be filled by one.
+# where they are recomputed, the gates) exists for one chunk at a time. A chunk prepares the weights anew, which takes
+# as long on a CPU as some 500 pixels do, whatever the channels; any other device must be filled by one.
 VALUES_PER_CHUNK_ON_CPU, VALUES_PER_CHUNK = 2**20, 2**26
 PIXELS_PER_CHUNK_ON_CPU = 4096
 
