@@ -186,8 +186,8 @@ struct BackwardEpilogue final : Epilogue<A> {
             Peephole<Simd<A>> at = {};
             if (peephole.data) at = {load(p[0] + e), load(p[1] + e), load(p[2] + e)};
             const auto gradient =
-                lstm_backward(load(dh + e), load(d + e), load(a[0] + e), load(a[1] + e), load(a[2] + e),
-                              load(a[3] + e), load(cells + e), load(before + e), peephole.data, at);
+                lstm_backward(load(dh + e), load(d + e), load(a[0] + e), load(a[1] + e), load(a[2] + e), load(a[3] + e),
+                              load(cells + e), load(before + e), peephole.data, at);
             store(a[0] + e, gradient.da_f);
             store(a[1] + e, gradient.da_i);
             store(a[2] + e, gradient.da_g);

@@ -164,9 +164,8 @@ void run_conv_lstm_backward(const ConvLstmBackwardArgs<T, A>& a, const auto& con
             const auto source = da(t + 1);
             convolution({&source, nullptr}, epilogue);
         } else {
-            torch::stable::parallel_for(0, pixels, 256, [&](int64_t begin, int64_t end) {
-                epilogue.last(begin, end, a.grad_hn);
-            });
+            torch::stable::parallel_for(0, pixels, 256,
+                                        [&](int64_t begin, int64_t end) { epilogue.last(begin, end, a.grad_hn); });
         }
     }
     if (a.dh0) {

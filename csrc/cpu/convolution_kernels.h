@@ -88,7 +88,8 @@ class Convolution {
             torch::stable::parallel_for(0, groups_ * blocks, 1, [&](int64_t begin, int64_t end) {
                 E* const block = static_cast<E*>(thread_scratch(together * taps * operand * sizeof(E)));
                 for (int64_t j = begin; j < end; ++j) {
-                    const int64_t group = j / blocks, o = j % blocks * together, count = std::min(together, operands - o);
+                    const int64_t group = j / blocks, o = j % blocks * together,
+                                  count = std::min(together, operands - o);
                     for (int64_t column = 0; column < width; ++column)
                         for (int64_t d = 0; d < count * depth; ++d) {
                             const int64_t c = o * depth + d;
@@ -100,9 +101,9 @@ class Convolution {
                                     *out = static_cast<E>(kernel.at(ky, kx));
                         }
                     for (int64_t k = 0; k < count * taps; ++k)
-                        std::copy_n(block + k * operand, operand,
-                                    direct_[i]->data() +
-                                        ((group * taps + k % taps) * operands + o + k / taps) * operand);
+                        std::copy_n(
+                            block + k * operand, operand,
+                            direct_[i]->data() + ((group * taps + k % taps) * operands + o + k / taps) * operand);
                 }
             });
         }
@@ -165,7 +166,8 @@ class Convolution {
         const int64_t channels[2] = {depth_channels(0), count == 2 ? depth_channels(1) : 0};
         const std::vector<Chunk> chunks = this->chunks(count);
         // about 256 pixels amortise the streaming of the weights; the padded patch should stay in the L2 cache
-        const int64_t bytes = groups_ * shape_.kernel_h * shape_.kernel_w * (channels[0] + channels[1]) * width * sizeof(E);
+        const int64_t bytes =
+            groups_ * shape_.kernel_h * shape_.kernel_w * (channels[0] + channels[1]) * width * sizeof(E);
         const Blocks blocks(shape_, {1, 1}, 256, least_cells(bytes), units_wanted(),
                             256 * 1024 / ((channels[0] + channels[1]) * sizeof(E)));
         const int64_t shares = this->shares(bytes, blocks.count());
@@ -255,8 +257,8 @@ class Convolution {
                             least_cells(weight_bytes), units_wanted());
         const int64_t shares = this->shares(weight_bytes, blocks.count());
         const int64_t most = blocks.most_cells();
-        const int64_t patch_pixels = blocks.most_images() * (blocks.most_rows() * W::rows + R - 1) *
-                                     (blocks.most_cols() * W::cols + R - 1);
+        const int64_t patch_pixels =
+            blocks.most_images() * (blocks.most_rows() * W::rows + R - 1) * (blocks.most_cols() * W::cols + R - 1);
         share_out(blocks.count() * shares, [&](Units& units) {
             TileBlock block = sizes;
             block.transformed = static_cast<A*>(thread_scratch(
@@ -293,12 +295,11 @@ class Convolution {
         for (int i = 0; i < block.sources; ++i) {
             const int64_t stride = block.padded[i];
             copy_patches(block.patches[i], {sources[i]}, stride, shape_, block.at, block.patch_rows, block.pitch);
-            const bool all_good = limits_.allow(largest_magnitude(
-                block.patches[i], block.at.images * block.patch_rows * block.pitch * stride));
+            const bool all_good = limits_.allow(
+                largest_magnitude(block.patches[i], block.at.images * block.patch_rows * block.pitch * stride));
             for (int64_t tile = 0; tile < block.tiles; ++tile) {
                 const auto at = block.at.place(tile);
-                const A* from =
-                    block.patches[i] + block.pixel(at.image, at.row * W::rows, at.col * W::cols) * stride;
+                const A* from = block.patches[i] + block.pixel(at.image, at.row * W::rows, at.col * W::cols) * stride;
                 transform_tile<W>(block.transformed + tile * block.row + i * channels_[0], block.transformed_point,
                                   from, block.pitch * stride, stride, channels_[i]);
                 if (!all_good) block.good[tile] &= allowed<W>(from, block.pitch * stride, stride, channels_[i]);

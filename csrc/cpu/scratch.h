@@ -19,7 +19,8 @@ namespace hybridops {
 inline void ask_for_huge_pages(void* p, size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     constexpr size_t page = 2 << 20;
-    const size_t begin = (reinterpret_cast<size_t>(p) + page - 1) / page * page, end = reinterpret_cast<size_t>(p) + bytes;
+    const size_t begin = (reinterpret_cast<size_t>(p) + page - 1) / page * page,
+                 end = reinterpret_cast<size_t>(p) + bytes;
     if (begin + page <= end) madvise(reinterpret_cast<void*>(begin), (end - begin) / page * page, MADV_HUGEPAGE);
 #else
     (void)p, (void)bytes;

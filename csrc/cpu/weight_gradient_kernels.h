@@ -241,8 +241,7 @@ class WeightGradient {
                 }
             });
         };
-        sum_of_products<A>(
-            layout, groups, shares, blocks.count(), taps() * lanes<A>, pack, [](auto...) {}, add);
+        sum_of_products<A>(layout, groups, shares, blocks.count(), taps() * lanes<A>, pack, [](auto...) {}, add);
     }
 
     // The gradient of output (kernel g * input d), * element by element: kernel^T (output^T grad * input d).

@@ -100,7 +100,8 @@ inline int64_t convolution_tile(const ConvShape& shape, int64_t channels, int64_
 
 // The same for the gradient of the weights. A plain sum over the pixels of a step is the more exact the fewer they are.
 inline int64_t weight_tile(const ConvShape& shape, int64_t allowed) {
-    return shape.kernel_h == 5 && shape.pixels() < 512 && 0 <= allowed && allowed < 16 ? 0 : winograd_tile(shape, allowed);
+    return shape.kernel_h == 5 && shape.pixels() < 512 && 0 <= allowed && allowed < 16 ? 0
+                                                                                       : winograd_tile(shape, allowed);
 }
 
 // Beyond it, sums of a few values might overflow.
