@@ -41,7 +41,7 @@ def test_channels(target, dtype, hidden):
     check(target, dtype, channels=66 - hidden, hidden=hidden, steps=2, space=(3, 3))
 
 
-# A channel peephole in float64 alone: its gradient is a number or two, of which plain PyTorch's error may be none by luck.
+# A channel peephole in float64 alone: its gradient is a number or two, and plain PyTorch's error may be none by luck.
 @pytest.mark.parametrize(
     ("dtype", "peephole"),
     [(torch.float64, "channel"), *((dtype, peephole) for dtype in DTYPES for peephole in (None, "spatial"))],
