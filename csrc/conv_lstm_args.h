@@ -12,6 +12,7 @@ enum Save { nothing = 0, cells = 1, gates = 2 };  // of a forward pass, for its 
 struct ConvShape {
     int64_t batch, height, width, kernel_h, kernel_w;
     int64_t pixels() const { return batch * height * width; }
+    int64_t pixel(int64_t image, int64_t y, int64_t x) const { return (image * height + y) * width + x; }
 };
 
 // A (time, batch, channel, y, x) tensor by its strides.

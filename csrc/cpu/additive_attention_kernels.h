@@ -30,8 +30,8 @@ struct Partition {
 // Runs `work` on every unit, in parallel.
 template <class Work>
 void for_each_unit(const AdditiveShape& n, const Partition& of, const Work& work) {
-    share_out(n.batch * of.down * of.across, [&](Units& units) {
-        for (int64_t unit; units.take(unit);) {
+    parallel_for_dynamic(n.batch * of.down * of.across, [&](WorkQueue& queue) {
+        for (int64_t unit; queue.take(unit);) {
             const int64_t s0 = unit / of.across % of.down * of.queries, t0 = unit % of.across * Partition::key_block;
             work(Pairs{unit / (of.down * of.across), s0, std::min(s0 + of.queries, n.queries), t0,
                        of.across == 1 ? n.keys : std::min(t0 + Partition::key_block, n.keys)});
@@ -77,8 +77,8 @@ void attend(const AdditiveShape& n, const Partition& partition, const Scores& sc
         for (int64_t i = begin; i < end; ++i) softmax(all.data() + i * row, i);
     });
     const int64_t strips = ceil_div(c.channels, context.strip);
-    share_out(n.batch * strips, [&](Units& units) {
-        for (int64_t i; units.take(i);) {
+    parallel_for_dynamic(n.batch * strips, [&](WorkQueue& queue) {
+        for (int64_t i; queue.take(i);) {
             const Pairs pairs{i / strips, 0, n.queries, 0, n.keys};
             const int64_t d0 = i % strips * context.strip;
             context(pairs, d0, std::min(d0 + context.strip, c.channels), weights(pairs), row,

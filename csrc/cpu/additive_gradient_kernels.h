@@ -107,10 +107,10 @@ template <class T, class A, class Act>
 void gradients(const AdditiveScoresBackwardArgs<T, A>& a, A* dv, const Act& act) {
     const AdditiveShape& n = a.shape;
     const int64_t columns = ceil_div(n.width, lanes<A>);
-    share_out(n.batch * columns, [&](Units& units) {
+    parallel_for_dynamic(n.batch * columns, [&](WorkQueue& queue) {
         A* scratch = static_cast<A*>(thread_scratch((n.queries + 2 * n.keys) * lanes<A> * sizeof(A)));
         const Columns<A> c{scratch, scratch + n.queries * lanes<A>, scratch + (n.queries + n.keys) * lanes<A>};
-        for (int64_t unit; units.take(unit);) {
+        for (int64_t unit; queue.take(unit);) {
             const int64_t b = unit / columns, a0 = unit % columns * lanes<A>;
             const int64_t count = lanes_of<A>(n.width - a0);
             const auto gather = [&](A* out, const T* in, int64_t length) {

@@ -23,7 +23,7 @@ void with_few_channels(int64_t channels, const F& f) {
 // The channels of some pixels one after the other: so few of them that more than one pixel's go into a vector.
 template <class A>
 struct FewChannels {
-    static constexpr int64_t most = lanes<A> / 2, room = most_finished * most + lanes<A>;
+    static constexpr int64_t max = lanes<A> / 2, room = max_finished * max + lanes<A>;
     const int64_t* pixels;
     int64_t count, channels;
 
@@ -115,7 +115,7 @@ struct ForwardEpilogue final : Epilogue<A> {
     // In two passes, so that the long chains of one pixel's operations overlap with other pixels'.
     void finish_vectors(int64_t group, const int64_t* pixels, int64_t pixel_count, const A* sums) const {
         const int64_t channel = group * lanes<A>, count = lanes_of<A>(hidden - channel);
-        Simd<A> cells[most_finished];
+        Simd<A> cells[max_finished];
         for (int64_t i = 0; i < pixel_count; ++i) {
             const A* a = sums + i * 4 * lanes<A>;
             const int64_t at = pixels[i] * hidden + channel;
@@ -157,7 +157,7 @@ struct BackwardEpilogue final : Epilogue<A> {
     int64_t group_channels;
 
     void finish(int64_t group, const int64_t* pixels, int64_t pixel_count, const A* sums) const override {
-        if (hidden <= FewChannels<A>::most) return finish_few(pixels, pixel_count, sums, group_channels);
+        if (hidden <= FewChannels<A>::max) return finish_few(pixels, pixel_count, sums, group_channels);
         const int64_t first = group * group_channels, end = std::min(first + group_channels, hidden);
         for (int64_t i = 0; i < pixel_count; ++i, sums += group_channels) {
             const T* grad = grad_at(pixels[i]);
@@ -200,10 +200,10 @@ struct BackwardEpilogue final : Epilogue<A> {
 
     // The last step: nothing comes from behind but the gradient of h_n, null = zeros.
     void last(int64_t begin, int64_t end, const A* grad_hn) const {
-        if (hidden <= FewChannels<A>::most) {
-            for (int64_t first = begin; first < end; first += most_finished) {
-                int64_t pixels[most_finished];
-                const int64_t count = std::min(most_finished, end - first);
+        if (hidden <= FewChannels<A>::max) {
+            for (int64_t first = begin; first < end; first += max_finished) {
+                int64_t pixels[max_finished];
+                const int64_t count = std::min(max_finished, end - first);
                 for (int64_t i = 0; i < count; ++i) pixels[i] = first + i;
                 finish_few(pixels, count, grad_hn ? grad_hn + first * hidden : nullptr, hidden);
             }

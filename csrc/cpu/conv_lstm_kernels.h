@@ -84,8 +84,8 @@ void run_conv_lstm_forward(const ConvLstmForwardArgs<T, A>& a, int64_t tile) {
         const int64_t gate = i / gate_width % 4, h = i / (4 * gate_width) * gate_width + i % gate_width;
         bias.data()[i] = a.bias && h < a.hidden ? a.bias[gate * a.hidden + h] : A(0);
     }
-    const Convolution<A, N, E> convolution(a.shape, {a.inputs, a.hidden}, groups, tile, forward_limits<A>,
-                                           GateWeights<T>{a.w_ih, a.w_hh, a.inputs, a.hidden, gate_width});
+    const auto convolution = make_convolution<A, N, E>(a.shape, {a.inputs, a.hidden}, groups, tile, forward_limits<A>,
+                                                       GateWeights<T>{a.w_ih, a.w_hh, a.inputs, a.hidden, gate_width});
     const T* h = a.h0;
     const A* c = a.c0;
     for (int64_t t = 0; t < a.steps; ++t) {
@@ -101,7 +101,7 @@ void run_conv_lstm_forward(const ConvLstmForwardArgs<T, A>& a, int64_t tile) {
         epilogue.h = a.hs ? a.hs + t * state : nullptr;
         epilogue.c = a.cs ? a.cs + (a.all_cells ? t * state : 0) : nullptr;
         epilogue.gates = a.gates ? a.gates + t * 4 * state : nullptr;
-        convolution({&x, h ? &h_source : nullptr}, epilogue);  // no h: the first step from zeros
+        (*convolution)({&x, h ? &h_source : nullptr}, epilogue);  // no h: the first step from zeros
         h = a.given_hs ? a.given_hs + t * state : epilogue.h;
         c = a.given_cs ? a.given_cs + t * state : epilogue.c;
     }
@@ -135,15 +135,16 @@ void with_transposed_convolution(const ConvShape& shape, const ConvWeights<T>& w
         with_factors<T, A>(tile, [&](auto e) {
             constexpr int64_t width = n.value * lanes<A>;
             const TransposedWeights<T> weights{w, outputs, width, shape.kernel_h - 1, shape.kernel_w - 1};
-            f(Convolution<A, n.value, decltype(e)>(shape, {inputs, 0}, ceil_div(outputs, width), tile,
-                                                   gradient_limits<A>, weights),
+            f(*make_convolution<A, n.value, decltype(e)>(shape, {inputs, 0}, ceil_div(outputs, width), tile,
+                                                         gradient_limits<A>, weights),
               e, width);
         });
     });
 }
 
 template <class E, class T, class A>
-void run_conv_lstm_backward(const ConvLstmBackwardArgs<T, A>& a, const auto& convolution, int64_t group_channels) {
+void run_conv_lstm_backward(const ConvLstmBackwardArgs<T, A>& a, const Convolution<A, E>& convolution,
+                            int64_t group_channels) {
     const int64_t pixels = a.shape.pixels(), state = pixels * a.hidden;
     const auto da = [&](int64_t t) { return channels_last<E>(a.da + t * 4 * state, a.shape, 4 * a.hidden); };
     for (int64_t t = a.steps - 1; t >= 0; --t) {

@@ -1,7 +1,30 @@
-// What convolutions and their weight gradients are made of: blocks of images and patches of them, for register tiles. For
-// one instruction set: included by convolution_kernels.h, so inside a namespace.
+// What convolutions and their weight gradients are made of: images and their patches, blocks of them and who works on which,
+// the epilogue. For one instruction set: included by direct_convolution_kernels.h, so inside a namespace.
 
 #include "register_tiles.h"
+
+inline constexpr int64_t max_finished = 16;  // pixels at a time: a register tile's, or those of Winograd's tile
+
+// What becomes of the sums of a convolution.
+template <class A>
+struct Epilogue {
+    // where the sums of a group of outputs begin
+    virtual void start(int64_t group, A* sums, int64_t width) const {
+        (void)group;
+        std::fill(sums, sums + width, A(0));
+    }
+    // complete sums (count, width) of at most max_finished pixels, numbered through the batch
+    virtual void finish(int64_t group, const int64_t* pixels, int64_t count, const A* sums) const = 0;
+};
+
+// The taps of one output channel for one input channel, by their strides; null = zeros.
+template <class T>
+struct KernelTaps {
+    const T* data;
+    int64_t y, x;
+
+    T at(int64_t ky, int64_t kx) const { return data ? data[ky * y + kx * x] : T(0); }
+};
 
 // One input of a convolution, as operands of type E. The storage type is known behind row() alone.
 template <class E>
@@ -12,6 +35,17 @@ struct Source {
 
    protected:
     explicit Source(int64_t channels) : channels(channels) {}
+};
+
+template <class E>
+using Sources = std::array<const Source<E>*, 2>;  // the second may be null: zeros
+
+// One 'same' convolution of up to two sources, whose weights are packed once. The sums of a few pixels at a time go to the
+// epilogue. The order of summation does not depend on the blocks, so the result does not depend on the number of threads.
+template <class A, class E>
+struct Convolution {
+    virtual ~Convolution() = default;
+    virtual void operator()(Sources<E> sources, const Epilogue<A>& epilogue) const = 0;
 };
 
 // Images (b, c, y, x) by their strides.
@@ -105,28 +139,28 @@ class Blocks {
     };
 
     // Blocks of about so many cells; smaller ones, down to the least, where there would be fewer than the wanted units.
-    Blocks(const ConvShape& s, Cell cell, int64_t wanted_cells, int64_t least_cells, int64_t wanted_units,
-           int64_t most_patch_pixels = std::numeric_limits<int64_t>::max())
+    Blocks(const ConvShape& s, Cell cell, int64_t wanted_cells, int64_t min_cells, int64_t wanted_units,
+           int64_t max_patch_pixels = std::numeric_limits<int64_t>::max())
         : cell_(cell), batch_(s.batch), height_(ceil_div(s.height, cell.rows)), width_(ceil_div(s.width, cell.cols)) {
         across_ = ceil_div(width_, 64 / cell.cols);
         cols_ = ceil_div(width_, across_);
-        const int64_t pitch = cols_ * cell.cols + s.kernel_w - 1, fit = most_patch_pixels / pitch;
+        const int64_t pitch = cols_ * cell.cols + s.kernel_w - 1, fit = max_patch_pixels / pitch;
         rows_ = std::max<int64_t>(
             1, std::min<int64_t>({height_, wanted_cells / cols_, (fit - (s.kernel_h - 1)) / cell.rows}));
         if (rows_ == height_ && across_ == 1)
             images_ = std::clamp<int64_t>(
                 std::min(wanted_cells / (rows_ * cols_), fit / (rows_ * cell.rows + s.kernel_h - 1)), 1, s.batch);
-        while (count() < wanted_units && most_cells() >= 2 * least_cells && images_ * rows_ > 1) {
+        while (count() < wanted_units && max_cells() >= 2 * min_cells && images_ * rows_ > 1) {
             int64_t& size = images_ > 1 ? images_ : rows_;
             size = (size + 1) / 2;
         }
     }
 
     int64_t count() const { return ceil_div(batch_, images_) * down() * across_; }
-    int64_t most_images() const { return images_; }
-    int64_t most_rows() const { return rows_; }
-    int64_t most_cols() const { return cols_; }
-    int64_t most_cells() const { return images_ * rows_ * cols_; }
+    int64_t max_images() const { return images_; }
+    int64_t max_rows() const { return rows_; }
+    int64_t max_cols() const { return cols_; }
+    int64_t max_cells() const { return images_ * rows_ * cols_; }
     Block operator[](int64_t index) const {
         const int64_t row = index / across_ % down() * rows_, col = index % across_ * cols_;
         const int64_t image = index / (across_ * down()) * images_;
@@ -153,3 +187,39 @@ void copy_patches(E* out, std::initializer_list<const Source<E>*> sources, int64
         copy_patch(out + i * rows * pitch * stride, sources, stride, shape, block.image + i,
                    block.y - shape.kernel_h / 2, block.x - shape.kernel_w / 2, rows, pitch);
 }
+
+// Who computes what of a convolution: a unit of work is a block of images for a share of the groups of outputs. All blocks of a
+// share come one after the other, so that its weights may stay in the L3 cache; each share reads the images anew.
+struct WorkShares {
+    struct Unit {
+        Blocks::Block block;
+        int64_t begin, end;  // groups
+    };
+
+    // weight_bytes: of all groups
+    WorkShares(const ConvShape& shape, Blocks::Cell cell, int64_t wanted_cells, int64_t groups, int64_t weight_bytes,
+               int64_t max_patch_pixels = std::numeric_limits<int64_t>::max())
+        : blocks(shape, cell, wanted_cells, weight_bytes > l2_weights ? 32 : 1, wanted_units(), max_patch_pixels),
+          groups_(groups),
+          shares_(std::min(groups,
+                           std::max(ceil_div(weight_bytes, l3_weights), ceil_div(wanted_units(), blocks.count())))) {}
+
+    int64_t count() const { return blocks.count() * shares_; }
+    Unit operator[](int64_t index) const {
+        const int64_t share = index / blocks.count();
+        return {blocks[index % blocks.count()], share * groups_ / shares_, (share + 1) * groups_ / shares_};
+    }
+
+    const Blocks blocks;
+
+   private:
+    // Weights that stay in the L2 cache are read again at no cost, and blocks may be small. Else, under 32 pixels or tiles of
+    // them, reading takes longer than computing, and the groups are shared out instead. (L2: 512 KB at least on the
+    // processors of the last years. L3: some megabytes a core; 2 to 16 were measured alike on Zen 4.)
+    static constexpr int64_t l2_weights = 512 << 10, l3_weights = 4 << 20;
+
+    // every thread should find a few
+    static int64_t wanted_units() { return 4 * static_cast<int64_t>(torch::stable::get_num_threads()); }
+
+    int64_t groups_, shares_;
+};

@@ -8,10 +8,10 @@
 
 namespace hybridops {
 
-// Units of work, each for whichever thread is free.
-class Units {
+// Numbers of units of work, each for whichever thread is free.
+class WorkQueue {
    public:
-    explicit Units(int64_t count) : count_(count) {}
+    explicit WorkQueue(int64_t count) : count_(count) {}
 
     // The next one; false when there is none left.
     bool take(int64_t& unit) {
@@ -24,12 +24,12 @@ class Units {
     std::atomic<int64_t> next_ = 0;
 };
 
-// f(units) on as many threads as there are, or as there are units.
+// f(queue) on as many threads as there are, or as there are units of work.
 template <class F>
-void share_out(int64_t count, const F& f) {
-    Units units(count);
+void parallel_for_dynamic(int64_t count, const F& f) {
+    WorkQueue queue(count);
     const int64_t threads = std::min<int64_t>(count, torch::stable::get_num_threads());
-    torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) { f(units); });
+    torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) { f(queue); });
 }
 
 }  // namespace hybridops

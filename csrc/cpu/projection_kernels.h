@@ -11,10 +11,10 @@ struct Projection {
     T* out;           // (rows,outputs)
 
     void operator()() const {
-        share_out(ceil_div(outputs, unit), [&](Units& units) {
+        parallel_for_dynamic(ceil_div(outputs, unit), [&](WorkQueue& queue) {
             const bool widened = !std::is_same_v<A, T>;
             A* scratch = widened ? static_cast<A*>(thread_scratch(tile_outputs * inputs * sizeof(A))) : nullptr;
-            for (int64_t first; units.take(first);)
+            for (int64_t first; queue.take(first);)
                 for (int64_t o = first * unit; o < std::min((first + 1) * unit, outputs); o += tile_outputs)
                     all_rows(o, scratch);
         });

@@ -60,4 +60,31 @@ inline void* thread_scratch(size_t bytes) {
     return memory.get();
 }
 
+// Arrays side by side in one piece of memory, each at a multiple of 64 bytes. Without memory it only counts.
+class Arena {
+   public:
+    explicit Arena(std::byte* memory = nullptr) : memory_(memory) {}
+
+    template <class T>
+    T* take(int64_t count) {
+        const size_t begin = size_;
+        size_ += (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
+        return memory_ ? reinterpret_cast<T*>(memory_ + begin) : nullptr;
+    }
+    size_t size() const { return size_; }
+
+   private:
+    std::byte* memory_;
+    size_t size_ = 0;
+};
+
+// What plan(arena) takes, from this thread's scratch memory: it is called once to count, and once to be given.
+template <class Plan>
+auto from_thread_scratch(const Plan& plan) {
+    Arena counted;
+    plan(counted);
+    Arena given(static_cast<std::byte*>(thread_scratch(counted.size())));
+    return plan(given);
+}
+
 }  // namespace hybridops

@@ -91,12 +91,12 @@ void sum_of_products(const OuterLayout<A>& layout, int64_t groups, int64_t share
     // at least two pieces a part, for its sums have to be cleared and added; no more parts than busy many threads
     const int64_t parts = std::clamp<int64_t>(ceil_div(16, shares), 1, std::max<int64_t>(pieces / 2, 1));
     std::vector<std::atomic<int>> added(shares);  // parts
-    share_out(parts * shares, [&](Units& units) {
+    parallel_for_dynamic(parts * shares, [&](WorkQueue& queue) {
         A* const patch = static_cast<A*>(thread_scratch(
             sizeof(A) * (layout.patch_size + layout.x_size + grad_size + most * group_size + room_size)));
         A *const x = patch + layout.patch_size, *const grad = x + layout.x_size, *const sums = grad + grad_size,
                  *const room = sums + most * group_size;
-        for (int64_t unit; units.take(unit);) {
+        for (int64_t unit; queue.take(unit);) {
             const int64_t part = unit / shares, share = unit % shares, first = share * groups / shares;
             const Share mine{first, (share + 1) * groups / shares - first};
             const int64_t begin = part * pieces / parts, end = (part + 1) * pieces / parts;
@@ -199,8 +199,8 @@ class WeightGradient {
         const int64_t kernel_h = shape.kernel_h, kernel_w = shape.kernel_w;
         // about 128 pixels: their gradients stay in the L1 cache while all channels pass over them
         const Blocks blocks(all_steps(), {1, 1}, 128, 1, 0);
-        const int64_t pitch = blocks.most_cols() + kernel_w - 1, patch_rows = blocks.most_rows() + kernel_h - 1;
-        const int64_t cols = rows_of_taps ? blocks.most_cols() : pitch;
+        const int64_t pitch = blocks.max_cols() + kernel_w - 1, patch_rows = blocks.max_rows() + kernel_h - 1;
+        const int64_t cols = rows_of_taps ? blocks.max_cols() : pitch;
         OuterLayout<A> layout;
         layout.channels = inputs * (rows_of_taps ? kernel_w : 1);
         for (int64_t ky = 0; ky < kernel_h; ++ky)
@@ -208,16 +208,16 @@ class WeightGradient {
                 layout.x_plane.push_back((ky * cols + kx) * P);
         layout.x_row = cols * P;
         layout.x_image = patch_rows * layout.x_row;
-        layout.x_panel = blocks.most_images() * layout.x_image + lanes<A>;
+        layout.x_panel = blocks.max_images() * layout.x_image + lanes<A>;
         layout.x_size = layout.panels() * layout.x_panel;
         layout.grad_plane = 0;
-        layout.grad_group = blocks.most_cells() * width;
-        layout.patch_size = blocks.most_images() * patch_rows * pitch * inputs + layout.channels + lanes<A>;
+        layout.grad_group = blocks.max_cells() * width;
+        layout.patch_size = blocks.max_images() * patch_rows * pitch * inputs + layout.channels + lanes<A>;
         const int64_t shares = shares_of<A>(groups, layout.planes(), layout.padded_channels());
         const auto pack = [&](int64_t index, Share share, A* patch, A* x, A* grad) {
             const auto at = blocks[index];
             // of all images, one after the other: less than a whole block's rows there are in none but the only one
-            const int64_t rows = at.images * patch_rows - (blocks.most_rows() - at.rows);
+            const int64_t rows = at.images * patch_rows - (blocks.max_rows() - at.rows);
             copy(at, patch, inputs, at.rows + kernel_h - 1, pitch);
             for (int64_t panel = 0; panel < layout.panels(); ++panel)
                 for (int64_t y = 0; y < rows; ++y)
@@ -253,7 +253,7 @@ class WeightGradient {
         // about 128 tiles for each pass over the sums, fewer where they would not stay in the caches
         const int64_t bytes = points * padded * static_cast<int64_t>(sizeof(A));
         const Blocks blocks(all_steps(), {W::rows, W::cols}, std::clamp<int64_t>((4 << 20) / bytes, 64, 128), 1, 0);
-        const int64_t most = blocks.most_cells(), pitch = blocks.most_cols() * W::cols + R - 1;
+        const int64_t most = blocks.max_cells(), pitch = blocks.max_cols() * W::cols + R - 1;
         OuterLayout<A> layout;
         layout.channels = inputs;
         layout.x_image = layout.x_row = 0;
@@ -264,7 +264,7 @@ class WeightGradient {
         layout.grad_group = most * width;
         layout.grad_plane = ceil_div(groups, shares) * layout.grad_group + cache_line<A>;
         const int64_t channels = layout.padded_channels() + lanes<A>;  // of a pixel in the patch: whole vectors, zeros
-        layout.patch_size = blocks.most_images() * (blocks.most_rows() * W::rows + R - 1) * pitch * channels;
+        layout.patch_size = blocks.max_images() * (blocks.max_rows() * W::rows + R - 1) * pitch * channels;
         const auto pack = [&](int64_t index, Share share, A* patch, A* x, A* grad) {
             const auto at = blocks[index];
             const int64_t patch_rows = at.rows * W::rows + R - 1;

@@ -1,0 +1,170 @@
+// The direct convolution for one instruction set: an implicit matrix product. Channels-last patches of the inputs (padded,
+// widened to the type of the factors) times weights packed so that P pixels x N vectors of output channels stay in registers
+// while the reduction runs. Included by convolution_kernels.h, so inside a namespace.
+
+#include "convolution_tiles.h"
+
+// Taps, packed as [source][group][ky][kx][channel / depth][N][lane][channel % depth].
+template <class A, int N, class E>
+class PackedTaps {
+   public:
+    static constexpr int64_t width = N * lanes<A>, depth = Operands<A, E>::depth;
+
+    template <class Weight>
+    PackedTaps(const ConvShape& shape, std::array<int64_t, 2> channels, int64_t groups, const Weight& weight)
+        : taps_(shape.kernel_h * shape.kernel_w), channels_(channels) {
+        pack(0, 0, shape, groups, weight);
+        pack(1, channels[0], shape, groups, weight);
+    }
+
+    // A source's channels where they are multiplied: zeros fill up the last operand.
+    int64_t padded_channels(int source) const { return round_up(channels_[source], depth); }
+
+    const E* tap(int source, int64_t group, int64_t tap) const {
+        return packed_[source]->data() + (group * taps_ + tap) * padded_channels(source) * width;
+    }
+
+   private:
+    // Some operands at a time, in a place of their own: rows of the weights, and taps here, lie powers of two apart.
+    template <class Weight>
+    void pack(int source, int64_t first, const ConvShape& shape, int64_t groups, const Weight& weight) {
+        constexpr int64_t operand = width * depth;
+        const int64_t operands = padded_channels(source) / depth;
+        const int64_t together = std::clamp<int64_t>(16 * 1024 / (taps_ * operand * sizeof(E)), 1, 8);
+        const int64_t blocks = ceil_div(operands, together);
+        packed_[source].emplace(groups * taps_ * operands * operand);
+        torch::stable::parallel_for(0, groups * blocks, 1, [&](int64_t begin, int64_t end) {
+            E* const block = static_cast<E*>(thread_scratch(together * taps_ * operand * sizeof(E)));
+            for (int64_t j = begin; j < end; ++j) {
+                const int64_t group = j / blocks, o = j % blocks * together, count = std::min(together, operands - o);
+                for (int64_t column = 0; column < width; ++column)
+                    for (int64_t d = 0; d < count * depth; ++d) {
+                        const int64_t c = o * depth + d;
+                        const auto kernel = c < channels_[source] ? weight(group, column, first + c)
+                                                                  : decltype(weight(group, column, c)){};
+                        E* out = block + d / depth * taps_ * operand + column * depth + d % depth;
+                        for (int64_t ky = 0; ky < shape.kernel_h; ++ky)
+                            for (int64_t kx = 0; kx < shape.kernel_w; ++kx, out += operand)
+                                *out = static_cast<E>(kernel.at(ky, kx));
+                    }
+                for (int64_t k = 0; k < count * taps_; ++k)
+                    std::copy_n(
+                        block + k * operand, operand,
+                        packed_[source]->data() + ((group * taps_ + k % taps_) * operands + o + k / taps_) * operand);
+            }
+        });
+    }
+
+    int64_t taps_;
+    std::array<int64_t, 2> channels_;
+    std::optional<Buffer<E>> packed_[2];
+};
+
+// N vectors of outputs a group. E is the type of the factors: A, or what the processor multiplies and adds up to A by itself.
+template <class A, int N, class E>
+class DirectConvolution final : public Convolution<A, E> {
+   public:
+    template <class Weight>
+    DirectConvolution(const ConvShape& shape, std::array<int64_t, 2> channels, int64_t groups, const Weight& weight)
+        : shape_(shape), groups_(groups), taps_(shape, channels, groups, weight) {}
+
+    void operator()(Sources<E> sources, const Epilogue<A>& epilogue) const override {
+        const int count = sources[1] ? 2 : 1;
+        const int64_t channels[2] = {taps_.padded_channels(0), count == 2 ? taps_.padded_channels(1) : 0};
+        const std::vector<Chunk> chunks = this->chunks(count);
+        const int64_t pixel_bytes = (channels[0] + channels[1]) * sizeof(E);
+        // about 256 pixels amortise the streaming of the weights; the padded patch should stay in the L2 cache
+        const WorkShares work(shape_, {1, 1}, 256, groups_,
+                              groups_ * shape_.kernel_h * shape_.kernel_w * width * pixel_bytes,
+                              256 * 1024 / pixel_bytes);
+        const Blocks& blocks = work.blocks;
+        const int64_t max_pixels = blocks.max_cells();
+        const int64_t patch_pixels =
+            blocks.max_images() * (blocks.max_rows() + shape_.kernel_h - 1) * (blocks.max_cols() + shape_.kernel_w - 1);
+        parallel_for_dynamic(work.count(), [&](WorkQueue& queue) {
+            const auto s = from_thread_scratch([&](Arena& arena) {
+                return Scratch{arena.take<int64_t>(max_pixels),
+                               arena.take<int64_t>(max_pixels),
+                               arena.take<A>(max_pixels * width),
+                               arena.take<A>(width),
+                               {arena.take<E>(patch_pixels * channels[0]), arena.take<E>(patch_pixels * channels[1])}};
+            });
+            for (int64_t index; queue.take(index);) {
+                const auto [block, begin, end] = work[index];
+                const int64_t pixels = block.cells(), pitch = block.cols + shape_.kernel_w - 1;
+                for (int i = 0; i < count; ++i)
+                    copy_patches(s.patches[i], {sources[i]}, channels[i], shape_, block,
+                                 block.rows + shape_.kernel_h - 1, pitch);
+                number_pixels(block, s);
+                for (int64_t group = begin; group < end; ++group) {
+                    epilogue.start(group, s.start, width);
+                    for (int64_t q = 0; q < pixels; ++q) std::copy_n(s.start, width, s.sums + q * width);
+                    for (const Chunk& chunk : chunks) {
+                        const int64_t stride = channels[chunk.source];
+                        const E* patch = s.patches[chunk.source] + chunk.row * pitch * stride + chunk.begin;
+                        const E* weights =
+                            taps_.tap(chunk.source, group, chunk.row * shape_.kernel_w) + chunk.begin * width;
+                        const int64_t size = chunk.rows * chunk.length * width;
+                        Prefetch<E> next_chunk(weights + size, size, ceil_div(pixels, P));
+                        for_tiles(pixels, P, [&](int64_t q, int64_t count) {
+                            next_chunk.some();
+                            const E* pixel[P];
+                            for (int64_t p = 0; p < count; ++p) pixel[p] = patch + s.patch_pixel[q + p] * stride;
+                            tile_kernel<A, E, N>(count)(s.sums + q * width, true, pixel, pitch * stride, chunk.rows,
+                                                        chunk.length, weights);
+                            if (&chunk == &chunks.back())
+                                epilogue.finish(group, s.image_pixel + q, count, s.sums + q * width);
+                        });
+                    }
+                }
+            }
+        });
+    }
+
+   private:
+    static constexpr int P = tile_pixels<N>;
+    static constexpr int64_t width = N * lanes<A>, depth = Operands<A, E>::depth;
+
+    // A part of the reduction: kernel rows [row, row + rows) of a source, elements [begin, begin + length) of each row's
+    // contiguous run of kernel_w * channels.
+    struct Chunk {
+        int source;
+        int64_t row, rows, begin, length;
+    };
+
+    // What a thread makes of a block.
+    struct Scratch {
+        int64_t *patch_pixel, *image_pixel;  // of each pixel: its corner in the patches, its number in the batch
+        A *sums, *start;                     // [pixel][width], [width]
+        E* patches[2];                       // [pixel][padded channel]
+    };
+
+    std::vector<Chunk> chunks(int sources) const {
+        std::vector<Chunk> chunks;
+        for (int i = 0; i < sources; ++i) {
+            constexpr int64_t max = chunk_length<A, E, N>;
+            const int64_t run = shape_.kernel_w * taps_.padded_channels(i);
+            if (run == 0) continue;
+            const int64_t rows = std::clamp<int64_t>(max / run, 1, shape_.kernel_h);
+            for (int64_t row = 0; row < shape_.kernel_h; row += rows)
+                for_tiles(run / depth, max / depth, [&](int64_t begin, int64_t length) {
+                    chunks.push_back({i, row, std::min(rows, shape_.kernel_h - row), begin * depth, length * depth});
+                });
+        }
+        return chunks;
+    }
+
+    void number_pixels(const Blocks::Block& block, const Scratch& s) const {
+        const int64_t rows = block.rows + shape_.kernel_h - 1, pitch = block.cols + shape_.kernel_w - 1;
+        for (int64_t image = 0, q = 0; image < block.images; ++image)
+            for (int64_t y = 0; y < block.rows; ++y)
+                for (int64_t x = 0; x < block.cols; ++x, ++q) {
+                    s.patch_pixel[q] = (image * rows + y) * pitch + x;
+                    s.image_pixel[q] = shape_.pixel(block.image + image, block.y + y, block.x + x);
+                }
+    }
+
+    ConvShape shape_;
+    int64_t groups_;
+    PackedTaps<A, N, E> taps_;
+};
