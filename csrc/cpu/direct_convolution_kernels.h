@@ -34,7 +34,8 @@ class PackedTaps {
         const int64_t blocks = ceil_div(operands, together);
         packed_[source].emplace(groups * taps_ * operands * operand);
         torch::stable::parallel_for(0, groups * blocks, 1, [&](int64_t begin, int64_t end) {
-            E* const block = static_cast<E*>(thread_scratch(together * taps_ * operand * sizeof(E)));
+            std::vector<E> memory(together * taps_ * operand);  // the thread's scratch memory may be in use
+            E* const block = memory.data();
             for (int64_t j = begin; j < end; ++j) {
                 const int64_t group = j / blocks, o = j % blocks * together, count = std::min(together, operands - o);
                 for (int64_t column = 0; column < width; ++column)
