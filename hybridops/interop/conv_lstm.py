@@ -7,7 +7,7 @@ openclimatefix/metnet, snntorch, Keras 3, kamo-naoyuki/pytorch_convolutional_rnn
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -45,36 +45,33 @@ class Weights(NamedTuple):
     peephole: Tensor | None  # (3, H) or (3, H, S*), rows f, i, o
 
 
-def _stacked(keys: Mapping[str, str]) -> dict[str, str]:
-    return {role: f"cell_list.{{layer}}.{key}" for role, key in keys.items()}
-
-
 def _peepholes(pattern: str) -> dict[str, str]:
     return {f"peephole_{gate}": pattern.format(gate) for gate in "fio"}
 
 
 _CONV = {"weight": "conv.weight", "bias": "conv.bias"}
-_LAYER = {role: f"convLSTMcell.{key}" for role, key in _CONV.items()}
+_CELLS = "cell_list.{layer}."
 _BIAS, _NO_NORM = ("bias",), "a norm between convolution and gates"
 
 LAYOUTS: dict[str, ConvLSTMLayout] = {
     "documents.ConvLSTMCell": ConvLSTMLayout(keys=_CONV, optional=(_BIAS,), gate_order="figo", one_step=True),
-    "ndrplz": ConvLSTMLayout(keys=_stacked(_CONV), optional=(_BIAS,), gate_order="ifog"),
-    "torchgeo": ConvLSTMLayout(keys=_stacked(_CONV), optional=(_BIAS,), gate_order="ifog"),
-    "metnet": ConvLSTMLayout(keys=_stacked(_CONV), optional=(_BIAS,), gate_order="ifog"),
+    "ndrplz": ConvLSTMLayout(within=_CELLS, keys=_CONV, optional=(_BIAS,), gate_order="ifog"),
+    "torchgeo": ConvLSTMLayout(within=_CELLS, keys=_CONV, optional=(_BIAS,), gate_order="ifog"),
+    "metnet": ConvLSTMLayout(within=_CELLS, keys=_CONV, optional=(_BIAS,), gate_order="ifog"),
     "aserdega": ConvLSTMLayout(
-        keys=_stacked(_CONV | _peepholes("Wc{}")), optional=(_BIAS, PEEPHOLES), gate_order="ifog"
+        within=_CELLS, keys=_CONV | _peepholes("Wc{}"), optional=(_BIAS, PEEPHOLES), gate_order="ifog"
     ),
-    "sladewinter": ConvLSTMLayout(keys=_LAYER | _peepholes("convLSTMcell.W_c{}.weight"), gate_order="ifgo"),
-    "sladewinter_notebook": ConvLSTMLayout(keys=_LAYER | _peepholes("convLSTMcell.W_c{}"), gate_order="ifgo"),
+    "sladewinter": ConvLSTMLayout(within="convLSTMcell.", keys=_CONV | _peepholes("W_c{}.weight"), gate_order="ifgo"),
+    "sladewinter_notebook": ConvLSTMLayout(within="convLSTMcell.", keys=_CONV | _peepholes("W_c{}"), gate_order="ifgo"),
     "jhhuang96": ConvLSTMLayout(
         keys={"weight": "conv.0.weight", "bias": "conv.0.bias"}, refused={"conv.1.*": _NO_NORM}, gate_order="ifgo"
     ),
     "openstl": ConvLSTMLayout(
-        keys=_stacked({"weight_ih": "conv_x.0.weight", "weight_hh": "conv_h.0.weight"}),
+        within=_CELLS,
+        keys={"weight_ih": "conv_x.0.weight", "weight_hh": "conv_h.0.weight"},
         # in every cell two convolutions that forward does not use; the last one of all is the model's head
-        outside=("cell_list.*.conv_o.0.weight", "*conv_last.weight"),
-        refused={"cell_list.*.conv_[xho].1.*": _NO_NORM},
+        outside=("*conv_o.0.weight", "*conv_last.weight"),
+        refused={"*conv_[xho].1.*": _NO_NORM},
         gate_order="ifgo",
     ),
     "hzzone": ConvLSTMLayout(

@@ -24,6 +24,7 @@ class Layout:
     """Where a source keeps its parameters. In a key, {layer} is the number of a layer; in a pattern, * is anything."""
 
     keys: Mapping[str, str]  # role -> key
+    within: str = ""  # what all these keys begin with
     optional: tuple[tuple[str, ...], ...] = ()  # roles that are all there or all missing
     outside: tuple[str, ...] = ()  # patterns of keys that are no part of the fused module, and not looked at
     refused: Mapping[str, str] = field(default_factory=dict)  # pattern -> why the fused module cannot stand for it
@@ -61,20 +62,23 @@ class Layout:
     def put(self, layers: Iterable[Mapping[str, Tensor]], prefix: str) -> dict[str, Tensor]:
         """What `take` would take apart."""
         return {
-            prefix + self.keys[role].format(layer=layer): tensor.contiguous()
+            prefix + self._keys_of(layer)[role]: tensor.contiguous()
             for layer, tensors in enumerate(layers)
             for role, tensor in tensors.items()
         }
 
     @property
     def has_layers(self) -> bool:
-        return any("{layer}" in key for key in self.keys.values())
+        return self._keys_of(0) != self._keys_of(1)
+
+    def _keys_of(self, layer: int) -> dict[str, str]:
+        return {role: (self.within + key).format(layer=layer) for role, key in self.keys.items()}
 
     def _find(self, get: Callable[[str], Any]) -> tuple[list[Layer], list[str]]:
         """Each layer of which there is anything, one at least; and the keys that are missing."""
         layers: list[Layer] = []
         for layer in count():
-            keys = {role: key.format(layer=layer) for role, key in self.keys.items()}
+            keys = self._keys_of(layer)
             found = {role: value for role, key in keys.items() if (value := get(key)) is not None}
             if layer == 0 or found:
                 layers.append(Layer(found, keys))
