@@ -59,21 +59,17 @@ class _Trial:
         """Every kind of arguments that the adapter claims, with values that are seldom and values that are not."""
         self.twin.train(training)
         mode = "in training" if training else "in evaluation"
-        for number, args in enumerate(self._examples(self.twin, batch, steps), start=1):
+        for number, args in enumerate(self._examples(batch, steps), start=1):
             for values, case in _cases(args).items():
                 text = f"for arguments of kind {number}, {values}, batch {batch}, time {steps}, {mode},"
                 if not only or values in only:
                     self._compare(text, case, gradients="NaN" not in values)
 
-    def _examples(self, module: nn.Module, batch: int, steps: int) -> Iterator[tuple[Any, ...]]:
+    def _examples(self, batch: int, steps: int) -> Iterator[tuple[Any, ...]]:
         weights = self._guard("the adapter cannot read its weights", lambda: self.plan.adapter.weights(self.twin))
-        for args in self.plan.adapter.examples(module, weights, batch, steps):
-            yield pytree.tree_map(self._place, args)
-
-    def _place(self, value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return value.to(self.like) if _is_float(value) else value.to(self.like.device)
+        for args in self.plan.adapter.examples(self.twin, weights, batch, steps):
+            args = pytree.tree_map_only(Tensor, lambda x: x.to(self.like.device), args)
+            yield pytree.tree_map(lambda x: x.to(self.like.dtype) if _is_float(x) else x, args)
 
     def _compare(self, text: str, args: Any, gradients: bool) -> None:
         inputs, structure = pytree.tree_flatten(args)
@@ -123,7 +119,8 @@ class _Trial:
         """Whether the dtypes are the same; some ways to write the same stay in float32 there."""
         if not torch.amp.is_autocast_available(self.like.device.type):
             return True
-        for args in self._examples(self.twin.to(next(module.parameters()).dtype), *SIZE):
+        self.twin.to(next(module.parameters()).dtype)
+        for args in self._examples(*SIZE):
             with torch.autocast(self.like.device.type), torch.no_grad():
                 try:
                     got, wanted = self.plan.run(self.twin, args), self.plan.original.forward(self.twin, *args)
@@ -141,17 +138,20 @@ class _Trial:
 
 
 def _cases(args: tuple[Any, ...]) -> dict[str, tuple[Any, ...]]:
-    def each(change: Callable[[Tensor], Tensor]) -> Any:
-        return pytree.tree_map(lambda x: change(x.contiguous().clone()) if _is_float(x) else x, args)
+    leaves, structure = pytree.tree_flatten(args)
+    floats = [place for place, leaf in enumerate(leaves) if _is_float(leaf)]
 
-    count = sum(map(_is_float, pytree.tree_leaves(args)))
+    def changed(change: Callable[[Tensor], Tensor], places: Collection[int] = floats) -> Any:
+        values = [change(x.contiguous().clone()) if place in places else x for place, x in enumerate(leaves)]
+        return pytree.tree_unflatten(values, structure)
+
     return {
         "random values": args,
-        "zeros": each(torch.zeros_like),
-        "zeros at the end of every dimension": each(_zero_ends),
-        "values in the thousands": each(lambda x: x * 1e3),
-        "1000 everywhere": each(lambda x: torch.full_like(x, 1e3)),
-    } | {f"NaN in one place of tensor {number}": _with_nan(args, number) for number in range(1, count + 1)}
+        "zeros": changed(torch.zeros_like),
+        "zeros at the end of every dimension": changed(_zero_ends),
+        "values in the thousands": changed(lambda x: x * 1e3),
+        "1000 everywhere": changed(lambda x: torch.full_like(x, 1e3)),
+    } | {f"NaN in one place of tensor {n}": changed(_one_nan, [place]) for n, place in enumerate(floats, start=1)}
 
 
 def _zero_ends(x: Tensor) -> Tensor:
@@ -161,12 +161,9 @@ def _zero_ends(x: Tensor) -> Tensor:
     return x
 
 
-def _with_nan(args: tuple[Any, ...], number: int) -> Any:
-    leaves, structure = pytree.tree_flatten(args)
-    place = [place for place, leaf in enumerate(leaves) if _is_float(leaf)][number - 1]
-    leaves[place] = leaves[place].contiguous().clone()
-    leaves[place].view(-1)[leaves[place].numel() // 2] = torch.nan
-    return pytree.tree_unflatten(leaves, structure)
+def _one_nan(x: Tensor) -> Tensor:
+    x.view(-1)[x.numel() // 2] = torch.nan
+    return x
 
 
 def _twin(module: nn.Module) -> nn.Module:
