@@ -108,11 +108,11 @@ class Plan:
     def is_known(self, module: nn.Module) -> bool:
         """Whether all that was there when it was verified is there still, and nothing listens to a part's call."""
         found = dict(module.named_modules())
-        if len(found) != len(self.parts):
+        if found.keys() != self.parts.keys():
             return False
         for name, (kind, attributes) in self.parts.items():
-            part = found.get(name)
-            if part is None or (name and (type(part) is not kind or has_hooks(part))):
+            part = found[name]
+            if name and (type(part) is not kind or has_hooks(part)):
                 return False
             if not _agree(attributes_of(part, self.adapter.varies), attributes):
                 return False

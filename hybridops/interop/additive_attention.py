@@ -157,35 +157,30 @@ def build(
 def take_apart(layout: AttentionLayout, module: nn.Module, source: str) -> list[dict[str, Tensor]]:
     """The tensors by their roles."""
     weights = _weights_of(module, with_g="g" in layout.keys)
-    attn_dim = len(weights.v)
+    projections, attn_dim = [weights.query_weight, weights.key_weight], len(weights.v)
     if not isinstance(module, reference.ConcatAttention):
         if module.activation != "tanh":
             raise ValueError(f"module must have activation 'tanh', as {source!r} has, got {module.activation!r}")
         if module.scale != layout.scale and not layout.free_scale:
             raise ValueError(f"module must have scale {layout.scale:g}, as {source!r} has, got {module.scale:g}")
-    projections = {"query_weight": weights.query_weight, "key_weight": weights.key_weight}
-    came = weights.query_weight.shape[1]
-    if layout.square_query and came != attn_dim:
-        raise ValueError(f"module must take a query as wide as the sum, {attn_dim}, got {came}: {source!r} does")
-    tensors: dict[str, Tensor] = {}
-    if "joint_weight" in layout.keys:
-        tensors["joint_weight"] = torch.cat(list(projections.values()), dim=1)
-        if layout.concat:
-            check_shape("W of module", tensors["joint_weight"], (attn_dim, 2 * attn_dim))
-    elif "query_weight" in layout.keys:
-        tensors |= {role: weight.T if layout.transposed else weight for role, weight in projections.items()}
-    else:
+    query_dim = weights.query_weight.shape[1]
+    if layout.square_query and query_dim != attn_dim:
+        raise ValueError(f"module must take a query as wide as the sum, {attn_dim}, got {query_dim}: {source!r} does")
+    joint = torch.cat(projections, dim=1)
+    if layout.concat:
+        check_shape("W of module", joint, (attn_dim, 2 * attn_dim))
+    if layout.keys.keys().isdisjoint(("joint_weight", *_PROJECTIONS)):
         eye = torch.eye(attn_dim).to(weights.v)
-        if not all(torch.equal(weight, eye) for weight in projections.values()):
+        if not all(torch.equal(weight, eye) for weight in projections):
             raise ValueError(f"module must project by the identity: there are no projections in {source!r}")
+    query_weight, key_weight = [weight.T for weight in projections] if layout.transposed else projections
+    tensors = {"joint_weight": joint, "query_weight": query_weight, "key_weight": key_weight}
+    tensors |= {"v": weights.v.reshape(layout.v_shape), "v_bias": weights.v.new_zeros(1)}
     tensors |= _write_biases(layout, weights, source)
-    tensors["v"] = weights.v.reshape(layout.v_shape)
-    if "g" in layout.keys and (weights.g is not None or "bias" in tensors):
+    if weights.g is not None or "bias" in tensors:
         tensors["g"] = (weights.v.norm() if weights.g is None else weights.g).reshape(layout.g_shape)
         tensors.setdefault("bias", torch.zeros_like(weights.v))
-    if "v_bias" in layout.keys:
-        tensors["v_bias"] = weights.v.new_zeros(1)
-    return [tensors]
+    return [{role: tensors[role] for role in layout.keys if role in tensors}]
 
 
 def live_weights(layout: AttentionLayout, module: nn.Module) -> Weights:

@@ -10,7 +10,6 @@ import copy
 import inspect
 import warnings
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -34,10 +33,17 @@ def verified(plan: Plan, module: nn.Module) -> Plan:
     if kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
         raise ValueError(f"{plan.original.__name__} is not fused: its forward takes any number of arguments")
     device = next(module.parameters()).device
-    with _plainly(device), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with (  # whatever mode the caller is in, and without what foreign code warns of
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(device.type, enabled=False),
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
         torch.manual_seed(0)
         twin = _twin(module)
-        trial = _Trial(replace(plan, parts=plan_for(twin, plan.adapter).parts), twin)
+        trial = _Trial(plan_for(twin, plan.adapter), twin)
         for training in (False, True):
             trial.hold(*SIZE, training)
         for size in OTHERS:
@@ -198,16 +204,3 @@ def _dtypes(outputs: Any) -> list[Any]:
 
 def _largest(tensor: Tensor) -> float:
     return max(1.0, tensor.nan_to_num(posinf=0.0, neginf=0.0).abs().max().item()) if tensor.numel() else 1.0
-
-
-@contextmanager
-def _plainly(device: torch.device) -> Iterator[None]:
-    """Whatever mode the caller is in, and without what foreign code warns of."""
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.autocast(device.type, enabled=False),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")
-        yield
