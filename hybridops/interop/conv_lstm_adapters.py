@@ -5,7 +5,7 @@ A form takes x (B, T, C, S*), and one (h, c) a layer or None; it gives of (outpu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,22 +21,20 @@ Layers = list[tuple[Tensor | None, ...]]
 
 
 def _call(form: Form, module: nn.Module, layers: Layers, *arguments: Any) -> Any:
-    if not isinstance(arguments[0], Tensor) or arguments[0].dim() < layers[0][0].dim():
+    """In the dtypes of plain PyTorch; NotImplemented where the shapes do not fit."""
+    w_ih, _, _, peephole = layers[0]
+    if not isinstance(arguments[0], Tensor) or arguments[0].dim() < w_ih.dim():
         return NotImplemented
     taken = form.take(module, *arguments)
-    results = taken if taken is NotImplemented else _run(layers, *taken)
-    return results if results is NotImplemented else form.give(module, results, *arguments)
-
-
-def _run(layers: Layers, x: Tensor, states: Sequence[Any] | None) -> Any:
-    """Output, h and c of each layer, in the dtypes of plain PyTorch; NotImplemented where the shapes do not fit."""
-    w_ih, _, _, peephole = layers[0]
+    if taken is NotImplemented:
+        return NotImplemented
+    x, states = taken
     space = x.shape[3:] if peephole is None or peephole.dim() == 2 else peephole.shape[2:]
     if x.dim() != w_ih.dim() + 1 or x.shape[1] == 0 or x.shape[2:] != (w_ih.shape[1], *space):
         return NotImplemented
     if states is not None and len(states) != len(layers):
         return NotImplemented
-    results = []
+    results = []  # output, h and c of each layer
     for state, (w_ih, w_hh, bias, peephole) in zip(states or [None] * len(layers), layers, strict=True):
         if states is not None and not _is_state(state, (x.shape[0], w_hh.shape[1], *space)):
             return NotImplemented
@@ -45,7 +43,7 @@ def _run(layers: Layers, x: Tensor, states: Sequence[Any] | None) -> Any:
         dtype = torch.promote_types(h.dtype, x.dtype if state is None else state[1].dtype)
         results.append(tuple(tensor.to(dtype).contiguous() for tensor in (output, h, c)))
         x = results[-1][0]
-    return results
+    return form.give(module, results, *arguments)
 
 
 def _is_state(state: Any, shape: tuple[int, ...]) -> bool:

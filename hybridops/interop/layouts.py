@@ -69,7 +69,7 @@ class Layout:
 
     @property
     def has_layers(self) -> bool:
-        return self._keys_of(0) != self._keys_of(1)
+        return any("{layer}" in self.within + key for key in self.keys.values())
 
     def _keys_of(self, layer: int) -> dict[str, str]:
         return {role: (self.within + key).format(layer=layer) for role, key in self.keys.items()}

@@ -51,7 +51,7 @@ def verified(plan: Plan, module: nn.Module) -> Plan:
         if not trial.answered:
             raise ValueError(f"{trial.name} is not fused: the adapter answers none of its examples")
         twin.train(module.training)
-        return replace(plan, autocast=trial.agrees_under_autocast(module))
+        return replace(plan, autocast=trial.agrees_under_autocast(next(module.parameters()).dtype))
 
 
 class _Trial:
@@ -121,19 +121,20 @@ class _Trial:
             if difference is not None:
                 raise ValueError(f"{self.name} is not fused: {text} differs, the largest difference is {difference}")
 
-    def agrees_under_autocast(self, module: nn.Module) -> bool:
-        """Whether the dtypes are the same; some ways to write the same stay in float32 there."""
+    def agrees_under_autocast(self, own: torch.dtype) -> bool:
+        """Whether the dtypes are the same, in float32 too, as the module may be cast; some stay in float32 there."""
         if not torch.amp.is_autocast_available(self.like.device.type):
             return True
-        self.twin.to(next(module.parameters()).dtype)
-        for args in self._examples(*SIZE):
-            with torch.autocast(self.like.device.type), torch.no_grad():
-                try:
-                    got, wanted = self.plan.run(self.twin, args), self.plan.original.forward(self.twin, *args)
-                except Exception:  # noqa: BLE001  what a call raises there is for its own forward to say
+        for dtype in {torch.float32, own}:
+            self.twin.to(dtype)
+            for args in self._examples(*SIZE):
+                with torch.autocast(self.like.device.type), torch.no_grad():
+                    try:
+                        got, wanted = self.plan.run(self.twin, args), self.plan.original.forward(self.twin, *args)
+                    except Exception:  # noqa: BLE001  what a call raises there is for its own forward to say
+                        return False
+                if got is not NotImplemented and _dtypes(got) != _dtypes(wanted):
                     return False
-            if got is not NotImplemented and _dtypes(got) != _dtypes(wanted):
-                return False
         return True
 
     def _guard(self, text: str, function: Callable[[], Any]) -> Any:
