@@ -231,13 +231,12 @@ def _weights_of(module: nn.Module, *, with_g: bool) -> Weights:
 def _write_biases(layout: AttentionLayout, weights: Weights, source: str) -> dict[str, Tensor]:
     """Only the sum of the biases counts: where there is one place, it is put there."""
     places = [role for role in _BIASES if role in layout.keys]
-    biases = [bias for bias in (weights.query_bias, weights.key_bias) if bias is not None]
+    zeros, given = torch.zeros_like(weights.v), (weights.query_bias, weights.key_bias)
+    biases = [bias for bias in given if bias is not None]
     if not places and any(bias.any() for bias in biases):
         raise ValueError(f"module must have no bias, or zeros: there is none in {source!r}")
-    zeros = torch.zeros_like(weights.v)
     if len(places) == 2:
-        query_bias, key_bias = (zeros if bias is None else bias for bias in (weights.query_bias, weights.key_bias))
-        return {"query_bias": query_bias, "key_bias": key_bias}
+        return {role: zeros if bias is None else bias for role, bias in zip(places, given, strict=True)}
     if not places or (not biases and layout.optional):
         return {}
     return {places[0]: sum(biases) if biases else zeros}
