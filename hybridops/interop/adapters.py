@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial, wraps
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -71,8 +71,25 @@ def find(name: str) -> Adapter:
     return NAMED[name]
 
 
-def register(name: str, *parts: Any, varies: Collection[str] = ()) -> None:
-    NAMED[name] = Adapter(*parts, varies=frozenset(varies), name=name)
+class Form(NamedTuple):
+    """A way of calling a source's module. `take` may give NotImplemented."""
+
+    take: Callable[..., Any]  # (module, *arguments) -> what the fused functions take
+    give: Callable[..., Any]  # (module, what they give, *arguments) -> what the module's own forward returns
+    make: Callable[..., Iterable[Any]]  # (module, *random tensors) -> tuples of arguments
+    projected: bool = False  # an attention whose keys were projected beforehand
+    varies: tuple[str, ...] = ()
+
+
+def register(
+    name: str, form: Form, weights: Callable[[nn.Module], Any], call: Callable[..., Any], examples: Callable[..., Any]
+) -> None:
+    NAMED[name] = Adapter(weights, partial(call, form), partial(examples, form), frozenset(form.varies), name)
+
+
+def turned(module: nn.Module, x: Tensor) -> Tensor:
+    """Batch first, or back to how the module has it."""
+    return x if getattr(module, "batch_first", True) else x.transpose(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,11 +108,11 @@ class Plan:
     def is_known(self, module: nn.Module) -> bool:
         """Whether all that was there when it was verified is there still, and nothing listens to a part's call."""
         found = dict(module.named_modules())
-        if len(found) != len(self.parts):
+        if found.keys() != self.parts.keys():
             return False
         for name, (kind, attributes) in self.parts.items():
-            part = found.get(name)
-            if part is None or (name and (type(part) is not kind or has_hooks(part))):
+            part = found[name]
+            if name and (type(part) is not kind or has_hooks(part)):
                 return False
             if not _agree(attributes_of(part, self.adapter.varies), attributes):
                 return False
@@ -137,7 +154,7 @@ def fused_class(plan: Plan) -> type[nn.Module]:
     original = plan.original
     parameters = list(inspect.signature(original.forward).parameters.values())[1:]
 
-    @functools.wraps(original.forward)
+    @wraps(original.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         values = _bind(parameters, args, kwargs)
         if values is not None and (plan.autocast or not _autocast_is_on(values)) and plan.is_known(self):

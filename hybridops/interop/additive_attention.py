@@ -19,6 +19,7 @@ from hybridops.checks import check_shape
 from hybridops.interop.layouts import Layer, Layout
 from hybridops.modules import FusedAdditiveAttention, FusedConcatAttention
 
+_PROJECTIONS = ("query_weight", "key_weight")
 _BIASES = ("query_bias", "key_bias", "bias")
 
 
@@ -29,7 +30,7 @@ class AttentionLayout(Layout):
     v = g·V/‖V‖.
     """
 
-    joint: str | None = None  # "AdditiveAttention" | "ConcatAttention": what joint_weight becomes
+    concat: bool = False  # Q = K = A: it becomes a FusedConcatAttention
     square_query: bool = False  # Q = A
     transposed: bool = False  # the projections are (in, A), for x W
     v_shape: tuple[int, ...] = (1, -1)
@@ -51,7 +52,6 @@ class Weights(NamedTuple):
 
 
 _LOCATION = "a term of the previous weights (location-aware attention)"
-_PROJECTED = {"query_weight": "query_layer.linear_layer.weight", "key_weight": "memory_layer.linear_layer.weight"}
 _NORM = ("g", "bias")
 
 
@@ -62,20 +62,15 @@ def _linears(query: str, key: str, v: str, *biased: str) -> dict[str, str]:
     return weights | {f"{role}_bias": f"{names[role]}.bias" for role in biased}
 
 
+def _joint(attn: str, v: str) -> dict[str, str]:
+    """Keys of two nn.Linear, the first over query and key with a bias."""
+    return {"joint_weight": f"{attn}.weight", "query_bias": f"{attn}.bias", "v": f"{v}.weight"}
+
+
 LAYOUTS: dict[str, AttentionLayout] = {
-    "documents.Attention": AttentionLayout(
-        keys={"joint_weight": "attn.weight", "query_bias": "attn.bias", "v": "v.weight"}, joint="ConcatAttention"
-    ),
-    "bentrevett": AttentionLayout(
-        keys={"joint_weight": "attn.weight", "query_bias": "attn.bias", "v": "v.weight"},
-        joint="AdditiveAttention",
-        square_query=True,
-    ),
-    "bentrevett_fc": AttentionLayout(
-        keys={"joint_weight": "attn_fc.weight", "query_bias": "attn_fc.bias", "v": "v_fc.weight"},
-        joint="AdditiveAttention",
-        square_query=True,
-    ),
+    "documents.Attention": AttentionLayout(keys=_joint("attn", "v"), concat=True),
+    "bentrevett": AttentionLayout(keys=_joint("attn", "v"), square_query=True),
+    "bentrevett_fc": AttentionLayout(keys=_joint("attn_fc", "v_fc"), square_query=True),
     "opennmt": AttentionLayout(
         keys=_linears("linear_query", "linear_context", "v", "query"),
         outside=("linear_out.*",),  # over context and query, behind the attention
@@ -95,7 +90,8 @@ LAYOUTS: dict[str, AttentionLayout] = {
         free_scale=True,
     ),
     "tacotron2": AttentionLayout(
-        keys=_PROJECTED | {"v": "v.linear_layer.weight"}, refused={"location_layer.*": _LOCATION}
+        keys=_linears("query_layer.linear_layer", "memory_layer.linear_layer", "v.linear_layer"),
+        refused={"location_layer.*": _LOCATION},
     ),
     "speechbrain": AttentionLayout(
         keys=_linears("mlp_dec", "mlp_enc", "mlp_attn", "query", "key"),
@@ -131,61 +127,60 @@ def build(
     weights = _read(layout, tensors, keys)
     v, attn_dim = weights.v, len(weights.v)
     options = {"device": v.device, "dtype": v.dtype} | options
-    if layout.joint == "ConcatAttention":
-        joint = tensors["joint_weight"]
-        check_shape(keys["joint_weight"], joint, (attn_dim, 2 * attn_dim))
+    if layout.concat:
+        check_shape(keys["joint_weight"], tensors["joint_weight"], (attn_dim, 2 * attn_dim))
         module = FusedConcatAttention(attn_dim, **options)
-        state = {"attn.weight": joint, "attn.bias": weights.query_bias, "v.weight": v[None]}
+        state = {"attn.weight": tensors["joint_weight"], "attn.bias": weights.query_bias, "v.weight": v[None]}
         module.load_state_dict(state, strict=True)
         return module
 
+    state = {"query_proj.weight": weights.query_weight, "key_proj.weight": weights.key_weight, "v.weight": v[None]}
+    biases = {"query_proj.bias": weights.query_bias, "key_proj.bias": weights.key_bias}
+    biased = any(bias is not None for bias in biases.values())
+    state |= biases if biased else {}
+    trained = {name for name, tensor in state.items() if tensor is not None}
     eye, zeros = torch.eye(attn_dim, dtype=v.dtype, device=v.device), torch.zeros_like(v)
-    state = {"query_proj.weight": (weights.query_weight, eye), "key_proj.weight": (weights.key_weight, eye)}
-    biased = weights.query_bias is not None or weights.key_bias is not None
-    if biased:
-        state |= {"query_proj.bias": (weights.query_bias, zeros), "key_proj.bias": (weights.key_bias, zeros)}
-    state["v.weight"] = (v[None], None)
-    sizes = [default.shape[1] if weight is None else weight.shape[1] for weight, default in list(state.values())[:2]]
+    for name in state.keys() - trained:
+        state[name] = zeros if name in biases else eye
+    sizes = state["query_proj.weight"].shape[1], state["key_proj.weight"].shape[1]
     module = FusedAdditiveAttention(*sizes, attn_dim, **{"bias": biased, "scale": layout.scale} | options)
-    module.load_state_dict({name: default if t is None else t for name, (t, default) in state.items()}, strict=True)
-    for name, (tensor, _) in state.items():
-        module.get_parameter(name).requires_grad_(tensor is not None)
-    if weights.g is not None:
-        _normalise(module.v, weights.g)
+    module.load_state_dict(state, strict=True)
+    for name in state:
+        module.get_parameter(name).requires_grad_(name in trained)
+    if weights.g is not None:  # v = g·V/‖V‖, as a parametrization, so that it is trained as in the source
+        parametrizations.weight_norm(module.v, dim=0)
+        originals = {"original0": weights.g.reshape(1, 1), "original1": v[None]}
+        module.v.parametrizations.weight.load_state_dict(originals)
     return module
 
 
 def take_apart(layout: AttentionLayout, module: nn.Module, source: str) -> list[dict[str, Tensor]]:
     """The tensors by their roles."""
     weights = _weights_of(module, with_g="g" in layout.keys)
+    projections, attn_dim = [weights.query_weight, weights.key_weight], len(weights.v)
     if not isinstance(module, reference.ConcatAttention):
         if module.activation != "tanh":
             raise ValueError(f"module must have activation 'tanh', as {source!r} has, got {module.activation!r}")
         if module.scale != layout.scale and not layout.free_scale:
             raise ValueError(f"module must have scale {layout.scale:g}, as {source!r} has, got {module.scale:g}")
-    projections = {"query_weight": weights.query_weight, "key_weight": weights.key_weight}
-    if layout.square_query and weights.query_weight.shape[1] != len(weights.v):
-        width, came = len(weights.v), weights.query_weight.shape[1]
-        raise ValueError(f"module must take a query as wide as the sum, {width}, got {came}: {source!r} does")
-    tensors: dict[str, Tensor] = {}
-    if "joint_weight" in layout.keys:
-        tensors["joint_weight"] = torch.cat(list(projections.values()), dim=1)
-        if layout.joint == "ConcatAttention":
-            check_shape("W of module", tensors["joint_weight"], (len(weights.v), 2 * len(weights.v)))
-    elif "query_weight" in layout.keys:
-        tensors |= {role: weight.T if layout.transposed else weight for role, weight in projections.items()}
-    else:
-        eye = torch.eye(len(weights.v)).to(weights.v)
-        if not all(torch.equal(weight, eye) for weight in projections.values()):
+    query_dim = weights.query_weight.shape[1]
+    if layout.square_query and query_dim != attn_dim:
+        raise ValueError(f"module must take a query as wide as the sum, {attn_dim}, got {query_dim}: {source!r} does")
+    joint = torch.cat(projections, dim=1)
+    if layout.concat:
+        check_shape("W of module", joint, (attn_dim, 2 * attn_dim))
+    if layout.keys.keys().isdisjoint(("joint_weight", *_PROJECTIONS)):
+        eye = torch.eye(attn_dim).to(weights.v)
+        if not all(torch.equal(weight, eye) for weight in projections):
             raise ValueError(f"module must project by the identity: there are no projections in {source!r}")
+    query_weight, key_weight = [weight.T for weight in projections] if layout.transposed else projections
+    tensors = {"joint_weight": joint, "query_weight": query_weight, "key_weight": key_weight}
+    tensors |= {"v": weights.v.reshape(layout.v_shape), "v_bias": weights.v.new_zeros(1)}
     tensors |= _write_biases(layout, weights, source)
-    tensors["v"] = weights.v.reshape(layout.v_shape)
-    if "g" in layout.keys and (weights.g is not None or "bias" in tensors):
+    if weights.g is not None or "bias" in tensors:
         tensors["g"] = (weights.v.norm() if weights.g is None else weights.g).reshape(layout.g_shape)
         tensors.setdefault("bias", torch.zeros_like(weights.v))
-    if "v_bias" in layout.keys:
-        tensors["v_bias"] = weights.v.new_zeros(1)
-    return [tensors]
+    return [{role: tensors[role] for role in layout.keys if role in tensors}]
 
 
 def live_weights(layout: AttentionLayout, module: nn.Module) -> Weights:
@@ -199,28 +194,24 @@ def live_weights(layout: AttentionLayout, module: nn.Module) -> Weights:
 def _read(layout: AttentionLayout, tensors: dict[str, Tensor], keys: dict[str, str]) -> Weights:
     """Checked, and as `nn.Linear` keeps them."""
     v, attn_dim = tensors["v"], tensors["v"].numel()
-    check_shape(keys["v"], v, [attn_dim if size == -1 else size for size in layout.v_shape])
+    projection = ("in", attn_dim) if layout.transposed else (attn_dim, "in")
+    shapes = dict.fromkeys(_BIASES, (attn_dim,)) | dict.fromkeys(_PROJECTIONS, projection)
+    shapes |= {"joint_weight": (attn_dim, "Q+K"), "v_bias": (1,), "g": layout.g_shape}
+    shapes["v"] = tuple(attn_dim if size == -1 else size for size in layout.v_shape)
+    for role, tensor in tensors.items():
+        check_shape(keys[role], tensor, shapes[role])
     if "joint_weight" in tensors:
         joint = tensors["joint_weight"]
-        check_shape(keys["joint_weight"], joint, (attn_dim, "Q+K"))
         if joint.shape[1] <= attn_dim:
             raise ValueError(f"{keys['joint_weight']} must have more than {attn_dim} columns, got {joint.shape[1]}")
-        query_weight, key_weight = joint[:, :attn_dim], joint[:, attn_dim:]  # the query is as wide as the sum
+        projections = joint[:, :attn_dim], joint[:, attn_dim:]  # the query is as wide as the sum
     else:
-        for role in {"query_weight", "key_weight"} & tensors.keys():
-            check_shape(keys[role], tensors[role], ("in", attn_dim) if layout.transposed else (attn_dim, "in"))
-        query_weight, key_weight = tensors.get("query_weight"), tensors.get("key_weight")
+        projections = [tensors.get(role) for role in _PROJECTIONS]
         if layout.transposed:
-            query_weight, key_weight = query_weight.T, key_weight.T
-    for role in {*_BIASES} & tensors.keys():
-        check_shape(keys[role], tensors[role], (attn_dim,))
-    if "v_bias" in tensors:
-        check_shape(keys["v_bias"], tensors["v_bias"], (1,))
-    if "g" in tensors:
-        check_shape(keys["g"], tensors["g"], layout.g_shape)
+            projections = [weight.T for weight in projections]
     query_bias = tensors.get("query_bias", tensors.get("bias"))
     others = tensors.get("g"), tensors.get("v_bias")
-    return Weights(query_weight, key_weight, query_bias, tensors.get("key_bias"), v.reshape(-1), *others)
+    return Weights(*projections, query_bias, tensors.get("key_bias"), v.reshape(-1), *others)
 
 
 def _weights_of(module: nn.Module, *, with_g: bool) -> Weights:
@@ -240,22 +231,12 @@ def _weights_of(module: nn.Module, *, with_g: bool) -> Weights:
 def _write_biases(layout: AttentionLayout, weights: Weights, source: str) -> dict[str, Tensor]:
     """Only the sum of the biases counts: where there is one place, it is put there."""
     places = [role for role in _BIASES if role in layout.keys]
-    biases = [bias for bias in (weights.query_bias, weights.key_bias) if bias is not None]
+    zeros, given = torch.zeros_like(weights.v), (weights.query_bias, weights.key_bias)
+    biases = [bias for bias in given if bias is not None]
     if not places and any(bias.any() for bias in biases):
         raise ValueError(f"module must have no bias, or zeros: there is none in {source!r}")
-    zeros = torch.zeros_like(weights.v)
     if len(places) == 2:
-        query_bias, key_bias = (zeros if bias is None else bias for bias in (weights.query_bias, weights.key_bias))
-        return {"query_bias": query_bias, "key_bias": key_bias}
+        return {role: zeros if bias is None else bias for role, bias in zip(places, given, strict=True)}
     if not places or (not biases and layout.optional):
         return {}
     return {places[0]: sum(biases) if biases else zeros}
-
-
-def _normalise(v: nn.Linear, g: Tensor) -> None:
-    """v = g·V/‖V‖, as a parametrization, so that it is trained as in the source."""
-    direction = v.weight.detach().clone()
-    parametrizations.weight_norm(v, dim=0)
-    with torch.no_grad():
-        v.parametrizations.weight.original0.fill_(g.item())
-        v.parametrizations.weight.original1.copy_(direction)

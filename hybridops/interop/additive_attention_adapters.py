@@ -1,9 +1,12 @@
-"""How the additive attentions of other projects are called."""
+"""How the additive attentions of other projects are called.
+
+A form takes `Pairs`, gives of attention weights (B, S, T), and makes its arguments of query, keys and a mask (B, T).
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hybridops.functional as HF
-from hybridops.interop.adapters import register
+from hybridops.interop.adapters import Form, register, turned
 from hybridops.interop.additive_attention import LAYOUTS, Weights, live_weights
 
 
@@ -24,19 +27,12 @@ class Pairs(NamedTuple):
     scale: float = 1.0
 
 
-class Form(NamedTuple):
-    """A way of calling an attention. `take` may give NotImplemented."""
-
-    take: Callable[..., Any]  # (module, *arguments) -> Pairs
-    give: Callable[..., Any]  # (module, attention weights (B, S, T), *arguments) -> the return value
-    make: Callable[[nn.Module, Tensor, Tensor, Tensor], Iterable[Any]]  # query, keys, mask -> tuples of arguments
-    projected: bool = False
-    varies: tuple[str, ...] = ()
-
-
 def _call(form: Form, module: nn.Module, weights: Weights, *arguments: Any) -> Any:
     pairs = form.take(module, *arguments) if isinstance(arguments[0], Tensor) else NotImplemented
-    if pairs is NotImplemented or not _fit(form, weights, pairs):
+    if pairs is NotImplemented or not isinstance(pairs.keys, Tensor) or not pairs.query.dim() == pairs.keys.dim() == 3:
+        return NotImplemented
+    got = len(pairs.query), pairs.query.shape[2], pairs.keys.shape[2]
+    if got != (len(pairs.keys), *_widths(form, weights)):
         return NotImplemented
     query = F.linear(pairs.query, weights.query_weight, weights.query_bias)
     keys = pairs.keys if form.projected else F.linear(pairs.keys, weights.key_weight, weights.key_bias)
@@ -46,23 +42,17 @@ def _call(form: Form, module: nn.Module, weights: Weights, *arguments: Any) -> A
     return form.give(module, torch.softmax(scores if pairs.scale == 1 else pairs.scale * scores, -1), *arguments)
 
 
-def _fit(form: Form, weights: Weights, pairs: Pairs) -> bool:
-    width = len(weights.v) if form.projected else weights.key_weight.shape[1]
-    query, keys = pairs.query, pairs.keys
-    return (
-        isinstance(keys, Tensor)
-        and query.dim() == keys.dim() == 3
-        and (query.shape[0], query.shape[2]) == (keys.shape[0], weights.query_weight.shape[1])
-        and keys.shape[2] == width
-    )
+def _widths(form: Form, weights: Weights) -> tuple[int, int]:
+    """Of query and keys, as they come."""
+    return weights.query_weight.shape[1], len(weights.v) if form.projected else weights.key_weight.shape[1]
 
 
 def _examples(form: Form, module: nn.Module, weights: Weights, batch: int, steps: int) -> Iterable[tuple[Any, ...]]:
     """The mask (B, T) is True where keys may be attended: in the first entry nowhere."""
-    width = len(weights.v) if form.projected else weights.key_weight.shape[1]
+    query_width, key_width = _widths(form, weights)
     mask = (torch.rand(batch, steps) > 0.4) & (torch.arange(batch) > 0)[:, None]
     count = len(inspect.signature(type(module).forward).parameters) - 1  # some were written without a mask
-    query, keys = torch.randn(batch, 2, weights.query_weight.shape[1]), torch.randn(batch, steps, width)
+    query, keys = torch.randn(batch, 2, query_width), torch.randn(batch, steps, key_width)
     for arguments in form.make(module, query.to(weights.v), keys.to(weights.v), mask.to(weights.v.device)):
         yield arguments[:count]
 
@@ -75,19 +65,11 @@ def _beyond(lengths: Tensor | None, keys: Tensor) -> Tensor | None:
     return torch.arange(keys.shape[1], device=keys.device) >= lengths
 
 
-def _turned(module: nn.Module, x: Tensor) -> Tensor:
-    return x if getattr(module, "batch_first", True) else x.transpose(0, 1)
-
-
 def _keep(module: nn.Module, value: Any, **kept: Any) -> Any:
     """The value, and what the module's forward would leave behind."""
     for name, tensor in kept.items():
         setattr(module, name, tensor)
     return value
-
-
-def _beside(module: nn.Module, arguments: Any, **kept: Any) -> Any:
-    return _keep(module, [arguments], **kept)
 
 
 def _behind(module: nn.Module, attention: Tensor, source: Tensor, memory: Tensor, *_: Any) -> Any:
@@ -128,17 +110,17 @@ FORMS = {
     ),
     "gnmt": Form(  # the mask is set beforehand
         lambda module, query, keys: Pairs(
-            _turned(module, query),
-            _turned(module, keys),
+            turned(module, query),
+            turned(module, keys),
             None if module.mask is None else module.mask[:, None],
             -65504.0,
         ),
         lambda module, attention, _, keys: (
-            _turned(module, torch.bmm(attention, _turned(module, keys))).contiguous(),
+            turned(module, torch.bmm(attention, turned(module, keys))).contiguous(),
             attention,
         ),
         lambda module, query, keys, mask: (
-            _keep(module, (_turned(module, query), _turned(module, keys)), mask=m) for m in (None, ~mask)
+            _keep(module, (turned(module, query), turned(module, keys)), mask=m) for m in (None, ~mask)
         ),
         varies=("mask",),
     ),
@@ -159,8 +141,8 @@ FORMS = {
         lambda module, attention, query, mask, values: _keep(
             module, (attention @ values, attention), proj_query=module.query_layer(query)
         ),
-        lambda module, query, keys, mask: _beside(
-            module, (query[:, :1], mask[:, None], torch.randn(*keys.shape[:2], 3)), proj_keys=keys
+        lambda module, query, keys, mask: _keep(
+            module, [(query[:, :1], mask[:, None], torch.randn(*keys.shape[:2], 3))], proj_keys=keys
         ),
         projected=True,
         varies=("proj_keys", "proj_query"),
@@ -187,9 +169,9 @@ FORMS = {
             )
         ),
         lambda module, attention, states, *_: (module.mlp_out(torch.bmm(attention, states)[:, 0]), attention[:, 0]),
-        lambda module, query, keys, mask: _beside(
+        lambda module, query, keys, mask: _keep(
             module,
-            (torch.randn(*keys.shape[:2], module.mlp_enc.in_features), mask.sum(1), query[:, 0]),
+            [(torch.randn(*keys.shape[:2], module.mlp_enc.in_features), mask.sum(1), query[:, 0])],
             precomputed_enc_h=keys,
             mask=mask,
         ),
@@ -205,9 +187,9 @@ FORMS = {
             )
         ),
         lambda module, attention, *_: (torch.bmm(attention, module.enc_h)[:, 0], attention[:, 0]),
-        lambda module, query, keys, mask: _beside(
+        lambda module, query, keys, mask: _keep(
             module,
-            (torch.randn(*keys.shape[:2], module.mlp_enc.in_features), None, query[:, 0], None, 2.0),
+            [(torch.randn(*keys.shape[:2], module.mlp_enc.in_features), None, query[:, 0], None, 2.0)],
             pre_compute_enc_h=keys,
             enc_h=torch.randn(*keys.shape[:2], 3).to(keys),
             mask=~mask,
@@ -218,5 +200,4 @@ FORMS = {
 }
 
 for _name, _form in FORMS.items():
-    _parts = partial(live_weights, LAYOUTS[_name]), partial(_call, _form), partial(_examples, _form)
-    register(_name, *_parts, varies=_form.varies)
+    register(_name, _form, partial(live_weights, LAYOUTS[_name]), _call, _examples)

@@ -7,7 +7,7 @@ openclimatefix/metnet, snntorch, Keras 3, kamo-naoyuki/pytorch_convolutional_rnn
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,7 +20,9 @@ from hybridops.interop.layouts import Layer, Layout
 from hybridops.modules import FusedConvLSTM, FusedConvLSTMCell
 from hybridops.reference.conv_lstm import GATES, SPATIAL_NAMES
 
+BIASES = ("bias", "bias_ih", "bias_hh")
 PEEPHOLES = ("peephole_f", "peephole_i", "peephole_o")
+WEIGHTS = {"weight": "(4H, C+H, K*)", "weight_ih": "(4H, C, K*)", "weight_hh": "(4H, H, K*)"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,36 +45,33 @@ class Weights(NamedTuple):
     peephole: Tensor | None  # (3, H) or (3, H, S*), rows f, i, o
 
 
-def _stacked(keys: Mapping[str, str]) -> dict[str, str]:
-    return {role: f"cell_list.{{layer}}.{key}" for role, key in keys.items()}
-
-
 def _peepholes(pattern: str) -> dict[str, str]:
     return {f"peephole_{gate}": pattern.format(gate) for gate in "fio"}
 
 
 _CONV = {"weight": "conv.weight", "bias": "conv.bias"}
-_LAYER = {role: f"convLSTMcell.{key}" for role, key in _CONV.items()}
+_CELLS = "cell_list.{layer}."
 _BIAS, _NO_NORM = ("bias",), "a norm between convolution and gates"
 
 LAYOUTS: dict[str, ConvLSTMLayout] = {
     "documents.ConvLSTMCell": ConvLSTMLayout(keys=_CONV, optional=(_BIAS,), gate_order="figo", one_step=True),
-    "ndrplz": ConvLSTMLayout(keys=_stacked(_CONV), optional=(_BIAS,), gate_order="ifog"),
-    "torchgeo": ConvLSTMLayout(keys=_stacked(_CONV), optional=(_BIAS,), gate_order="ifog"),
-    "metnet": ConvLSTMLayout(keys=_stacked(_CONV), optional=(_BIAS,), gate_order="ifog"),
+    "ndrplz": ConvLSTMLayout(within=_CELLS, keys=_CONV, optional=(_BIAS,), gate_order="ifog"),
+    "torchgeo": ConvLSTMLayout(within=_CELLS, keys=_CONV, optional=(_BIAS,), gate_order="ifog"),
+    "metnet": ConvLSTMLayout(within=_CELLS, keys=_CONV, optional=(_BIAS,), gate_order="ifog"),
     "aserdega": ConvLSTMLayout(
-        keys=_stacked(_CONV | _peepholes("Wc{}")), optional=(_BIAS, PEEPHOLES), gate_order="ifog"
+        within=_CELLS, keys=_CONV | _peepholes("Wc{}"), optional=(_BIAS, PEEPHOLES), gate_order="ifog"
     ),
-    "sladewinter": ConvLSTMLayout(keys=_LAYER | _peepholes("convLSTMcell.W_c{}.weight"), gate_order="ifgo"),
-    "sladewinter_notebook": ConvLSTMLayout(keys=_LAYER | _peepholes("convLSTMcell.W_c{}"), gate_order="ifgo"),
+    "sladewinter": ConvLSTMLayout(within="convLSTMcell.", keys=_CONV | _peepholes("W_c{}.weight"), gate_order="ifgo"),
+    "sladewinter_notebook": ConvLSTMLayout(within="convLSTMcell.", keys=_CONV | _peepholes("W_c{}"), gate_order="ifgo"),
     "jhhuang96": ConvLSTMLayout(
         keys={"weight": "conv.0.weight", "bias": "conv.0.bias"}, refused={"conv.1.*": _NO_NORM}, gate_order="ifgo"
     ),
     "openstl": ConvLSTMLayout(
-        keys=_stacked({"weight_ih": "conv_x.0.weight", "weight_hh": "conv_h.0.weight"}),
+        within=_CELLS,
+        keys={"weight_ih": "conv_x.0.weight", "weight_hh": "conv_h.0.weight"},
         # in every cell two convolutions that forward does not use; the last one of all is the model's head
-        outside=("cell_list.*.conv_o.0.weight", "*conv_last.weight"),
-        refused={"cell_list.*.conv_[xho].1.*": _NO_NORM},
+        outside=("*conv_o.0.weight", "*conv_last.weight"),
+        refused={"*conv_[xho].1.*": _NO_NORM},
         gate_order="ifgo",
     ),
     "hzzone": ConvLSTMLayout(
@@ -135,7 +134,7 @@ def build(layout: ConvLSTMLayout, layers: list[Layer], **options: Any) -> FusedC
     return module
 
 
-def take_apart(layout: ConvLSTMLayout, module: torch.nn.Module, source: str) -> list[dict[str, Tensor]]:
+def take_apart(layout: ConvLSTMLayout, module: nn.Module, source: str) -> list[dict[str, Tensor]]:
     """The tensors of each layer by their roles, rows in the layout's order."""
     cells = [module] if isinstance(module, reference.ConvLSTMCell) else list(module.cell_list)
     if len(cells) > 1 and not layout.has_layers:
@@ -157,48 +156,43 @@ def live_weights(layout: ConvLSTMLayout, module: nn.Module) -> list[tuple[Tensor
 
 def _read(layout: ConvLSTMLayout, tensors: dict[str, Tensor], keys: dict[str, str]) -> Weights:
     """One layer, checked."""
-    for role in ("weight", "weight_ih", "weight_hh"):
-        if role in tensors and layout.channels_last:
-            _check_dimensions(keys[role], tensors[role], "(K*, channels, 4H)")
-            tensors = tensors | {role: tensors[role].movedim((-1, -2), (0, 1))}
-    if "weight" in tensors:
-        weight = tensors["weight"]
-        _check_dimensions(keys["weight"], weight, "(4H, C+H, K*)")
-    else:
-        weight_ih, weight_hh = tensors["weight_ih"], tensors["weight_hh"]
-        _check_dimensions(keys["weight_ih"], weight_ih, "(4H, C, K*)")
-        check_shape(keys["weight_hh"], weight_hh, (len(weight_ih), len(weight_ih) // 4, *weight_ih.shape[2:]))
-        weight = torch.cat([weight_ih, weight_hh], dim=1)
-    rows, channels, *kernel = weight.shape
-    if rows % 4 or channels <= rows // 4:
-        key = keys.get("weight", keys.get("weight_ih"))
-        raise ValueError(f"{key} must have 4H rows over C+H channels, got {rows} over {channels}")
-    for role in ("bias", "bias_ih", "bias_hh"):
-        if role in tensors:
-            check_shape(keys[role], tensors[role], (rows,))
-    biases = [tensors[role] for role in ("bias", "bias_ih", "bias_hh") if role in tensors]
-    peepholes = _read_peepholes(layout, tensors, keys, rows // 4, len(kernel))
-    return Weights(weight, sum(biases) if biases else None, peepholes)
+    weights = {role: tensors[role] for role in WEIGHTS if role in tensors}
+    for role, weight in weights.items():
+        if weight.dim() - 2 not in SPATIAL_NAMES:
+            wanted = "(K*, channels, 4H)" if layout.channels_last else WEIGHTS[role]
+            got = tuple(weight.shape)
+            raise ValueError(f"{keys[role]} must have shape {wanted}, with one to three kernel sizes, got {got}")
+        if layout.channels_last:
+            weights[role] = weight.movedim((-1, -2), (0, 1))
+    key, (weight, *of_hidden) = keys[next(iter(weights))], weights.values()
+    rows, _, *kernel = weight.shape
+    if of_hidden:
+        check_shape(keys["weight_hh"], of_hidden[0], (rows, rows // 4, *kernel))
+        weight = torch.cat([weight, *of_hidden], dim=1)
+    if rows % 4 or weight.shape[1] <= rows // 4:
+        raise ValueError(f"{key} must have 4H rows over C+H channels, got {rows} over {weight.shape[1]}")
+    biases = {role: tensors[role] for role in BIASES if role in tensors}
+    for role, bias in biases.items():
+        check_shape(keys[role], bias, (rows,))
+    bias = sum(biases.values()) if biases else None
+    return Weights(weight, bias, _read_peepholes(layout, tensors, keys, rows // 4, len(kernel)))
 
 
 def _read_peepholes(
     layout: ConvLSTMLayout, tensors: dict[str, Tensor], keys: dict[str, str], hidden: int, dims: int
 ) -> Tensor | None:
     """(3, H), where there is one a channel, or (3, H, S*)."""
-    roles = [role for role in PEEPHOLES if role in tensors]
+    peepholes = {role: tensors[role] for role in PEEPHOLES if role in tensors}
+    if not peepholes:
+        return None
     channel = (1, hidden, *[1] * dims)
-    if roles and tensors[roles[0]].shape == channel:
-        for role in roles:
-            check_shape(keys[role], tensors[role], channel)
-        return torch.stack([tensors[role].reshape(hidden) for role in roles])
-    batch = (1,) if layout.peephole_batch else ()
-    space: Sequence[int | str] = SPATIAL_NAMES[dims]
-    peepholes = []
-    for role in roles:
-        check_shape(keys[role], tensors[role], (*batch, hidden, *space))
-        peepholes.append(tensors[role].squeeze(0) if batch else tensors[role])
-        space = peepholes[0].shape[1:]
-    return torch.stack(peepholes) if peepholes else None
+    shape: Sequence[int | str] = (*[1] * layout.peephole_batch, hidden, *SPATIAL_NAMES[dims])
+    if tensors[PEEPHOLES[0]].shape == channel:
+        shape = channel
+    for role, peephole in peepholes.items():
+        check_shape(keys[role], peephole, shape)
+        shape = peephole.shape  # the others are like the first
+    return torch.stack(list(peepholes.values())).reshape(3, hidden, *(() if shape == channel else shape[-dims:]))
 
 
 def _write(layout: ConvLSTMLayout, cell: reference.ConvLSTMCell, source: str) -> dict[str, Tensor]:
@@ -211,7 +205,7 @@ def _write(layout: ConvLSTMLayout, cell: reference.ConvLSTMCell, source: str) ->
     if layout.channels_last:
         tensors = {role: tensor.movedim((0, 1), (-1, -2)) for role, tensor in tensors.items()}
 
-    places = [role for role in ("bias", "bias_ih", "bias_hh") if role in layout.keys]
+    places = [role for role in BIASES if role in layout.keys]
     optional = {role for group in layout.optional for role in group}
     if bias is not None and not places:
         raise ValueError(f"module must have no bias: there is none in {source!r}")
@@ -230,11 +224,6 @@ def _write(layout: ConvLSTMLayout, cell: reference.ConvLSTMCell, source: str) ->
     elif not optional.issuperset(role for role in PEEPHOLES if role in layout.keys):
         raise ValueError(f"module must have peepholes, as {source!r} has")
     return tensors
-
-
-def _check_dimensions(key: str, weight: Tensor, expected: str) -> None:
-    if weight.dim() - 2 not in SPATIAL_NAMES:
-        raise ValueError(f"{key} must have shape {expected}, with one to three kernel sizes, got {tuple(weight.shape)}")
 
 
 def _reorder(rows: Tensor | None, order: str, wanted: str) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, overload
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hybridops import modules, reference
 from hybridops.checks import check_bool
-from hybridops.interop.adapters import Adapter, attributes_of, find, fused_class, plan_for
+from hybridops.interop.adapters import Adapter, Plan, find, fused_class, plan_for
 from hybridops.interop.verify import verified
 from hybridops.modules.parts import CONVOLUTIONS, has_hooks, reason_not_plain
 
@@ -86,9 +86,14 @@ def fuse(
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     check_bool("strict", strict)
     check_bool("report", report)
-    fusing = _Fusing(_check_adapters(adapters), FuseReport({}, {}))
-    fusing.visit(model, "")
-    outcome = fusing.outcome
+    checked, outcome = _check_adapters(adapters), FuseReport({}, {})
+    for name, module in _walk(model, "", set()):
+        before = type(module)
+        reason = _swap(module, checked)
+        if reason is None:
+            outcome.swapped[name] = f"{before.__name__} -> {type(module).__name__}"
+        elif before.__module__.partition(".")[0] != "torch":
+            outcome.left_alone[name] = reason
     if strict and not outcome.swapped:
         raise ValueError(f"model must have a module that can be fused, got\n{outcome}")
     return (model, outcome) if report else model
@@ -109,92 +114,75 @@ def _check_adapters(adapters: Adapters | None) -> dict[type[nn.Module], Adapter]
     return checked
 
 
-class _Fusing:
-    def __init__(self, adapters: dict[type[nn.Module], Adapter], outcome: FuseReport) -> None:
-        self.adapters, self.outcome = adapters, outcome
-        self.seen: set[nn.Module] = set()
+def _walk(module: nn.Module, name: str, seen: set[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """The module, and those within but for what an adapter speaks for as a whole; each once."""
+    if module in seen:
+        return
+    seen.add(module)
+    yield name, module
+    if "plan" not in vars(type(module)):  # by now: it may have been swapped
+        for child_name, child in module.named_children():
+            yield from _walk(child, f"{name}.{child_name}" if name else child_name, seen)
 
-    def visit(self, module: nn.Module, name: str) -> None:
-        """The module, and those within but for what an adapter speaks for as a whole."""
-        if module in self.seen:
-            return
-        self.seen.add(module)
-        before = type(module)
-        reason = self._swap(module)
+
+def _swap(module: nn.Module, adapters: dict[type[nn.Module], Adapter]) -> str | None:
+    """Why it is left alone; None if it is swapped."""
+    kind = type(module)
+    if kind in FUSED.values() or "plan" in vars(kind):
+        return "It is fused already."
+    if kind in FUSED:
+        reason = _reason_against_parts(module, (nn.ModuleList, *FUSED, *FUSED.values()))
         if reason is None:
-            self.outcome.swapped[name] = f"{before.__name__} -> {type(module).__name__}"
-        elif before.__module__.partition(".")[0] != "torch":
-            self.outcome.left_alone[name] = reason
-        if "plan" not in vars(type(module)):
-            for child_name, child in module.named_children():
-                self.visit(child, f"{name}.{child_name}" if name else child_name)
-
-    def _swap(self, module: nn.Module) -> str | None:
-        """Why it is left alone; None if it is swapped."""
-        kind = type(module)
-        if kind in FUSED.values() or "plan" in vars(kind):
-            return "It is fused already."
-        if kind in FUSED:
-            reason = _reason_not_plain(module)
-            if reason is None:
-                module.__class__ = FUSED[kind]
-            return reason
-        if kind not in self.adapters:
-            known = next((base for base in kind.__mro__ if base in FUSED or base in self.adapters), None)
-            if known is not None:
-                return f"It is a subclass of {known.__name__}, and may compute something else."
-            return "It is none of this library's modules, and no adapter speaks for its class."
-        reason = _reason_against(module, self.adapters[kind])
-        if reason is not None:
-            return reason
-        plan = verified(plan_for(module, self.adapters[kind]), module)
-        try:
-            module.__class__ = fused_class(plan)
-        except TypeError as error:
-            return f"Its class cannot be extended: {error}."
-        return None
-
-
-def _reason_not_plain(module: nn.Module) -> str | None:
-    """Why one of this library's plain modules may compute something else than its weights say."""
-    if "forward" in vars(module):
-        return "It has a forward of its own."
-    for name, child in module.named_modules():
-        if child is module or type(child) is nn.ModuleList or _makes_weights(name):
-            continue
-        if type(child) in FUSED or type(child) in FUSED.values():
-            reason = "has a forward of its own" if "forward" in vars(child) else None
-            reason = "has hooks" if has_hooks(child) else reason
-        else:
-            reason = reason_not_plain(child)
-        if reason is not None:
-            return f"Its part {name} {reason}."
+            module.__class__ = FUSED[kind]
+        return reason
+    if kind not in adapters:
+        known = next((base for base in kind.__mro__ if base in FUSED or base in adapters), None)
+        if known is not None:
+            return f"It is a subclass of {known.__name__}, and may compute something else."
+        return "It is none of this library's modules, and no adapter speaks for its class."
+    plan = plan_for(module, adapters[kind])
+    reason = _reason_against_tensors(module, plan) or _reason_against_parts(module)
+    if reason is not None:
+        return reason
+    plan = verified(plan, module)
+    try:
+        module.__class__ = fused_class(plan)
+    except TypeError as error:
+        return f"Its class cannot be extended: {error}."
     return None
 
 
-def _reason_against(module: nn.Module, adapter: Adapter) -> str | None:
-    """Why a module that an adapter speaks for is left alone as it stands."""
-    if "forward" in vars(module):
-        return "It has a forward of its own."
+def _reason_against_tensors(module: nn.Module, plan: Plan) -> str | None:
+    """Why its forward may compute with something else than its parameters."""
     if next(module.buffers(), None) is not None:
         return "It has buffers, on which its forward may depend."
     devices = {parameter.device.type for parameter in module.parameters()}
     if len(devices) != 1 or devices == {"meta"} or not all(p.is_floating_point() for p in module.parameters()):
         return "Its parameters are not numbers on one device."
-    for name, child in module.named_modules():
-        tensors = [key for key, value in attributes_of(child, adapter.varies).items() if isinstance(value, Tensor)]
-        if tensors and not child._forward_pre_hooks:
+    for name, (_, attributes) in plan.parts.items():
+        tensors = [key for key, value in attributes.items() if isinstance(value, Tensor)]
+        if tensors and not module.get_submodule(name)._forward_pre_hooks:
             return f"It keeps what is neither a parameter nor a buffer: {', '.join(tensors)}."
-        if child is module or _makes_weights(name):
-            continue
-        reason = "has hooks" if has_hooks(child) else None
-        reason = "has a forward of its own" if "forward" in vars(child) else reason
-        if isinstance(child, (*CONVOLUTIONS, nn.Linear)):
-            reason = reason_not_plain(child)
-        if reason is not None:
-            return f"Its part {name} {reason}."
     return None
 
 
-def _makes_weights(name: str) -> bool:
-    return "parametrizations" in name.split(".")
+def _reason_against_parts(module: nn.Module, kinds: Collection[type[nn.Module]] | None = None) -> str | None:
+    """Why it may compute something else than its weights say: a forward of its own, or a part that is not plain.
+
+    `kinds` are the classes that a part may have beside PyTorch's layers; None for any.
+    """
+    if "forward" in vars(module):
+        return "It has a forward of its own."
+    for name, part in module.named_modules():
+        if part is module or "parametrizations" in name.split("."):  # these make weights
+            continue
+        reason = None
+        if isinstance(part, (*CONVOLUTIONS, nn.Linear)) or (kinds is not None and type(part) not in kinds):
+            reason = reason_not_plain(part)
+        elif "forward" in vars(part):
+            reason = "has a forward of its own"
+        elif has_hooks(part):
+            reason = "has hooks"
+        if reason is not None:
+            return f"Its part {name} {reason}."
+    return None

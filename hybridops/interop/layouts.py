@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import count
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ class Layout:
     """Where a source keeps its parameters. In a key, {layer} is the number of a layer; in a pattern, * is anything."""
 
     keys: Mapping[str, str]  # role -> key
+    within: str = ""  # what all these keys begin with
     optional: tuple[tuple[str, ...], ...] = ()  # roles that are all there or all missing
     outside: tuple[str, ...] = ()  # patterns of keys that are no part of the fused module, and not looked at
     refused: Mapping[str, str] = field(default_factory=dict)  # pattern -> why the fused module cannot stand for it
@@ -37,18 +38,15 @@ class Layout:
             reasons += [why for fixed, (want, why) in self.fixed.items() if key == fixed and float(value) != want]
             if reasons:
                 raise ValueError(f"{prefix + key} of state_dict: the fused module does not compute {reasons[0]}")
-        roles = self._roles_in(tensors)
-        layers = self._layers_in(tensors, roles)
-        expected = {key for keys in layers for key in keys.values()}
-        missing = sorted(expected - tensors.keys())
-        others = tensors.keys() - expected - self.fixed.keys()
+        layers, missing = self._find(tensors.get)
+        others = tensors.keys() - {key for layer in layers for key in layer.keys.values()} - self.fixed.keys()
         unexpected = sorted(key for key in others if not any(fnmatchcase(key, pattern) for pattern in self.outside))
         if missing or unexpected:
             under = f" under {prefix!r}" if prefix else ""
             raise ValueError(
                 f"state_dict must have the keys of {source!r}{under}: missing {missing}, unexpected {unexpected}"
             )
-        return [Layer({role: torch.as_tensor(tensors[key]) for role, key in keys.items()}, keys) for keys in layers]
+        return [Layer({role: torch.as_tensor(value) for role, value in found.items()}, keys) for found, keys in layers]
 
     def live(self, module: nn.Module) -> list[Layer]:
         """What there is of each layer in a module of the source: its own tensors, so that gradients reach them.
@@ -56,54 +54,45 @@ class Layout:
         Raises:
             ValueError: something that may not be missing is.
         """
-        optional = {role for group in self.optional for role in group}
-        layers: list[Layer] = []
-        for layer in count():
-            keys = {role: key.format(layer=layer) for role, key in self.keys.items()}
-            found = {role: attribute(module, key) for role, key in keys.items()}
-            missing = [keys[role] for role, tensor in found.items() if tensor is None and role not in optional]
-            if missing and layer:
-                return layers
-            if missing:
-                raise ValueError(f"there is no {missing[0]}")
-            layers.append(Layer({role: tensor for role, tensor in found.items() if tensor is not None}, keys))
-            if not self.has_layers:
-                return layers
+        layers, missing = self._find(lambda key: _attribute(module, key))
+        if missing:
+            raise ValueError(f"there is no {missing[0]}")
         return layers
 
     def put(self, layers: Iterable[Mapping[str, Tensor]], prefix: str) -> dict[str, Tensor]:
         """What `take` would take apart."""
         return {
-            prefix + self.keys[role].format(layer=layer): tensor.contiguous()
+            prefix + self._keys_of(layer)[role]: tensor.contiguous()
             for layer, tensors in enumerate(layers)
             for role, tensor in tensors.items()
         }
 
     @property
     def has_layers(self) -> bool:
-        return any("{layer}" in key for key in self.keys.values())
+        return any("{layer}" in self.within + key for key in self.keys.values())
 
-    def _roles_in(self, tensors: Mapping[str, Tensor]) -> list[str]:
-        """All roles but those of optional groups of which there is nothing."""
-        absent = {
-            role
-            for group in self.optional
-            if not any(fnmatchcase(key, self.keys[role].replace("{layer}", "*")) for role in group for key in tensors)
-            for role in group
-        }
-        return [role for role in self.keys if role not in absent]
+    def _keys_of(self, layer: int) -> dict[str, str]:
+        return {role: (self.within + key).format(layer=layer) for role, key in self.keys.items()}
 
-    def _layers_in(self, tensors: Mapping[str, Tensor], roles: list[str]) -> list[dict[str, str]]:
-        """role -> key of each layer, as far as there is anything of it; of one at least."""
-        layers: list[dict[str, str]] = []
+    def _find(self, get: Callable[[str], Any]) -> tuple[list[Layer], list[str]]:
+        """Each layer of which there is anything, one at least; and the keys that are missing."""
+        layers: list[Layer] = []
         for layer in count():
-            keys = {role: self.keys[role].format(layer=layer) for role in roles}
-            if layer > 0 and (not self.has_layers or tensors.keys().isdisjoint(keys.values())):
-                return layers
-            layers.append(keys)
+            keys = self._keys_of(layer)
+            found = {role: value for role, key in keys.items() if (value := get(key)) is not None}
+            if layer == 0 or found:
+                layers.append(Layer(found, keys))
+            if not found or not self.has_layers:
+                break
+        there = {role for layer in layers for role in layer.tensors}
+        absent = {role for group in self.optional if there.isdisjoint(group) for role in group}
+        missing = [
+            key for found, keys in layers for role, key in keys.items() if role not in found and role not in absent
+        ]
+        return layers, sorted(missing)
 
 
-def attribute(module: nn.Module, key: str) -> Tensor | None:
+def _attribute(module: nn.Module, key: str) -> Tensor | None:
     """The tensor of that name, as the next call would find it."""
     *path, name = key.split(".")
     for part in path:

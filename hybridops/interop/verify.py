@@ -10,7 +10,6 @@ import copy
 import inspect
 import warnings
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -34,10 +33,17 @@ def verified(plan: Plan, module: nn.Module) -> Plan:
     if kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
         raise ValueError(f"{plan.original.__name__} is not fused: its forward takes any number of arguments")
     device = next(module.parameters()).device
-    with _plainly(device), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with (  # whatever mode the caller is in, and without what foreign code warns of
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(device.type, enabled=False),
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
         torch.manual_seed(0)
         twin = _twin(module)
-        trial = _Trial(replace(plan, parts=plan_for(twin, plan.adapter).parts), twin)
+        trial = _Trial(plan_for(twin, plan.adapter), twin)
         for training in (False, True):
             trial.hold(*SIZE, training)
         for size in OTHERS:
@@ -45,7 +51,7 @@ def verified(plan: Plan, module: nn.Module) -> Plan:
         if not trial.answered:
             raise ValueError(f"{trial.name} is not fused: the adapter answers none of its examples")
         twin.train(module.training)
-        return replace(plan, autocast=trial.agrees_under_autocast(module))
+        return replace(plan, autocast=trial.agrees_under_autocast(next(module.parameters()).dtype))
 
 
 class _Trial:
@@ -59,21 +65,17 @@ class _Trial:
         """Every kind of arguments that the adapter claims, with values that are seldom and values that are not."""
         self.twin.train(training)
         mode = "in training" if training else "in evaluation"
-        for number, args in enumerate(self._examples(self.twin, batch, steps), start=1):
+        for number, args in enumerate(self._examples(batch, steps), start=1):
             for values, case in _cases(args).items():
                 text = f"for arguments of kind {number}, {values}, batch {batch}, time {steps}, {mode},"
                 if not only or values in only:
                     self._compare(text, case, gradients="NaN" not in values)
 
-    def _examples(self, module: nn.Module, batch: int, steps: int) -> Iterator[tuple[Any, ...]]:
+    def _examples(self, batch: int, steps: int) -> Iterator[tuple[Any, ...]]:
         weights = self._guard("the adapter cannot read its weights", lambda: self.plan.adapter.weights(self.twin))
-        for args in self.plan.adapter.examples(module, weights, batch, steps):
-            yield pytree.tree_map(self._place, args)
-
-    def _place(self, value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return value.to(self.like) if _is_float(value) else value.to(self.like.device)
+        for args in self.plan.adapter.examples(self.twin, weights, batch, steps):
+            args = pytree.tree_map_only(Tensor, lambda x: x.to(self.like.device), args)
+            yield pytree.tree_map(lambda x: x.to(self.like.dtype) if _is_float(x) else x, args)
 
     def _compare(self, text: str, args: Any, gradients: bool) -> None:
         inputs, structure = pytree.tree_flatten(args)
@@ -119,18 +121,20 @@ class _Trial:
             if difference is not None:
                 raise ValueError(f"{self.name} is not fused: {text} differs, the largest difference is {difference}")
 
-    def agrees_under_autocast(self, module: nn.Module) -> bool:
-        """Whether the dtypes are the same; some ways to write the same stay in float32 there."""
+    def agrees_under_autocast(self, own: torch.dtype) -> bool:
+        """Whether the dtypes are the same, in float32 too, as the module may be cast; some stay in float32 there."""
         if not torch.amp.is_autocast_available(self.like.device.type):
             return True
-        for args in self._examples(self.twin.to(next(module.parameters()).dtype), *SIZE):
-            with torch.autocast(self.like.device.type), torch.no_grad():
-                try:
-                    got, wanted = self.plan.run(self.twin, args), self.plan.original.forward(self.twin, *args)
-                except Exception:  # noqa: BLE001  what a call raises there is for its own forward to say
+        for dtype in {torch.float32, own}:
+            self.twin.to(dtype)
+            for args in self._examples(*SIZE):
+                with torch.autocast(self.like.device.type), torch.no_grad():
+                    try:
+                        got, wanted = self.plan.run(self.twin, args), self.plan.original.forward(self.twin, *args)
+                    except Exception:  # noqa: BLE001  what a call raises there is for its own forward to say
+                        return False
+                if got is not NotImplemented and _dtypes(got) != _dtypes(wanted):
                     return False
-            if got is not NotImplemented and _dtypes(got) != _dtypes(wanted):
-                return False
         return True
 
     def _guard(self, text: str, function: Callable[[], Any]) -> Any:
@@ -141,17 +145,20 @@ class _Trial:
 
 
 def _cases(args: tuple[Any, ...]) -> dict[str, tuple[Any, ...]]:
-    def each(change: Callable[[Tensor], Tensor]) -> Any:
-        return pytree.tree_map(lambda x: change(x.contiguous().clone()) if _is_float(x) else x, args)
+    leaves, structure = pytree.tree_flatten(args)
+    floats = [place for place, leaf in enumerate(leaves) if _is_float(leaf)]
 
-    count = sum(map(_is_float, pytree.tree_leaves(args)))
+    def changed(change: Callable[[Tensor], Tensor], places: Collection[int] = floats) -> Any:
+        values = [change(x.contiguous().clone()) if place in places else x for place, x in enumerate(leaves)]
+        return pytree.tree_unflatten(values, structure)
+
     return {
         "random values": args,
-        "zeros": each(torch.zeros_like),
-        "zeros at the end of every dimension": each(_zero_ends),
-        "values in the thousands": each(lambda x: x * 1e3),
-        "1000 everywhere": each(lambda x: torch.full_like(x, 1e3)),
-    } | {f"NaN in one place of tensor {number}": _with_nan(args, number) for number in range(1, count + 1)}
+        "zeros": changed(torch.zeros_like),
+        "zeros at the end of every dimension": changed(_zero_ends),
+        "values in the thousands": changed(lambda x: x * 1e3),
+        "1000 everywhere": changed(lambda x: torch.full_like(x, 1e3)),
+    } | {f"NaN in one place of tensor {n}": changed(_one_nan, [place]) for n, place in enumerate(floats, start=1)}
 
 
 def _zero_ends(x: Tensor) -> Tensor:
@@ -161,12 +168,9 @@ def _zero_ends(x: Tensor) -> Tensor:
     return x
 
 
-def _with_nan(args: tuple[Any, ...], number: int) -> Any:
-    leaves, structure = pytree.tree_flatten(args)
-    place = [place for place, leaf in enumerate(leaves) if _is_float(leaf)][number - 1]
-    leaves[place] = leaves[place].contiguous().clone()
-    leaves[place].view(-1)[leaves[place].numel() // 2] = torch.nan
-    return pytree.tree_unflatten(leaves, structure)
+def _one_nan(x: Tensor) -> Tensor:
+    x.view(-1)[x.numel() // 2] = torch.nan
+    return x
 
 
 def _twin(module: nn.Module) -> nn.Module:
@@ -201,16 +205,3 @@ def _dtypes(outputs: Any) -> list[Any]:
 
 def _largest(tensor: Tensor) -> float:
     return max(1.0, tensor.nan_to_num(posinf=0.0, neginf=0.0).abs().max().item()) if tensor.numel() else 1.0
-
-
-@contextmanager
-def _plainly(device: torch.device) -> Iterator[None]:
-    """Whatever mode the caller is in, and without what foreign code warns of."""
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.autocast(device.type, enabled=False),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")
-        yield

@@ -281,6 +281,53 @@ def test_the_weights_of_a_source_under_another_call():
     torch.testing.assert_close(results(module, inputs), before, **tolerances.FLOAT64)
 
 
+class Scaled(nn.Module):
+    """Under autocast it stays in float32, which a linear layer does not; its gain has no dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.gain = nn.Linear(3, 2), nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, x):
+        return self.gain * ((x[:, None] * self.linear.weight).sum(2) + self.linear.bias)
+
+
+def scaled(call) -> nn.Module:
+    module = build(Scaled)
+    ours = interop.adapter(lambda m: m.linear, call, lambda m, weights, batch, steps: [(torch.randn(batch, 3),)])
+    return hybridops.fuse(module, adapters={Scaled: ours}, strict=True)
+
+
+def test_a_parameter_without_dimensions():
+    """It is drawn anew like every other one: zero would hide what the adapter leaves out."""
+    plain, module = build(Scaled), scaled(lambda m, linear, x: m.gain * linear(x))
+    for each in (plain, module):
+        nn.init.constant_(each.gain, 0.5)
+    torch.testing.assert_close(results(module, (randn(4, 3),)), results(plain, (randn(4, 3),)), **tolerances.FLOAT64)
+    with pytest.raises(ValueError, match=r"^Scaled is not fused: .* differs"):
+        scaled(lambda m, linear, x: m.gain * F.linear(x, linear.weight))
+
+
+def test_dtypes_under_autocast_stay_after_a_cast():
+    """What holds in float64, which autocast leaves as it is, need not hold in float32."""
+    module = scaled(lambda m, linear, x: m.gain * linear(x)).float()
+    with torch.autocast("cpu"):
+        assert module(torch.randn(4, 3)).dtype == torch.float32
+
+
+def test_on_the_meta_device():
+    """Autocast does not know it; an adapter that is not for autocast asks all the same."""
+    module = scaled(lambda m, linear, x: m.gain * linear(x)).float()
+    assert not type(module).plan.autocast
+    x = torch.randn(4, 3, device="meta")
+    got = module.to("meta")(x)
+    assert (got.shape, got.device.type) == ((4, 2), "meta")
+    for source in ("documents.ConvLSTMCell", "documents.Attention"):
+        make, inputs = NAMED[source]
+        inputs = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), inputs)
+        assert structure(fused(make, source).to("meta")(*inputs)) == structure(build(make).to("meta")(*inputs))
+
+
 @pytest.mark.parametrize(
     ("adapters", "error", "message"),
     [
