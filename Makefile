@@ -10,7 +10,7 @@ NEED      = @$(PY) .ci/need.py
 FORMAT    = $(PY) -c 'from clang_format import clang_format; clang_format()'
 CXX_FILES = $(filter %.h %.cpp %.cu %.cuh,$(wildcard csrc/* csrc/*/* tests/cuda_shim/*))
 
-.PHONY: help demo test triton-test triton-check cuda-check cuda-sanitize sanitize oldest bench check lint format build env clean
+.PHONY: help demo test test-fast triton-test triton-check cuda-check cuda-sanitize sanitize oldest bench check lint format build env clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -25,6 +25,10 @@ demo: build ## train both models on real data, reference against fused
 test: build ## the tests
 	$(NEED) pytest hypothesis
 	$(PY) -m pytest -q tests $(ARGS)
+
+test-fast: build ## the tests without those marked slow: an answer in a minute
+	$(NEED) pytest hypothesis
+	$(PY) -m pytest -q tests -m "not slow" $(ARGS)
 
 # TRITON=3.6.0 takes that version, from build/triton-3.6.0, in place of the installed one. Before 3.7 its interpreter does
 # not go with NumPy 2.4 or newer, so it has a NumPy of its own.

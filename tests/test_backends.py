@@ -129,12 +129,14 @@ print(*names)
 """
 
 
+@pytest.mark.slow
 @here
 def test_environment_variable():
     """An argument and a context go before it."""
     assert run_python(SAY, HYBRIDOPS_BACKEND="reference").split() == ["reference", "native", "native", "native"]
 
 
+@pytest.mark.slow
 def test_unknown_name_in_the_environment():
     code = """
 import pytest, torch
@@ -146,6 +148,7 @@ print(refused.value)
     assert run_python(code, HYBRIDOPS_BACKEND="fastest").startswith("backend must be one of 'reference', ")
 
 
+@pytest.mark.slow
 def test_empty_environment_variable_names_nothing():
     code = "import torch; from hybridops import backends; backends.choose('conv_lstm', None, torch.ones(1), 3)"
     assert run_python(code, HYBRIDOPS_BACKEND="") == ""
@@ -178,12 +181,14 @@ assert backends.fallback("conv_lstm", None, frames, 2)
 """
 
 
+@pytest.mark.slow
 def test_plain_pytorch_for_want_of_a_build_warns_once(uncompiled):
     assert warnings_of(CALLS, uncompiled) == [
         f"hybridops runs on plain PyTorch, which is slower: native: hybridops._C is not compiled: {native.BUILD}"
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "calls",
     [
@@ -202,11 +207,13 @@ def test_no_warning(uncompiled, calls):
     assert warnings_of(calls, uncompiled) == []
 
 
+@pytest.mark.slow
 def test_no_warning_where_the_environment_names_it(uncompiled):
     calls = CALLS.replace("assert backends", "assert not backends")
     assert warnings_of(calls, uncompiled, HYBRIDOPS_BACKEND="reference") == []
 
 
+@pytest.mark.slow
 @here
 def test_no_warning_with_compiled_ops():
     assert warnings_of("HF.additive_scores(q, q, v)\nlstm(frames)\nHF.conv_lstm(*cube)", ROOT) == []

@@ -17,6 +17,8 @@ from hybridops import backends, native, triton
 from hybridops.cli import check, checkout, demo
 from tests.processes import ROOT, copy_uncompiled, run_python
 
+pytestmark = pytest.mark.slow
+
 PNG = b"\x89PNG\r\n\x1a\n"
 
 

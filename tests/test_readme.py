@@ -18,6 +18,7 @@ def name(page: Path) -> str:
     return page.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if PYTHON.search(page.read_text())], ids=name)
 def test_python_runs(page):
     """The blocks of a page one after the other, as a reader would type them."""

@@ -122,6 +122,7 @@ def test_backward_twice_gives_the_same(target):
     torch.testing.assert_close(torch.autograd.grad(loss, leaves), first, **tolerances.EXACT)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # which torch itself uses here
 def test_forward_mode(target):
     """The reference's operations have it; a compiled op refuses, and does not drop the tangent."""
@@ -160,6 +161,7 @@ print(step(256, 2048, 256))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(native.missing() is not None, reason="the compiled ops are not here")
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux says what a process had at its peak")
 def test_memory_of_a_training_step():

@@ -221,6 +221,7 @@ def check_op(target, save="gates", dtype=torch.float32, needed=NAMES, given=GRAD
     torch.library.opcheck(torch.ops.hybridops.conv_lstm_gradients.default, call, test_utils=tests)
 
 
+@pytest.mark.slow
 @saves
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
@@ -248,6 +249,7 @@ def test_the_op_of_a_compiled_graph_from_one_output(target, given, save):
     check_op(target, save, given=given)
 
 
+@pytest.mark.slow
 @saves
 def test_the_op_of_a_compiled_graph_is_traced(target, save):
     """With sizes that are symbols: they do not end up in the graph as the numbers they were."""

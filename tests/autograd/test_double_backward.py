@@ -30,6 +30,7 @@ def conv_lstm(x: Tensor, backend: str) -> Tensor:
     return HF.conv_lstm(frames, (state, state.sin()), weight, weight.cos(), weight.flatten()[:4], backend=backend)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [scores, attention, conv_lstm])
 def test_inputs_made_from_one(target, function):
     x = randn(2, 3, 4).to(target.device).requires_grad_()

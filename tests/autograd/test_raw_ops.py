@@ -17,6 +17,7 @@ pytestmark = pytest.mark.skipif(native.missing() is not None, reason=str(native.
 FUNCTIONS = ["additive_scores_forward", "additive_attention_forward", "conv_lstm_forward"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", examples())
 @pytest.mark.parametrize("training", [False, True])
 def test_exported(kind, training):
@@ -51,6 +52,7 @@ def test_scores(activation):
     assert_derivatives("additive_scores_forward", *in_float64("additive_scores_forward", activation=activation))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save", [0, 1, 2])
 @pytest.mark.parametrize("peephole", ["none", "channel", "spatial"])
 def test_conv_lstm(save, peephole):

@@ -10,8 +10,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 from torch.utils import cpp_extension
 
+from tests.cuda_shim.cache import digest, kept
 from tests.processes import ROOT
 
 # As on a GPU, a product and a sum are one instruction. Optimised, or the fibres would take minutes.
@@ -21,25 +23,35 @@ FLAGS = [
 ]  # fmt: skip
 
 
-def compile_shim(library: Path, *options: str) -> Path:
-    compiler = shlex.split(os.environ.get("CXX", "c++"))
+def shim_library(name: str, *options: str) -> Path:
+    compiler = [*shlex.split(os.environ.get("CXX", "c++")), *FLAGS, *options]
     include = [f"-I{path}" for path in (*cpp_extension.include_paths(), ROOT / "tests" / "cuda_shim")]
     link = [f"-L{path}" for path in cpp_extension.library_paths()]
-    source = ROOT / "tests" / "cuda_shim" / "shim.cpp"
-    command = [*compiler, *FLAGS, *options, *include, str(source), "-o", str(library), *link, "-ltorch_cpu", "-ltorch"]
-    subprocess.run(command, check=True)
-    return library
+    command = [*compiler, *include, str(ROOT / "tests" / "cuda_shim" / "shim.cpp"), *link, "-ltorch_cpu", "-ltorch"]
+
+    def key() -> str:
+        # The macros say what -march=native is on this machine.
+        about = [run(*compiler, "--version"), run(*compiler, "-dM", "-E", "-x", "c++", os.devnull)]
+        return digest(ROOT, *command, *about, torch.__version__)
+
+    return kept(ROOT / "build" / "cuda_shim", name, key, lambda library: run(*command, "-o", str(library)))
+
+
+def run(*command: str) -> str:
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def pytest_collection_modifyitems(items) -> None:
+    for item in items:
+        if "_shims" in item.fixturenames:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")
-def _shims(tmp_path_factory) -> Iterator[tuple[Future[Path], Future[Path]]]:
+def _shims() -> Iterator[tuple[Future[Path], Future[Path]]]:
     """Both at once: most runs want both, and a compiler takes one core."""
-    folder = tmp_path_factory.mktemp("shim")
     with ThreadPoolExecutor() as pool:
-        yield (
-            pool.submit(compile_shim, folder / "shim.so"),
-            pool.submit(compile_shim, folder / "sanitized.so", "-fsanitize=address", "-O1"),
-        )
+        yield pool.submit(shim_library, "shim"), pool.submit(shim_library, "sanitized", "-fsanitize=address", "-O1")
 
 
 @pytest.fixture(scope="session")

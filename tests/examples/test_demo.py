@@ -13,6 +13,8 @@ from examples import demo
 from examples.compare import Comparison, Run, compare
 from examples.moving_digits import MovingDigits
 
+pytestmark = pytest.mark.slow
+
 
 def test_compare_measures_both_and_keeps_to_the_deadline():
     task = MovingDigits(batch_size=2)

@@ -22,6 +22,8 @@ from examples.grapheme_to_phoneme import (
     load_lexicon,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def lexicon():

@@ -58,6 +58,7 @@ def test_a_digit_stays_whole_and_moves_at_its_speed(monkeypatch, glyphs):
     assert (at.amax(1) - at.amin(1)).amax(0).ge(0.8 * (FRAME - DIGIT)).all()  # some go from wall to wall
 
 
+@pytest.mark.slow
 def test_plain_and_fused_learn_alike(glyphs):
     task = MovingDigits(batch_size=2, length=6, glyphs=glyphs)
     plain, fused = (Trainer(task, make_model(task, fused, "cpu"), steps=15) for fused in (False, True))

@@ -9,6 +9,8 @@ import hybridops.functional as HF
 from tests import tolerances
 from tests.problems import attention_inputs, conv_lstm_inputs, fused_attention, fused_conv_lstm, with_gradients
 
+pytestmark = pytest.mark.slow
+
 
 def one_step(x, h0, c0, weight_ih, weight_hh, bias, peephole, **options):
     h, c = HF.conv_lstm_cell(x[:, 0], (h0, c0), weight_ih, weight_hh, bias, peephole=peephole, **options)

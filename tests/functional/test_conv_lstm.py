@@ -52,6 +52,7 @@ def test_few_channels(target, dtype, hidden, peephole):
     check(target, dtype, channels=2, hidden=hidden, space=(3, 19), steps=2, batch=2, peephole=peephole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (1, 3)])
 @pytest.mark.parametrize("space", [(1, 1), (2, 1), (2, 3), (4, 4)])

@@ -19,6 +19,8 @@ from tests import tolerances
 from tests.interop import foreign
 from tests.modules.agreement import randn, results
 
+pytestmark = pytest.mark.slow
+
 MASK = torch.tensor([[1, 1, 0, 1, 1], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0]], dtype=torch.bool)
 SOME = MASK[[0, 1, 0]]
 FRAMES, SIZE = (2, 3, 7, 6), (7, 6)

@@ -16,6 +16,8 @@ from hybridops import native
 from tests import tolerances
 from tests.modules.agreement import examples, pair, randn, results
 
+pytestmark = pytest.mark.slow
+
 kinds = pytest.mark.parametrize("kind", examples())
 here = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.modules.agreement import examples
 from tests.processes import run_python
+
+pytestmark = pytest.mark.slow
 
 RUN = """
 import runpy, sys

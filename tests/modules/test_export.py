@@ -10,6 +10,8 @@ from hybridops import native
 from tests.modules.agreement import examples, pair
 from tests.processes import run_python
 
+pytestmark = pytest.mark.slow
+
 RUN_AGAIN = """
 import sys, torch, hybridops
 from tests import tolerances

@@ -66,6 +66,7 @@ def run(calls: list[Call]) -> list[torch.Tensor]:
     return [op(*arguments) for op, arguments in calls]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_thread_count")
 def test_threads(calls):
     torch.set_num_threads(1)
@@ -75,6 +76,7 @@ def test_threads(calls):
         assert_same(calls, want)
 
 
+@pytest.mark.slow
 def test_runs(calls):
     want = run(calls)
     for _ in range(3):

@@ -70,6 +70,7 @@ for family, sizes in large.items():
 """
 
 
+@pytest.mark.slow
 def test_out_of_memory():
     """PyTorch's allocator raises, or a thread that finds no room to work in. Afterwards a call is right, and so is the
     one that got through. The variables make glibc ask the system for every larger piece, and give it back.
@@ -179,6 +180,7 @@ def test_far_pairs(name, dim):
     torch.testing.assert_close(got, want, **tolerances.EXACT)
 
 
+@pytest.mark.slow
 def test_more_elements_than_32_bits_can_count():
     """B·T·C·Y·X of 2^31 and some more, all of one image: the states are those of one channel, C times as strong."""
     image = torch.randint(-1, 2, (1, 1, 1, 512, 512), generator=torch.Generator().manual_seed(0)).bfloat16()

@@ -7,6 +7,8 @@ import pytest
 from hybridops import native
 from tests.processes import run_python
 
+pytestmark = pytest.mark.slow
+
 PARITY = """
 import sys, pytest
 from hybridops import native

@@ -10,6 +10,8 @@ import pytest
 from hybridops import native
 from tests.processes import ROOT, run_python
 
+pytestmark = pytest.mark.slow
+
 WITHOUT_IT = """
 import pytest, torch, hybridops, hybridops.functional as HF
 assert hybridops.__file__.startswith({root!r}), hybridops.__file__

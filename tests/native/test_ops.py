@@ -31,6 +31,7 @@ ATTENTION = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "sizes"),
     [pytest.param("conv_lstm", sizes, id=f"conv_lstm, {name}") for name, sizes in CONV_LSTM.items()]

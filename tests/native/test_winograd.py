@@ -88,6 +88,7 @@ def test_tiles_follow_the_precision_asked_for():
         torch.testing.assert_close(outputs[precision], want, **tolerances.EXACT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -135,6 +136,7 @@ def test_nonfinite(tile, kernel, name, value):
         torch.testing.assert_close(*kinds, equal_nan=True, msg=key, **tolerances.EXACT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [None, math.inf, math.nan])
 @pytest.mark.parametrize("kernel", [3, 5])
 @pytest.mark.parametrize("tile", [0, *TILES])

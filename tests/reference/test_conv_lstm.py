@@ -192,6 +192,7 @@ def test_half_precision_keeps_a_float32_cell(dtype):
     assert (hs.transpose(0, 1) - exact).abs().max() <= 2 * (plain - exact).abs().max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peephole", [None, "spatial"])
 def test_formulas_are_differentiable(peephole):
     """Double backward runs both formulas again under autograd."""

@@ -6,6 +6,8 @@ import pytest
 
 from tests.processes import run_python
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("triton")
 COMPILED = """
 import sys
