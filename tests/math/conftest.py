@@ -48,7 +48,8 @@ def compile_module(pybind11_include: str, pybind11_version: str) -> Path:
     if shutil.which(compiler[0]) is None:
         pytest.skip(f"no C++ compiler: {compiler[0]}")
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    include = [f"-I{path}" for path in (pybind11_include, sysconfig.get_path("include"), *cpp_extension.include_paths())]
+    folders = (pybind11_include, sysconfig.get_path("include"), *cpp_extension.include_paths())
+    include = [f"-I{path}" for path in folders]
     command = [*compiler, *FLAGS, *include, str(ROOT / "tests" / "math" / "module.cpp")]
     digest = fingerprint(version, shlex.join(command), pybind11_version, torch.__version__)
     library = ROOT / "build" / "math" / f"{NAME}-{digest}{sysconfig.get_config_var('EXT_SUFFIX')}"

@@ -102,7 +102,8 @@ void define(py::module_& m, const ArrayFunction<float>& single, const ArrayFunct
 }
 
 template <size_t Count>
-void define_all(py::module_ m, const ArrayFunction<float> (&single)[Count], const ArrayFunction<double> (&full)[Count]) {
+void define_all(py::module_ m, const ArrayFunction<float> (&single)[Count],
+                const ArrayFunction<double> (&full)[Count]) {
     for (size_t i = 0; i < Count; ++i) define(m, single[i], full[i]);
 }
 
