@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -43,7 +44,7 @@ def fingerprint(*parts: str) -> str:
 
 
 def compile_module(pybind11_include: str, pybind11_version: str) -> Path:
-    """Some seconds, once for each version of the sources and the compiler. Several processes may do it at a time."""
+    """Some seconds, once for each version of the sources and the compiler; of several processes one does it."""
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     if shutil.which(compiler[0]) is None:
         pytest.skip(f"no C++ compiler: {compiler[0]}")
@@ -53,12 +54,14 @@ def compile_module(pybind11_include: str, pybind11_version: str) -> Path:
     command = [*compiler, *FLAGS, *include, str(ROOT / "tests" / "math" / "module.cpp")]
     digest = fingerprint(version, shlex.join(command), pybind11_version, torch.__version__)
     library = ROOT / "build" / "math" / f"{NAME}-{digest}{sysconfig.get_config_var('EXT_SUFFIX')}"
-    if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            built = Path(folder) / library.name
-            subprocess.run([*command, "-o", str(built)], check=True)
-            os.replace(built, library)
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with (library.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+        if not library.exists():
+            with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+                built = Path(folder) / library.name
+                subprocess.run([*command, "-o", str(built)], check=True)
+                os.replace(built, library)
     return library
 
 
