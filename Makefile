@@ -8,7 +8,7 @@ HAS_TORCH = $(PYTHON) -c 'import sys, torch; sys.exit(not torch.__version__ >= (
 PY        = $(eval PY := $(if $(filter $(OURS),$(PYTHON)),$(OURS),$(shell $(HAS_TORCH) && echo $(PYTHON) || echo $(OURS))))$(PY)
 NEED      = @$(PY) .ci/need.py
 FORMAT    = $(PY) -c 'from clang_format import clang_format; clang_format()'
-CXX_FILES = $(filter %.h %.cpp %.cu %.cuh,$(wildcard csrc/* csrc/*/* tests/cuda_shim/*))
+CXX_FILES = $(filter %.h %.cpp %.cu %.cuh,$(wildcard csrc/* csrc/*/* tests/cuda_shim/* tests/math/*))
 
 .PHONY: help demo test test-fast triton-test triton-check cuda-check cuda-sanitize sanitize oldest bench check lint format build env clean
 
