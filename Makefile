@@ -23,7 +23,7 @@ demo: build ## train both models on real data, reference against fused
 	$(PY) -m hybridops demo $(ARGS)
 
 test: build ## the tests
-	$(NEED) pytest hypothesis
+	$(NEED) pytest hypothesis pybind11
 	$(PY) -m pytest -q tests $(ARGS)
 
 test-fast: build ## the tests without those marked slow: an answer in a minute

@@ -259,7 +259,8 @@ HYBRIDOPS_INLINE ExpParts<V> exp_parts(V x) {
 template <class A>
 inline constexpr A least_exponential = sizeof(A) == 4 ? A(-87.3) : A(-708.);  // e^it is a normal number, just
 
-// Within 2 ulp; where it would be subnormal, it stays at the smallest normal number instead of going on to zero.
+// Within 2 ulp, but for the last half binade before it overflows (hundreds). Where it would be subnormal, it stays at about
+// the smallest normal number instead of going on to zero.
 template <class V>
 HYBRIDOPS_INLINE V exp(V x) {
     const auto e = exp_parts<1, true>(at_least(x, least_exponential<Element<V>>));

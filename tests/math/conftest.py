@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.util
 import os
@@ -10,7 +9,6 @@ import shlex
 import shutil
 import subprocess
 import sysconfig
-import tempfile
 from pathlib import Path
 from types import ModuleType
 
@@ -18,6 +16,7 @@ import pytest
 import torch
 from torch.utils import cpp_extension
 
+from tests.cuda_shim.cache import kept
 from tests.processes import ROOT
 
 NAME = "hybridops_math"
@@ -52,17 +51,14 @@ def compile_module(pybind11_include: str, pybind11_version: str) -> Path:
     folders = (pybind11_include, sysconfig.get_path("include"), *cpp_extension.include_paths())
     include = [f"-I{path}" for path in folders]
     command = [*compiler, *FLAGS, *include, str(ROOT / "tests" / "math" / "module.cpp")]
-    digest = fingerprint(version, shlex.join(command), pybind11_version, torch.__version__)
-    library = ROOT / "build" / "math" / f"{NAME}-{digest}{sysconfig.get_config_var('EXT_SUFFIX')}"
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with (library.parent / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
-        if not library.exists():
-            with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-                built = Path(folder) / library.name
-                subprocess.run([*command, "-o", str(built)], check=True)
-                os.replace(built, library)
-    return library
+
+    def key() -> str:
+        return fingerprint(version, shlex.join(command), pybind11_version, torch.__version__)
+
+    def build(library: Path) -> None:
+        subprocess.run([*command, "-o", str(library)], check=True)
+
+    return kept(ROOT / "build" / "math", NAME, key, build)
 
 
 @pytest.fixture(scope="session")

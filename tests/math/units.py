@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-# Of e^x, as csrc/cpu/simd.h says.
-EXPONENTIAL = 2.0
+# Of e^x, as csrc/cpu/simd.h says, and of what docs/numerics.md says.
+EXPONENTIAL, SIGMOID, TANH = 2.0, 3.0, 3.5
 
 # Of 1/x by an approximation r to 2^-14 and a Newton step r (2 - x r): the product rounds by half a unit, 2 - x r by
 # 2^-24 of the result, and 2^-28 remains. These are a whole unit and a sixteenth where 1/x is just below a power of two.
