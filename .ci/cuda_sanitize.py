@@ -23,7 +23,7 @@ TESTS = ["tests/functional", "-k", f"native-cuda and ({WHICH})"]
 def sanitizer() -> str:
     if not torch.cuda.is_available():
         sys.exit("compute-sanitizer needs a GPU: torch sees none")
-    if reason := native.missing("cuda"):
+    if reason := native.unavailable_reason("cuda"):
         sys.exit(reason)
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
     found = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=f"{home}/bin")

@@ -34,7 +34,7 @@ def machine() -> dict[str, Any]:
     """What a result must be read with."""
     return {
         "cpu": _cpu_model(),
-        "instruction_set": torch.backends.cpu.get_cpu_capability().lower() if native.missing() else native.cpu_isa(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability().lower() if native.unavailable_reason() else native.cpu_isa(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(DEVICE) if ON_CUDA else None,
         "os": platform.platform(),

@@ -37,7 +37,7 @@ _MODULES: dict[tuple[str, str], ModuleType] = {
     ("native", "additive_attention"): native_additive_attention,
 }
 
-if triton.missing() is None:
+if triton.unavailable_reason() is None:
     from hybridops.triton import additive_attention as triton_additive_attention
     from hybridops.triton import conv_lstm as triton_conv_lstm
 
@@ -51,11 +51,11 @@ _warned = False
 
 def available() -> dict[str, str]:
     """Each back end's name and, in words, what it runs on here, or why it is not here."""
-    return {name: _missing(name) or _description(name) for name in NAMES}
+    return {name: _unavailable_reason(name) or _description(name) for name in NAMES}
 
 
 def is_available(name: str) -> bool:
-    return _missing(_check_name(name)) is None
+    return _unavailable_reason(_check_name(name)) is None
 
 
 @contextlib.contextmanager
@@ -85,7 +85,7 @@ def choose(family: str, name: str | None, x: Tensor, spatial_dims: int = 0) -> M
     """
     name = named(name)
     if name is not None:
-        reason = _missing(_check_name(name)) or _refusal(name, family, x, spatial_dims)
+        reason = _unavailable_reason(_check_name(name)) or _refusal(name, family, x, spatial_dims)
         if reason:
             raise RuntimeError(f"backend {name!r} was asked for, but {reason}")
         return _MODULES[name, family]
@@ -110,20 +110,20 @@ def fallback(family: str, name: str | None, x: Tensor, spatial_dims: int = 0) ->
 
 def _fastest(family: str, x: Tensor, spatial_dims: int) -> tuple[str, str]:
     """The name of a back end, and why it is that one."""
-    native_reason = native.why_not(family, x, spatial_dims)
+    native_reason = native.unsupported_reason(family, x, spatial_dims)
     if native_reason is None:
         return "native", "it is compiled for this device"
     if x.device.type == "cpu":  # where Triton runs only in its interpreter, to be tested
         return "reference", f"native: {native_reason}"
-    triton_reason = _missing("triton") or _refusal("triton", family, x, spatial_dims)
+    triton_reason = _unavailable_reason("triton") or _refusal("triton", family, x, spatial_dims)
     if triton_reason is None:
         return "triton", f"native: {native_reason}"
     return "reference", f"native: {native_reason}; triton: {triton_reason}"
 
 
 def _tell(name: str, family: str, reason: str, x: Tensor) -> None:
-    """Log what was chosen, and warn the first time that it is plain PyTorch where compiled ops would do: why_not gives
-    the reason that they are missing only for tensors they would take.
+    """Log what was chosen, and warn the first time that it is plain PyTorch where compiled ops would do:
+    unsupported_reason says that they are not here only of tensors they would take.
     """
     global _warned
     if torch.compiler.is_compiling():  # either would break the graph
@@ -131,8 +131,8 @@ def _tell(name: str, family: str, reason: str, x: Tensor) -> None:
     _log.debug("%s: %s (%s)", family, name, reason)
     if name != "reference" or _warned or x.device.type not in ("cpu", "cuda"):
         return
-    missing = native.missing(x.device.type)
-    if missing is not None and reason.startswith(f"native: {missing}"):
+    unavailable = native.unavailable_reason(x.device.type)
+    if unavailable is not None and reason.startswith(f"native: {unavailable}"):
         _warned = True
         # as a rule the level of who called a function of hybridops.functional
         warnings.warn(f"hybridops runs on plain PyTorch, which is slower: {reason}", UserWarning, stacklevel=4)
@@ -140,23 +140,23 @@ def _tell(name: str, family: str, reason: str, x: Tensor) -> None:
 
 def _refusal(name: str, family: str, x: Tensor, spatial_dims: int) -> str | None:
     if name == "native":
-        return native.why_not(family, x, spatial_dims)
+        return native.unsupported_reason(family, x, spatial_dims)
     if name == "triton":
-        return triton.why_not(family, x, spatial_dims)
+        return triton.unsupported_reason(family, x, spatial_dims)
     return None
 
 
-def _missing(name: str) -> str | None:
+def _unavailable_reason(name: str) -> str | None:
     if name == "native":
-        return native.missing()
+        return native.unavailable_reason()
     if name == "triton":
-        return triton.missing()
+        return triton.unavailable_reason()
     return None
 
 
 def _description(name: str) -> str:
     if name == "native":
-        cuda = native.missing("cuda")
+        cuda = native.unavailable_reason("cuda")
         gpu = "CUDA C++ on a GPU" if cuda is None else f"not on a GPU: {cuda}"
         return f"compiled C++ on the CPU ({native.cpu_isa()}); {gpu}"
     if name == "triton":

@@ -28,7 +28,7 @@ class Target(NamedTuple):
 
 def target_params() -> Iterator[pytest.param]:
     """The compiled back end is part of what is tested: without it its tests are skipped aloud, not left out."""
-    why = native.missing()
+    why = native.unavailable_reason()
     yield pytest.param(Target("reference", "cpu"), id="reference")
     yield pytest.param(Target("native", "cpu"), id="native", marks=pytest.mark.skipif(why is not None, reason=str(why)))
     if backends.is_available("triton") and triton.INTERPRETED:
@@ -36,7 +36,8 @@ def target_params() -> Iterator[pytest.param]:
     if torch.cuda.is_available():
         probe = torch.empty(0, device="cuda")
         for name in backends.NAMES:
-            if backends.is_available(name) and (name != "native" or native.why_not("conv_lstm", probe, 2) is None):
+            runs = name != "native" or native.unsupported_reason("conv_lstm", probe, 2) is None
+            if backends.is_available(name) and runs:
                 yield pytest.param(Target(name, "cuda"), id=f"{name}-cuda", marks=pytest.mark.gpu)
 
 
@@ -50,10 +51,10 @@ def pytest_collection_modifyitems(items) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-    if native.missing():
+    if native.unavailable_reason():
         for item in items:
             if item.path.parent.name in ("native", "cuda_shim"):
-                item.add_marker(pytest.mark.skip(reason=native.missing()))
+                item.add_marker(pytest.mark.skip(reason=native.unavailable_reason()))
     if not triton.INTERPRETED:
         for item in items:
             if item.get_closest_marker("interpreted"):

@@ -15,7 +15,7 @@ import hybridops.functional as HF
 from hybridops import backends, native
 from tests.processes import ROOT, copy_uncompiled, run_python
 
-here = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
+here = pytest.mark.skipif(native.unavailable_reason() is not None, reason=str(native.unavailable_reason()))
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_available():
     assert list(backends.available()) == ["reference", "native", "triton"]
     assert all(isinstance(text, str) and text for text in backends.available().values())
     assert backends.is_available("reference")
-    assert backends.is_available("native") == (native.missing() is None)
+    assert backends.is_available("native") == (native.unavailable_reason() is None)
 
 
 @here
@@ -66,7 +66,7 @@ def test_precedence():
 def test_use_backend_ends_with_an_error():
     with pytest.raises(KeyError), hybridops.use_backend("reference"):
         raise KeyError
-    assert chosen() == ("native" if native.missing() is None else "reference")
+    assert chosen() == ("native" if native.unavailable_reason() is None else "reference")
 
 
 @pytest.mark.parametrize("name", ["cuda", "Native", "", "reference ", 1, b"native"])
@@ -87,7 +87,7 @@ def test_unknown_names(name):
 def test_a_named_back_end_never_falls_back(way, reason, monkeypatch):
     x, w = torch.ones(1, 2, 3, 1, 1, 1), torch.ones(4, 3, 1, 1, 1)
     if reason == "is not here":
-        monkeypatch.setattr(backends, "_missing", lambda name: reason)
+        monkeypatch.setattr(backends, "_unavailable_reason", lambda name: reason)
         x, w = x[..., 0], w[..., 0]
     named, argument = (hybridops.use_backend("native"), None) if way == "context" else (nullcontext(), "native")
     with named, pytest.raises(RuntimeError, match=r"^backend 'native' was asked for, but "):

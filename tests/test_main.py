@@ -76,7 +76,7 @@ def test_check_does_not_call_right_what_is_not_compiled(tmp_path, insists, statu
 def test_check_with_compiled_ops_for_the_cpu_alone(monkeypatch, capsys):
     monkeypatch.setattr(check, "_devices", lambda: ["cpu", "cuda"])
     monkeypatch.setattr(check, "_places", lambda: iter(()))
-    monkeypatch.setattr(native, "missing", {"cpu": None, "cuda": "there is no nvcc"}.get)
+    monkeypatch.setattr(native, "unavailable_reason", {"cpu": None, "cuda": "there is no nvcc"}.get)
     monkeypatch.setenv("HYBRIDOPS_REQUIRE_NATIVE", "1")  # which means hybridops._C
     assert check.run(argparse.Namespace()) == 0
     assert capsys.readouterr().out.splitlines()[1:] == [
@@ -95,8 +95,8 @@ def test_check_with_compiled_ops_for_the_cpu_alone(monkeypatch, capsys):
 )
 def test_check_asks_no_back_end_on_a_device_it_does_not_run_on(monkeypatch, devices, interpreted, expected):
     monkeypatch.setattr(check, "_devices", lambda: devices)
-    monkeypatch.setattr(native, "missing", {"cpu": None, "cuda": "there is no nvcc"}.get)
-    monkeypatch.setattr(triton, "missing", lambda: None)
+    monkeypatch.setattr(native, "unavailable_reason", {"cpu": None, "cuda": "there is no nvcc"}.get)
+    monkeypatch.setattr(triton, "unavailable_reason", lambda: None)
     monkeypatch.setattr(triton, "INTERPRETED", interpreted)
     places = list(check._places())
     assert set(places) == expected | {("cpu", "reference")}
@@ -164,7 +164,7 @@ def built(sources: Path, **environment: str) -> Path:
     return sources / "lib"
 
 
-SAY = "import hybridops; print(hybridops.__file__); print(hybridops.native.missing())"
+SAY = "import hybridops; print(hybridops.__file__); print(hybridops.native.unavailable_reason())"
 
 
 def test_what_a_build_left_out_and_why_is_said_after_pip_hid_it(sources):

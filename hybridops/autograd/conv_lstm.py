@@ -115,15 +115,15 @@ def _gradients(
         chunk = slice(start, end)
         x_chunk, cs_chunk = x[:, chunk], cs[chunk]
         h_before, c_before = (hs[start - 1], cs[start - 1]) if start else (h0, c0)
-        from_behind = (None if grad_hs is None else grad_hs[chunk], dh, dc)
+        upstream_grads = (None if grad_hs is None else grad_hs[chunk], dh, dc)
         need_dh = start > 0 or need_h0
         if gates is None:
             da, dh, dc = backend.conv_lstm_backward_from_states(
-                *from_behind, x_chunk, h_before, hs[chunk], cs_chunk, c_before, w_ih, w_hh, bias, peephole, need_dh
+                *upstream_grads, x_chunk, h_before, hs[chunk], cs_chunk, c_before, w_ih, w_hh, bias, peephole, need_dh
             )
         else:
             da, dh, dc = backend.conv_lstm_backward(
-                *from_behind, gates[chunk], cs_chunk, c_before, w_hh, peephole, need_dh
+                *upstream_grads, gates[chunk], cs_chunk, c_before, w_hh, peephole, need_dh
             )
         if need_x:
             backend.input_gradient(da, w_ih, dx[chunk])

@@ -111,9 +111,9 @@ def _register(library: torch.library.Library, op: torch._ops.OpOverload) -> None
 def _libraries() -> Iterator[torch.library.Library]:
     """One for each namespace; what it registers lasts as long as it does."""
     ops = [torch.ops.hybridops.conv_lstm_gradients]
-    if native.missing() is None:
+    if native.unavailable_reason() is None:
         ops += [getattr(torch.ops.hybridops, name) for name in native.OPS if name != "cpu_isa"]
-    if triton.missing() is None:
+    if triton.unavailable_reason() is None:
         from hybridops.triton.launch import OPS
 
         ops += OPS

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
                 right = max(forward, backward) <= allowed  # false for NaN too
                 wrong += not right
                 print(f"{row}{forward:9.1e}{backward:10.1e}{allowed:9.1e}  {'ok' if right else 'WRONG'}")
-    absent = {device: native.missing(device) for device in _devices() if native.missing(device)}
+    absent = {device: native.unavailable_reason(device) for device in _devices() if native.unavailable_reason(device)}
     for device, reason in absent.items():
         print(f"native on {device}: not built here, because {reason}")
     if wrong:
@@ -76,9 +76,9 @@ def _places() -> Iterator[tuple[str, str]]:
     """Every device with every back end that runs on it here."""
     for device in _devices():
         yield device, "reference"
-        if native.missing(device) is None:
+        if native.unavailable_reason(device) is None:
             yield device, "native"
-        if triton.missing() is None and (device == "cpu") == triton.INTERPRETED:
+        if triton.unavailable_reason() is None and (device == "cpu") == triton.INTERPRETED:
             yield device, "triton"
 
 

@@ -2,7 +2,7 @@
 
 Sources, each read from its files: bentrevett/pytorch-seq2seq, OpenNMT-py, Joey NMT, AllenNLP, ESPnet, NVIDIA Tacotron2,
 SpeechBrain, d2l, NVIDIA GNMT, TensorFlow Addons, Keras, and PyTorch's own sequence to sequence tutorial.
-"documents.Attention" is the attention of text books, over the concatenation of hidden state and encoder output.
+"textbook.Attention" is the attention of text books, over the concatenation of hidden state and encoder output.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _joint(attn: str, v: str) -> dict[str, str]:
 
 
 LAYOUTS: dict[str, AttentionLayout] = {
-    "documents.Attention": AttentionLayout(keys=_joint("attn", "v"), concat=True),
+    "textbook.Attention": AttentionLayout(keys=_joint("attn", "v"), concat=True),
     "bentrevett": AttentionLayout(keys=_joint("attn", "v"), square_query=True),
     "bentrevett_fc": AttentionLayout(keys=_joint("attn_fc", "v_fc"), square_query=True),
     "opennmt": AttentionLayout(

@@ -93,7 +93,7 @@ BENTREVETT = Form(  # keys time first
 )
 
 FORMS = {
-    "documents.Attention": CONCAT,
+    "textbook.Attention": CONCAT,
     "bentrevett": BENTREVETT,
     "bentrevett_fc": BENTREVETT,
     "allennlp": Form(

@@ -2,7 +2,7 @@
 
 Sources, each read from its files: ndrplz/ConvLSTM_pytorch, torchgeo, sladewinter/ConvLSTM (and the notebook it is
 copied from), jhhuang96/ConvLSTM-PyTorch, OpenSTL, Hzzone/Precipitation-Nowcasting, aserdega/convlstmgru,
-openclimatefix/metnet, snntorch, Keras 3, kamo-naoyuki/pytorch_convolutional_rnn. "documents" is the cell of text books.
+openclimatefix/metnet, snntorch, Keras 3, kamo-naoyuki/pytorch_convolutional_rnn. "textbook" is the cell of text books.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _CELLS = "cell_list.{layer}."
 _BIAS, _NO_NORM = ("bias",), "a norm between convolution and gates"
 
 LAYOUTS: dict[str, ConvLSTMLayout] = {
-    "documents.ConvLSTMCell": ConvLSTMLayout(keys=_CONV, optional=(_BIAS,), gate_order="figo", one_step=True),
+    "textbook.ConvLSTMCell": ConvLSTMLayout(keys=_CONV, optional=(_BIAS,), gate_order="figo", one_step=True),
     "ndrplz": ConvLSTMLayout(within=_CELLS, keys=_CONV, optional=(_BIAS,), gate_order="ifog"),
     "torchgeo": ConvLSTMLayout(within=_CELLS, keys=_CONV, optional=(_BIAS,), gate_order="ifog"),
     "metnet": ConvLSTMLayout(within=_CELLS, keys=_CONV, optional=(_BIAS,), gate_order="ifog"),

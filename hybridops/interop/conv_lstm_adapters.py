@@ -112,7 +112,7 @@ STACKED = Form(  # as nn.LSTM is called
 )
 
 FORMS = {
-    "documents.ConvLSTMCell": CELL,
+    "textbook.ConvLSTMCell": CELL,
     "ndrplz": _lists(list, False),
     "torchgeo": _lists(tuple, True),
     "metnet": STACK,

@@ -41,28 +41,28 @@ def _load(name: str) -> str | None:
 def _load_cuda() -> str | None:
     if torch.version.cuda is None:  # it could not load: its symbols are in libtorch_cuda
         return "this torch is built without CUDA"
-    return _missing["cpu"] or _load("_C_cuda")  # the ops are defined in _C
+    return _unavailable["cpu"] or _load("_C_cuda")  # the ops are defined in _C
 
 
 # By device type: None where the compiled ops are here, else why not.
-_missing: dict[str, str | None] = {"cpu": _load("_C")}
-_missing["cuda"] = _load_cuda()
+_unavailable: dict[str, str | None] = {"cpu": _load("_C")}
+_unavailable["cuda"] = _load_cuda()
 
 
-def missing(device_type: str = "cpu") -> str | None:
+def unavailable_reason(device_type: str = "cpu") -> str | None:
     """None where the compiled ops are here for that device; else why not. For none are they without the CPU's."""
-    return _missing[device_type]
+    return _unavailable[device_type]
 
 
-def why_not(family: str, x: Tensor, spatial_dims: int) -> str | None:
+def unsupported_reason(family: str, x: Tensor, spatial_dims: int) -> str | None:
     """None if the compiled ops take tensors like x, else what they do not take."""
-    if x.device.type not in _missing:
+    if x.device.type not in _unavailable:
         return f"the compiled ops run on the CPU and on CUDA, not on {x.device.type}"
     if x.dtype not in DTYPES:
         return f"the compiled ops do not take {x.dtype}"
     if family == "conv_lstm" and spatial_dims > 2:
         return f"the compiled ConvLSTM takes 1 or 2 spatial dimensions, not {spatial_dims}"
-    return _missing[x.device.type]  # last: only who would have the compiled ops hears that they are missing
+    return _unavailable[x.device.type]  # last: only who would have the compiled ops hears that they are missing
 
 
 def refuse_forward_mode(*tensors: Tensor | None) -> None:
@@ -89,7 +89,7 @@ def cpu_isa() -> str:
     return ("portable", "avx2", "avx512", "avx512_bf16")[torch.ops.hybridops.cpu_isa()]
 
 
-if missing() is None:
+if unavailable_reason() is None:
 
     @torch.library.register_fake("hybridops::conv_lstm_forward")
     def _(x, h0, c0, w_ih, w_hh, bias, peephole, save, winograd):

@@ -64,7 +64,7 @@ def conv_lstm_backward(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     results = call(
         torch.ops.hybridops.conv_lstm_backward.default,
-        *_from_behind(grad_hs, grad_hn, grad_cn, gates.dtype, cs.dtype),
+        *_upstream_grads(grad_hs, grad_hn, grad_cn, gates.dtype, cs.dtype),
         _sequence_channels_last(gates),
         _sequence_channels_last(cs),
         _channels_last(c0, cs.dtype),
@@ -93,7 +93,7 @@ def conv_lstm_backward_from_states(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     results = call(
         torch.ops.hybridops.conv_lstm_backward_from_states.default,
-        *_from_behind(grad_hs, grad_hn, grad_cn, hs.dtype, cs.dtype),
+        *_upstream_grads(grad_hs, grad_hn, grad_cn, hs.dtype, cs.dtype),
         _with_rows(x, 3),
         _channels_last(h0, hs.dtype),
         _sequence_channels_last(hs),
@@ -109,7 +109,7 @@ def conv_lstm_backward_from_states(
     return _backward_results(results, w_hh.dim() == 3, need_dh0)
 
 
-def _from_behind(
+def _upstream_grads(
     grad_hs: Tensor | None, grad_hn: Tensor | None, grad_cn: Tensor | None, dtype: torch.dtype, acc: torch.dtype
 ) -> tuple[Tensor | None, ...]:
     grad_hs = None if grad_hs is None else _with_rows(grad_hs.to(dtype), 3).movedim(2, -1)

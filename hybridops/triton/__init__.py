@@ -20,7 +20,7 @@ INSTALL = "install it with `pip install triton` (Linux only)"
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")  # as Triton reads it
 
 
-def _why_missing() -> str | None:
+def _find_reason() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return f"Triton is not installed: {INSTALL}"
     if not INTERPRETED and torch.version.cuda is None:
@@ -37,15 +37,15 @@ def version() -> tuple[int, ...]:
     return tuple(int(part) for part in triton.__version__.split(".")[:2])
 
 
-_MISSING = _why_missing()
+_UNAVAILABLE = _find_reason()
 
 
-def missing() -> str | None:
+def unavailable_reason() -> str | None:
     """None where the kernels can be imported and run, at least on some device; else why not."""
-    return _MISSING
+    return _UNAVAILABLE
 
 
-def why_not(family: str, x: Tensor, spatial_dims: int) -> str | None:
+def unsupported_reason(family: str, x: Tensor, spatial_dims: int) -> str | None:
     """None if the kernels take tensors like x, else what they do not take."""
     device = "cpu" if INTERPRETED else "cuda"
     if x.device.type != device:

@@ -162,7 +162,7 @@ print(step(256, 2048, 256))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(native.missing() is not None, reason="the compiled ops are not here")
+@pytest.mark.skipif(native.unavailable_reason() is not None, reason="the compiled ops are not here")
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux says what a process had at its peak")
 def test_memory_of_a_training_step():
     """At most six times (query, key, value and (B,S,T)), all in all; one (B,S,T,A) would be 82 times as much."""

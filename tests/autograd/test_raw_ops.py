@@ -13,7 +13,7 @@ from tests.modules.agreement import examples, pair, results
 from tests.native.test_sizes import OPS, arguments, run, schema
 from tests.problems import cast, conv_lstm_inputs
 
-pytestmark = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
+pytestmark = pytest.mark.skipif(native.unavailable_reason() is not None, reason=str(native.unavailable_reason()))
 FUNCTIONS = ["additive_scores_forward", "additive_attention_forward", "conv_lstm_forward"]
 
 

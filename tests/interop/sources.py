@@ -105,7 +105,7 @@ STACKED = "cell_list.{layer}.{key}"
 
 # source: its step, what a layer over so many channels has, and the name of that in the state dict
 CONV_LSTM: dict[str, tuple[Callable, Callable[[int], Shapes], str]] = {
-    "documents.ConvLSTMCell": (documents_step, cat, "{key}"),
+    "textbook.ConvLSTMCell": (documents_step, cat, "{key}"),
     "ndrplz": (ndrplz_step, cat, STACKED),
     "torchgeo": (ndrplz_step, lambda channels: {"conv.weight": cat(channels)["conv.weight"]}, STACKED),
     "metnet": (ndrplz_step, cat, STACKED),
@@ -227,7 +227,7 @@ TACOTRON2 = ("query_layer.linear_layer", "memory_layer.linear_layer", "v.linear_
 
 # source: its attention weights, the shapes in its state dict, and the widths of query and keys
 ATTENTION: dict[str, tuple[Callable, Shapes, int, int]] = {
-    "documents.Attention": (concat(("attn", "v")), concat_shapes("attn", "v", WIDTH), WIDTH, WIDTH),
+    "textbook.Attention": (concat(("attn", "v")), concat_shapes("attn", "v", WIDTH), WIDTH, WIDTH),
     "bentrevett": (concat(("attn", "v")), concat_shapes("attn", "v", KEY), WIDTH, KEY),
     "bentrevett_fc": (concat(("attn_fc", "v_fc")), concat_shapes("attn_fc", "v_fc", KEY), WIDTH, KEY),
     "opennmt": (

@@ -42,7 +42,7 @@ def keeping(module, **kept):
 
 # The name of a source: a module, and arguments of a call that the fused functions answer.
 NAMED = {
-    "documents.ConvLSTMCell": (lambda: foreign.ConvLSTMCell(3, 8, 3), (randn(*FRAMES), STATES)),
+    "textbook.ConvLSTMCell": (lambda: foreign.ConvLSTMCell(3, 8, 3), (randn(*FRAMES), STATES)),
     "ndrplz": (lambda: foreign.Ndrplz(3, [8, 6], 3), (randn(5, *FRAMES),)),
     "ndrplz.ConvLSTMCell": (lambda: foreign.NdrplzCell(3, 8, 3, bias=False), (randn(*FRAMES), [*STATES])),
     "torchgeo": (lambda: foreign.Torchgeo(3, [8, 8], (3, 5), True, True), (randn(2, 5, 3, *SIZE), [STATES, STATES])),
@@ -60,7 +60,7 @@ NAMED = {
     "openstl.ConvLSTMCell": (lambda: foreign.OpenSTLCell(8, 8, 5), (randn(2, 8, *SIZE), *STATES)),
     "hzzone": (lambda: foreign.Hzzone(3, 8, 3, SIZE, parameters=True), (randn(5, *FRAMES), STATES)),
     "kamo_naoyuki": (lambda: foreign.KamoNaoyuki(3, 8, 3), (randn(5, *FRAMES), states(2, 2, 8, *SIZE))),
-    "documents.Attention": (lambda: foreign.Attention(8), (randn(3, 8), randn(3, 5, 8))),
+    "textbook.Attention": (lambda: foreign.Attention(8), (randn(3, 8), randn(3, 5, 8))),
     "bentrevett": (lambda: foreign.Bentrevett(4, 7), (randn(3, 7), randn(5, 3, 8), MASK)),
     "bentrevett_fc": (lambda: foreign.BentrevettFc(8, 7), (randn(3, 7), randn(5, 3, 8))),
     "opennmt": (lambda: foreign.OpenNMT(8), (randn(3, 8), randn(3, 5, 8), torch.tensor([5, 2, 1]))),
@@ -278,7 +278,7 @@ def test_the_weights_of_a_source_under_another_call():
     module = build(lambda: Swapped(8))
     inputs = (randn(3, 5, 8), randn(3, 8))
     before = results(module, inputs)
-    ours = interop.adapter("documents.Attention", call, examples)
+    ours = interop.adapter("textbook.Attention", call, examples)
     hybridops.fuse(module, adapters={Swapped: ours}, strict=True)
     torch.testing.assert_close(results(module, inputs), before, **tolerances.FLOAT64)
 
@@ -324,7 +324,7 @@ def test_on_the_meta_device():
     x = torch.randn(4, 3, device="meta")
     got = module.to("meta")(x)
     assert (got.shape, got.device.type) == ((4, 2), "meta")
-    for source in ("documents.ConvLSTMCell", "documents.Attention"):
+    for source in ("textbook.ConvLSTMCell", "textbook.Attention"):
         make, inputs = NAMED[source]
         inputs = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), inputs)
         assert structure(fused(make, source).to("meta")(*inputs)) == structure(build(make).to("meta")(*inputs))
@@ -461,23 +461,23 @@ class OtherMask(foreign.Bentrevett):
 
 
 REFUSED = {
-    OtherActivation: ((3, 4, 3), "documents.ConvLSTMCell", "random values, .* in evaluation, .* largest difference"),
-    Clamped: ((3, 4, 3), "documents.ConvLSTMCell", "values in the thousands, .* difference is "),
-    DropsNaN: ((3, 4, 3), "documents.ConvLSTMCell", "NaN in one place of tensor 1, .* NaN in other places"),
-    Detached: ((3, 4, 3), "documents.ConvLSTMCell", "a gradient differs"),
-    Dropout: ((3, 4, 3), "documents.ConvLSTMCell", "in training, "),
-    Remembers: ((3, 4, 3), "documents.ConvLSTMCell", "its forward changes what it keeps"),
-    Writes: ((3, 4, 3), "documents.ConvLSTMCell", "its forward writes into its arguments"),
-    Raises: ((3, 4, 3), "documents.ConvLSTMCell", "its own forward raises OSError: no such weather"),
-    Anything: ((3, 4, 3), "documents.ConvLSTMCell", "its forward takes any number of arguments"),
-    Uncopied: ((3, 4, 3), "documents.ConvLSTMCell", "it cannot be copied: OSError: one of a kind"),
-    Counts: ((3, 4, 3), "documents.ConvLSTMCell", "is nested otherwise"),
+    OtherActivation: ((3, 4, 3), "textbook.ConvLSTMCell", "random values, .* in evaluation, .* largest difference"),
+    Clamped: ((3, 4, 3), "textbook.ConvLSTMCell", "values in the thousands, .* difference is "),
+    DropsNaN: ((3, 4, 3), "textbook.ConvLSTMCell", "NaN in one place of tensor 1, .* NaN in other places"),
+    Detached: ((3, 4, 3), "textbook.ConvLSTMCell", "a gradient differs"),
+    Dropout: ((3, 4, 3), "textbook.ConvLSTMCell", "in training, "),
+    Remembers: ((3, 4, 3), "textbook.ConvLSTMCell", "its forward changes what it keeps"),
+    Writes: ((3, 4, 3), "textbook.ConvLSTMCell", "its forward writes into its arguments"),
+    Raises: ((3, 4, 3), "textbook.ConvLSTMCell", "its own forward raises OSError: no such weather"),
+    Anything: ((3, 4, 3), "textbook.ConvLSTMCell", "its forward takes any number of arguments"),
+    Uncopied: ((3, 4, 3), "textbook.ConvLSTMCell", "it cannot be copied: OSError: one of a kind"),
+    Counts: ((3, 4, 3), "textbook.ConvLSTMCell", "is nested otherwise"),
     ClampedStack: ((3, [4], 3), "ndrplz", "1000 everywhere, batch 1, time 30, .* difference is "),
-    MasksZeroKeys: ((8,), "documents.Attention", "zeros"),
+    MasksZeroKeys: ((8,), "textbook.Attention", "zeros"),
     OtherMask: ((4, 7), "bentrevett", "arguments of kind 2, random values"),
-    foreign.NdrplzCell: ((3, 4, 3), "documents.ConvLSTMCell", "differs"),
+    foreign.NdrplzCell: ((3, 4, 3), "textbook.ConvLSTMCell", "differs"),
     foreign.OpenSTLCell: ((3, 4, 3), "ndrplz", "cannot read its weights ValueError: there is no cell_list.0.conv"),
-    foreign.Bentrevett: ((4, 7), "documents.Attention", "its own forward raises RuntimeError"),
+    foreign.Bentrevett: ((4, 7), "textbook.Attention", "its own forward raises RuntimeError"),
     foreign.SladewinterCell: ((3, 4, 3, (5, 6), True), "sladewinter_notebook.ConvLSTMCell", "difference is"),
 }
 
@@ -534,7 +534,7 @@ CHANGES = {
     patched: "has a forward of its own",
 }
 changes = pytest.mark.parametrize(("change", "why"), CHANGES.items(), ids=lambda value: getattr(value, "__name__", ""))
-ADAPTERS = {foreign.ConvLSTMCell: "documents.ConvLSTMCell"}
+ADAPTERS = {foreign.ConvLSTMCell: "textbook.ConvLSTMCell"}
 
 
 @changes
@@ -638,7 +638,7 @@ def test_weights_that_are_computed(calls):
 
 def test_pruned_weights(calls):
     plain, module = (build(lambda: foreign.Attention(8)) for _ in range(2))
-    hybridops.fuse(module, adapters={foreign.Attention: "documents.Attention"}, strict=True)
+    hybridops.fuse(module, adapters={foreign.Attention: "textbook.Attention"}, strict=True)
     for each in (plain, module):
         nn.utils.prune.l1_unstructured(each.attn, "weight", 0.5)
     calls.clear()
@@ -661,7 +661,7 @@ def test_a_class_over_the_fused_one(calls):
 def test_a_state_of_ones_own():
     """__getstate__ and __setstate__ of the class are called."""
     module = Stateful(3, 4, 3).double()
-    hybridops.fuse(module, adapters={Stateful: "documents.ConvLSTMCell"}, strict=True)
+    hybridops.fuse(module, adapters={Stateful: "textbook.ConvLSTMCell"}, strict=True)
     for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         assert other.restored == 1
         assert type(other).__name__ == "FusedStateful"
@@ -676,7 +676,7 @@ class Stateful(foreign.ConvLSTMCell):
         self.restored = state["kept"]
 
 
-@pytest.mark.parametrize("source", ["documents.ConvLSTMCell", "ndrplz", "documents.Attention"])
+@pytest.mark.parametrize("source", ["textbook.ConvLSTMCell", "ndrplz", "textbook.Attention"])
 def test_exports_by_name(source):
     make, inputs = NAMED[source]
     module = fused(make, source)
@@ -686,7 +686,7 @@ def test_exports_by_name(source):
     torch.testing.assert_close(exported(**named), want, **tolerances.FLOAT64)
 
 
-@pytest.mark.parametrize("source", ["documents.ConvLSTMCell", "ndrplz", "documents.Attention", "bentrevett"])
+@pytest.mark.parametrize("source", ["textbook.ConvLSTMCell", "ndrplz", "textbook.Attention", "bentrevett"])
 def test_compiles_in_one_graph(source):
     make, inputs = NAMED[source]
     module = fused(make, source)
@@ -698,7 +698,7 @@ def test_compiles_in_one_graph(source):
 def test_functional_call(calls):
     """Other tensors in place of the parameters."""
     other = foreign.ConvLSTMCell(3, 4, 3)
-    module = fused(lambda: foreign.ConvLSTMCell(3, 4, 3), "documents.ConvLSTMCell")
+    module = fused(lambda: foreign.ConvLSTMCell(3, 4, 3), "textbook.ConvLSTMCell")
     inputs = (randn(*FRAMES), states(2, 4, *SIZE))
     calls.clear()
     got = torch.func.functional_call(module, dict(other.double().named_parameters()), inputs)
@@ -733,7 +733,7 @@ class Decoder(nn.Module):
         return hidden
 
 
-BOTH = ADAPTERS | {foreign.Attention: "documents.Attention"}
+BOTH = ADAPTERS | {foreign.Attention: "textbook.Attention"}
 
 
 def test_a_model_and_its_report(calls):
@@ -784,7 +784,7 @@ def test_suggestions_are_sentences():
     model = nn.ModuleList([Decoder(), foreign.Attention(4), foreign.Tutorial(4)])
     lines = str(interop.suggest(model)).splitlines()
     two = "2 modules of class Attention (0.attention, 1) have the parameters of"
-    assert f"{two} 'documents.Attention' or 'bentrevett'." in lines
+    assert f"{two} 'textbook.Attention' or 'bentrevett'." in lines
     assert "1 module of class Tutorial (2) has the parameters of 'pytorch_tutorial'." in lines
     assert "    hybridops.fuse(model, adapters={Tutorial: 'pytorch_tutorial'})" in lines
     assert str(interop.suggest(nn.Linear(2, 2))) == "No module has the parameters of a source that has an adapter."

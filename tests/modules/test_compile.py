@@ -19,7 +19,7 @@ from tests.modules.agreement import examples, pair, randn, results
 pytestmark = pytest.mark.slow
 
 kinds = pytest.mark.parametrize("kind", examples())
-here = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
+here = pytest.mark.skipif(native.unavailable_reason() is not None, reason=str(native.unavailable_reason()))
 
 
 @pytest.fixture(autouse=True)

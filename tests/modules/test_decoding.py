@@ -21,7 +21,7 @@ from tests.modules.agreement import pair, randn
 from tests.native.recorder import Recorder
 from tests.problems import DTYPES
 
-pytestmark = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
+pytestmark = pytest.mark.skipif(native.unavailable_reason() is not None, reason=str(native.unavailable_reason()))
 
 STEP = "hybridops::additive_attention_step"
 DIMS = {"query_dim": 10, "key_dim": 12, "attn_dim": 20}

@@ -23,7 +23,7 @@ for kind in {kinds!r}:
 """
 
 
-@pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
+@pytest.mark.skipif(native.unavailable_reason() is not None, reason=str(native.unavailable_reason()))
 def test_saved_and_loaded(tmp_path):
     for kind, (arguments, inputs) in examples().items():
         _, module = pair(kind, **arguments)

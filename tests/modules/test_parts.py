@@ -196,7 +196,7 @@ def test_reasons(layer, reason):
             raise ValueError(got)
 
 
-@pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
+@pytest.mark.skipif(native.unavailable_reason() is not None, reason=str(native.unavailable_reason()))
 @pytest.mark.parametrize(("kind", "path"), [part for part in PARTS if part[1] not in ("query_proj", "key_proj")])
 def test_a_named_back_end_runs_or_raises(kind, path):
     arguments, inputs = examples()[kind]
@@ -210,7 +210,7 @@ def test_a_named_back_end_runs_or_raises(kind, path):
     fused(*inputs)
 
 
-@pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
+@pytest.mark.skipif(native.unavailable_reason() is not None, reason=str(native.unavailable_reason()))
 @pytest.mark.parametrize("kind", examples())
 def test_plain_parts_are_fused(kind):
     """The check lets through what it should: parts as they were made run on the compiled ops."""

@@ -13,7 +13,7 @@ from tests.problems import DTYPES, assert_captured, attention_inputs, cast, fuse
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(native.missing("cuda") is not None, reason=str(native.missing("cuda"))),
+    pytest.mark.skipif(native.unavailable_reason("cuda") is not None, reason=str(native.unavailable_reason("cuda"))),
 ]
 # One block has all keys of its queries; they are shared out among blocks; nothing to do.
 SIZES = [{"queries": 50}, {"queries": 1, "keys": 300}, {"queries": 20, "keys": 300}, {"batch": 0}, {"keys": 0}]

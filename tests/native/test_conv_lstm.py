@@ -21,7 +21,8 @@ from tests.problems import (
     with_gradients,
 )
 
-not_compiled = pytest.mark.skipif(native.missing("cuda") is not None, reason=str(native.missing("cuda")))
+reason = native.unavailable_reason("cuda")
+not_compiled = pytest.mark.skipif(reason is not None, reason=str(reason))
 
 
 @pytest.fixture(autouse=True)

@@ -92,7 +92,7 @@ def run(op: str, given: dict[str, Any]) -> list[Tensor]:
     return [*([out] if isinstance(out, Tensor) else out or ()), *written]
 
 
-OPS = [op for op in native.OPS if op != "cpu_isa"] if native.missing() is None else []
+OPS = [op for op in native.OPS if op != "cpu_isa"] if native.unavailable_reason() is None else []
 
 
 def is_free(op: str, name: str, dim: int) -> bool:
