@@ -32,9 +32,10 @@ ON_CUDA = DEVICE.startswith("cuda")
 
 def machine() -> dict[str, Any]:
     """What a result must be read with."""
+    compiled = native.unavailable_reason() is None
     return {
         "cpu": _cpu_model(),
-        "instruction_set": torch.backends.cpu.get_cpu_capability().lower() if native.unavailable_reason() else native.cpu_isa(),
+        "instruction_set": native.cpu_isa() if compiled else torch.backends.cpu.get_cpu_capability().lower(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(DEVICE) if ON_CUDA else None,
         "os": platform.platform(),
