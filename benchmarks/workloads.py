@@ -103,6 +103,7 @@ class AdditiveAttentionWorkload:
     value_dim: int
 
     family: ClassVar[str] = "additive_attention"
+    dtype: ClassVar[torch.dtype] = torch.float32
     tasks: ClassVar[tuple[str, ...]] = tuple(
         f"{op} {mode}" for op in ("scores", "attention", "module") for mode in ("inference", "training")
     )
@@ -181,6 +182,7 @@ class DecodingLoopWorkload:
     width: int
 
     family: ClassVar[str] = "additive_attention"
+    dtype: ClassVar[torch.dtype] = torch.float32
     tasks: ClassVar[tuple[str, ...]] = ("loop inference",)
     unit: ClassVar[str] = "G pairs/s"
 
@@ -341,13 +343,12 @@ def checked_job(workload: Workload, task: str, variant: str) -> Job:
     torch.backends.cudnn.allow_tf32 = False
     if name == "compiled":
         torch._dynamo.reset()  # all modules share the plain one's code, of which only so many versions are compiled
-    dtype = getattr(workload, "dtype", torch.float32)
-    place: Place = {"dtype": dtype, "device": DEVICE}
+    place: Place = {"dtype": workload.dtype, "device": DEVICE}
     function, short = _function(workload, task, name, place), workload.to_check()
     got, want = replace(_job(short, task, function, place), mode=mode)(), _oracle(short, task)
     for index, (mine, exact) in enumerate(zip(got, want, strict=True)):
         error = ((mine - exact).abs().max() / exact.abs().max()).item()
-        if not error <= (BFLOAT16_TOLERANCE if mode == "autocast" or dtype == torch.bfloat16 else TOLERANCE):
+        if not error <= (BFLOAT16_TOLERANCE if mode == "autocast" or workload.dtype == torch.bfloat16 else TOLERANCE):
             what = ", ".join((workload.name, task, variant, f"gradient {index}" if index else "output"))
             raise AssertionError(f"{what}: an error of {error:.1e} of the largest value")
     return replace(_job(workload, task, function, place), mode=mode)

@@ -44,7 +44,7 @@ inline void check_conv_lstm_forward(const Tensor& x, const std::optional<Tensor>
     arguments.require(save >= 0 && save <= 2, "save", "be 0, 1 or 2", save);
 }
 
-// The gradients that come from behind; grad_cn is copied, and so may have any strides.
+// The upstream gradients; grad_cn is copied, and so may have any strides.
 inline void check_gradients(const Arguments& arguments, const std::optional<Tensor>& grad_hs,
                             const std::optional<Tensor>& grad_hn, const std::optional<Tensor>& grad_cn, int64_t steps,
                             int64_t batch, int64_t height, int64_t width, int64_t hidden) {

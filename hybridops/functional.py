@@ -131,19 +131,9 @@ def _conv_lstm(
         h_n = x.new_zeros(state) if h0 is None else h0.clone()
         c_n = x.new_zeros(state, dtype=acc) if c0 is None else c0.clone()
         return h_n.new_empty(state[0], 0, *state[1:]), h_n, c_n.to(dtype_of_c)
-    weight_ih, weight_hh = (_taps_in_reach(weight, x.shape[3:]) for weight in (weight_ih, weight_hh))
     with _no_autocast(x):
         output, h_n, c_n = autograd.conv_lstm.run(run, x, h0, c0, weight_ih, weight_hh, bias, peephole, save, want_h_n)
     return output, h_n, c_n.to(dtype_of_c)
-
-
-def _taps_in_reach(weight: Tensor, space: Sequence[int]) -> Tensor:
-    """A kernel (4H,C,K*) without the taps that lie in the padding wherever in an image of these sizes it stands."""
-    outside = [max(0, taps // 2 - max(size, 1) + 1) for taps, size in zip(weight.shape[2:], space, strict=True)]
-    for dim, (cut, taps) in enumerate(zip(outside, weight.shape[2:], strict=True), 2):
-        if cut:
-            weight = weight.narrow(dim, cut, taps - 2 * cut)
-    return weight
 
 
 @dataclass(frozen=True, eq=False)

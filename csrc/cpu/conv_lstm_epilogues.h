@@ -81,11 +81,8 @@ struct ForwardEpilogue final : Epilogue<A> {
     }
 
     void finish(int64_t group, const int64_t* pixels, int64_t pixel_count, const A* sums) const override {
-        if (gate_width < lanes<A>) {
-            finish_few(pixels, pixel_count, sums);
-        } else {
-            finish_vectors(group, pixels, pixel_count, sums);
-        }
+        if (hidden <= FewChannels<A>::max) return finish_few(pixels, pixel_count, sums);
+        finish_vectors(group, pixels, pixel_count, sums);
     }
 
     void finish_few(const int64_t* pixels, int64_t pixel_count, const A* sums) const {
@@ -166,7 +163,7 @@ struct BackwardEpilogue final : Epilogue<A> {
         }
     }
 
-    // sums, null = zeros: of a pixel they are `stride` apart
+    // sums (null = zeros): those of a pixel begin `stride` after the pixel's before
     void finish_few(const int64_t* pixels, int64_t pixel_count, const A* sums, int64_t stride) const {
         const FewChannels<A> few{pixels, pixel_count, hidden};
         A dh[few.room], d[few.room], a[4][few.room], cells[few.room], before[few.room], p[3][few.room];
@@ -198,7 +195,7 @@ struct BackwardEpilogue final : Epilogue<A> {
         few.scatter(dc, d, hidden);
     }
 
-    // The last step: nothing comes from behind but the gradient of h_n, null = zeros.
+    // The last step of pixels [begin, end): dh is the gradient of h_n, null = zeros.
     void last(int64_t begin, int64_t end, const A* grad_hn) const {
         if (hidden <= FewChannels<A>::max) {
             for (int64_t first = begin; first < end; first += max_finished) {

@@ -25,7 +25,8 @@ class PackedTaps {
     }
 
    private:
-    // Some operands at a time, in a place of their own: rows of the weights, and taps here, lie powers of two apart.
+    // Some operands at a time, in a small array first: rows of the weights, and the taps in the packed ones, often lie a
+    // power of two apart, and would evict each other from the L1 cache.
     template <class Weight>
     void pack(int source, int64_t first, const ConvShape& shape, int64_t groups, const Weight& weight) {
         constexpr int64_t operand = width * depth;

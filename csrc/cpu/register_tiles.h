@@ -69,12 +69,12 @@ void accumulate_tile(A* partial, bool add, const E* const* pixels, int64_t row_s
             unrolled<P>(HYBRIDOPS_LAMBDA(auto p) { x[p] = Op::all(pixel[p] + j); });
             unrolled<N>(HYBRIDOPS_LAMBDA(auto n) {
                 Vector weight = weights(n);
-                hold(weight);
+                keep_in_register(weight);
                 unrolled<P>(HYBRIDOPS_LAMBDA(auto p) { Op::accumulate(sums[p][n], x[p], weight); });
             });
         } else {
             Vector weight[N];
-            unrolled<N>(HYBRIDOPS_LAMBDA(auto n) { hold(weight[n] = weights(n)); });
+            unrolled<N>(HYBRIDOPS_LAMBDA(auto n) { keep_in_register(weight[n] = weights(n)); });
             unrolled<P>(HYBRIDOPS_LAMBDA(auto p) {
                 const Vector x = Op::all(pixel[p] + j);
                 unrolled<N>(HYBRIDOPS_LAMBDA(auto n) { Op::accumulate(sums[p][n], x, weight[n]); });

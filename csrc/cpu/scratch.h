@@ -15,7 +15,7 @@
 
 namespace hybridops {
 
-// Of many megabytes the first touch, a page fault for 4 KB each, takes longer than what they are for.
+// For memory of many megabytes: its first touch, with a page fault for each 4 KB, would take longer than the work on it.
 inline void ask_for_huge_pages(void* p, size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     constexpr size_t page = 2 << 20;

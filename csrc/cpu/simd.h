@@ -43,7 +43,7 @@ HYBRIDOPS_INLINE Simd<A> broadcast(A x) {
 
 // Keeps a value that is used several times in a register: left alone, the compiler reads it from memory at every use.
 template <class V>
-HYBRIDOPS_INLINE void hold(V& x) {
+HYBRIDOPS_INLINE void keep_in_register(V& x) {
 #if defined(HYBRIDOPS_WIDE) && defined(HYBRIDOPS_EMULATE_AVX512)
     (void)x;  // two registers
 #elif defined(__x86_64__)
@@ -65,11 +65,11 @@ HYBRIDOPS_INLINE void unrolled(const F& f) {
     unrolled(f, std::make_integer_sequence<int, count>{});
 }
 
-// Accumulators, zero; held, because the compiler would keep the zeros, and then the sums, in memory. So it would in loops
+// Accumulators, zero, and in registers, because the compiler would keep the zeros, and then the sums, in memory. So it would in loops
 // over them that it does not unroll, and by itself it does not go far.
 template <class V, int P, int N>
 HYBRIDOPS_INLINE void clear(V (&sums)[P][N]) {
-    unrolled<P * N>(HYBRIDOPS_LAMBDA(auto i) { hold(sums[i / N][i % N] = V{}); });
+    unrolled<P * N>(HYBRIDOPS_LAMBDA(auto i) { keep_in_register(sums[i / N][i % N] = V{}); });
 }
 
 // Conversion of `lanes` numbers of storage type T, next to each other.
@@ -178,25 +178,25 @@ using Element = std::remove_cv_t<std::remove_reference_t<decltype(std::declval<V
 template <class A>
 class LargestMagnitude {
     using Bits = typename SimdOf<A>::bits;
-    Bits most_ = {};
+    Bits max_ = {};
 
    public:
     HYBRIDOPS_INLINE void see(Simd<A> x) {
         const Bits magnitude = (Bits)x & std::numeric_limits<Element<Bits>>::max();
-        most_ = magnitude > most_ ? magnitude : most_;
+        max_ = magnitude > max_ ? magnitude : max_;
     }
     A value() const {
-        Element<Bits> most = most_[0];
-        for (int l = 1; l < lanes<A>; ++l) most = std::max<Element<Bits>>(most, most_[l]);
+        Element<Bits> largest = max_[0];
+        for (int l = 1; l < lanes<A>; ++l) largest = std::max<Element<Bits>>(largest, max_[l]);
         A x;
-        std::memcpy(&x, &most, sizeof(x));
+        std::memcpy(&x, &largest, sizeof(x));
         return x;
     }
 };
 
 // x, but no less than `low` or no more than `high`; NaN stays NaN.
 template <class V>
-HYBRIDOPS_INLINE V at_least(V x, Element<V> low) {
+HYBRIDOPS_INLINE V clamp_min(V x, Element<V> low) {
 #if defined(HYBRIDOPS_X86) && HYBRIDOPS_VECTOR_BYTES == 32
     if constexpr (std::is_same_v<Element<V>, float>)  // the compiler does not see that these do the same
         return (V)_mm256_max_ps(_mm256_set1_ps(low), (__m256)x);
@@ -205,7 +205,7 @@ HYBRIDOPS_INLINE V at_least(V x, Element<V> low) {
     return x < lowest ? lowest : x;
 }
 template <class V>
-HYBRIDOPS_INLINE V at_most(V x, Element<V> high) {
+HYBRIDOPS_INLINE V clamp_max(V x, Element<V> high) {
 #if defined(HYBRIDOPS_X86) && HYBRIDOPS_VECTOR_BYTES == 32
     if constexpr (std::is_same_v<Element<V>, float>) return (V)_mm256_min_ps(_mm256_set1_ps(high), (__m256)x);
 #endif
@@ -242,7 +242,7 @@ HYBRIDOPS_INLINE ExpParts<V> exp_parts(V x) {
     constexpr A ln2_high = (single ? A(0.693359375) : A(6.93147180369123816490e-01)) / Factor;
     constexpr A ln2_low = (single ? A(-2.12194440e-4) : A(1.90821492927058770002e-10)) / Factor;
     V exponent = x * A(1.44269504088896340736 * Factor) + to_exponent;
-    if constexpr (AnyLarge) exponent = at_most(exponent, to_exponent + bias);
+    if constexpr (AnyLarge) exponent = clamp_max(exponent, to_exponent + bias);
     const V n = exponent - to_exponent;
     const V r = (x - n * ln2_high) - n * ln2_low;  // the rest of the logarithm / Factor
     constexpr auto coefficients = [] {
@@ -257,19 +257,19 @@ HYBRIDOPS_INLINE ExpParts<V> exp_parts(V x) {
 }
 
 template <class A>
-inline constexpr A least_exponential = sizeof(A) == 4 ? A(-87.3) : A(-708.);  // e^it is a normal number, just
+inline constexpr A min_exponential = sizeof(A) == 4 ? A(-87.3) : A(-708.);  // e^it is a normal number, just
 
 // Within 2 ulp, but for the last half binade before it overflows (hundreds). Where it would be subnormal, it stays at about
 // the smallest normal number instead of going on to zero.
 template <class V>
 HYBRIDOPS_INLINE V exp(V x) {
-    const auto e = exp_parts<1, true>(at_least(x, least_exponential<Element<V>>));
+    const auto e = exp_parts<1, true>(clamp_min(x, min_exponential<Element<V>>));
     return e.scale * e.expm1 + e.scale;
 }
 
 template <class V>
 HYBRIDOPS_INLINE V sigmoid(V x) {
-    const auto e = exp_parts<-1, true>(at_most(x, -least_exponential<Element<V>>));
+    const auto e = exp_parts<-1, true>(clamp_max(x, -min_exponential<Element<V>>));
     return 1 / (e.scale * e.expm1 + (e.scale + 1));
 }
 
@@ -278,7 +278,7 @@ template <class V>
 HYBRIDOPS_INLINE V tanh(V x) {
     using A = Element<V>;
     constexpr A saturated = sizeof(A) == 4 ? 10 : 20;  // tanh of it rounds to 1
-    const auto e = exp_parts<2>(at_most(at_least(x, -saturated), saturated));
+    const auto e = exp_parts<2>(clamp_max(clamp_min(x, -saturated), saturated));
     return (e.scale * e.expm1 + (e.scale - 1)) / (e.scale * e.expm1 + (e.scale + 1));
 }
 

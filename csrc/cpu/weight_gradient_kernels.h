@@ -34,7 +34,7 @@ void outer_tile(A* sums, const A* x, int64_t x_image, int64_t x_row, const A* gr
 #pragma GCC unroll 4
             for (int64_t col = 0; col < piece.cols; ++col, at += P, grad += N * lanes<A>) {
                 Simd<A> g[N];
-                for (int n = 0; n < N; ++n) hold(g[n] = load(grad + n * lanes<A>));
+                for (int n = 0; n < N; ++n) keep_in_register(g[n] = load(grad + n * lanes<A>));
                 for (int p = 0; p < P; ++p) {
                     const Simd<A> factor = broadcast(at[p]);
                     for (int n = 0; n < N; ++n) acc[p][n] += factor * g[n];

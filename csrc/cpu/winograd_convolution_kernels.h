@@ -19,7 +19,8 @@ class WinogradConvolution final : public Convolution<A, A> {
         pack(weight);
     }
 
-    bool is_finite() const { return finite_; }  // the transformed weights; where they are not, do not call
+    // Whether the transformed weights are. Where not, use the direct convolution.
+    bool is_finite() const { return finite_; }
 
     void operator()(Sources<A> sources, const Epilogue<A>& epilogue) const override {
         TileBlock sizes{};

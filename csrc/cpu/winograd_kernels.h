@@ -77,10 +77,11 @@ inline int64_t winograd_tile(const ConvShape& shape, int64_t allowed) {
     return fits ? std::abs(allowed) : 0;
 }
 
-// The fastest tile allowed for a convolution that sums over so many channels, 0 = direct. In multiplications of float32 for
-// each pair of channels it costs a product a point (a tap, where it is direct), and each point of the weights some more to be
-// prepared, shared out over some ten steps, and read at every step: measured on Zen 4. Over few channels the transforms take
-// longer than the multiplications that they save.
+// The fastest tile allowed for a convolution that sums over so many channels, 0 = direct, by a model of its time. The unit is
+// one float32 multiplication for each pair of an input and an output channel. Multiplying takes one a point and tile, and
+// transforming 0.15 more; direct, one (or direct_product) a tap and pixel. Each point or tap of the weights takes 20 to be
+// prepared, which ten or so steps share, and to be read at every step. (Both were fitted to five shapes with each tile on Zen
+// 4.) Under 15 channels the transforms take longer than the multiplications that they save.
 inline int64_t convolution_tile(const ConvShape& shape, int64_t channels, int64_t allowed, double direct_product) {
     constexpr double of_weight = 20, with_transforms = 1.15;
     if (allowed < 0) return winograd_tile(shape, allowed);

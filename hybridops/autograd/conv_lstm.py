@@ -144,7 +144,7 @@ def _gradients(
     )
 
 
-def _steps_per_chunk(hs: Tensor) -> int:
+def _steps_per_chunk(hs: Tensor) -> int:  # (T,B,H,S*)
     _, batch, hidden, *space = hs.shape
     pixels = max(1, batch * math.prod(space))
     if hs.device.type != "cpu":

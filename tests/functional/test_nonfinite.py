@@ -53,6 +53,15 @@ def test_conv_lstm(target, name, peephole, value, dtype):
     assert_same(plain_conv_lstm, fused_conv_lstm, inputs, dtype, target.device, backend=target.backend)
 
 
+@values
+def test_conv_lstm_with_a_tap_that_meets_zeros_alone(target, value):
+    """Outside the image, wherever the kernel stands. (In float32 PyTorch's own convolution may not read it.)"""
+    inputs = conv_lstm_inputs(space=(1, 2), kernel=(5, 5))
+    inputs["weight_ih"][0, 0, 0, 0] = value
+    options = {"backend": target.backend}
+    assert_same(plain_conv_lstm, fused_conv_lstm, inputs, torch.float64, target.device, **options)
+
+
 @dtypes
 def test_conv_lstm_with_infinite_cells(target, dtype):
     """Without a peephole nothing multiplies the cell by zero."""
