@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils import cpp_extension
 
-from tests.cuda_shim.cache import digest, kept
+from tests.libraries import digest, kept
 from tests.processes import ROOT
 
 # As on a GPU, a product and a sum are one instruction. Optimised, or the fibres would take minutes.
@@ -32,7 +32,7 @@ def shim_library(name: str, *options: str) -> Path:
     def key() -> str:
         # The macros say what -march=native is on this machine.
         about = [run(*compiler, "--version"), run(*compiler, "-dM", "-E", "-x", "c++", os.devnull)]
-        return digest(ROOT, *command, *about, torch.__version__)
+        return digest(ROOT, "cuda_shim", *command, *about, torch.__version__)
 
     return kept(ROOT / "build" / "cuda_shim", name, key, lambda library: run(*command, "-o", str(library)))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import shlex
@@ -16,7 +15,7 @@ import pytest
 import torch
 from torch.utils import cpp_extension
 
-from tests.cuda_shim.cache import kept
+from tests.libraries import digest, kept
 from tests.processes import ROOT
 
 NAME = "hybridops_math"
@@ -26,20 +25,6 @@ FLAGS = [
     "-Wall", "-Werror",
 ]  # fmt: skip
 KINDS = ["scalar", "portable", "avx2", "avx512"]
-
-
-def sources() -> list[Path]:
-    headers = [ROOT / "csrc" / "cpu" / name for name in ("simd.h", "isa.h", "every_isa.h")]
-    here = ROOT / "tests" / "math"
-    return [*sorted((ROOT / "csrc" / "math").glob("*.h")), *headers, *sorted(here.glob("*.h")), here / "module.cpp"]
-
-
-def fingerprint(*parts: str) -> str:
-    """Of all that decides what the module is."""
-    digest = hashlib.sha256()
-    for part in (*(path.read_text() for path in sources()), *parts):
-        digest.update(part.encode() + b"\0")
-    return digest.hexdigest()[:16]
 
 
 def compile_module(pybind11_include: str, pybind11_version: str) -> Path:
@@ -53,7 +38,7 @@ def compile_module(pybind11_include: str, pybind11_version: str) -> Path:
     command = [*compiler, *FLAGS, *include, str(ROOT / "tests" / "math" / "module.cpp")]
 
     def key() -> str:
-        return fingerprint(version, shlex.join(command), pybind11_version, torch.__version__)
+        return digest(ROOT, "math", version, *command, pybind11_version, torch.__version__)
 
     def build(library: Path) -> None:
         subprocess.run([*command, "-o", str(library)], check=True)

@@ -113,8 +113,8 @@ def test_accuracy(sizes):
 @pytest.mark.parametrize("kernel", [3, 5])
 @pytest.mark.parametrize("tile", TILES)
 def test_one_large_value(tile, kernel, channels):
-    """Its rounding error stays where it is summed, and does not come to the rest of its tile, nor does summing it directly
-    come to other outputs: there are two groups of them or more, which one thread computes.
+    """Its rounding error stays where it is summed, and does not come to the rest of its tile. Nor does the direct sum
+    disturb other outputs: there are two groups of them or more, which one thread computes.
     """
     sizes = {"batch": 1, "steps": 1, "channels": channels, "hidden": 17, "space": (46, 15)}
     inputs = conv_lstm_inputs(kernel=(kernel, kernel), **sizes)

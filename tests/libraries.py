@@ -1,4 +1,4 @@
-"""Compiled libraries that are kept from one run of the tests to the next: each of the shim's takes a minute."""
+"""Compiled libraries that are kept in build/ from one run of the tests to the next: one takes up to a minute."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 KEPT = 4  # of each name; more than one, because another run may still load what it has found
 
 
-def digest(root: Path, *others: str) -> str:
-    """A name for what a library is made of: the sources under `root`, and all that is given besides."""
-    shim = root / "tests" / "cuda_shim"
-    paths = [*(root / "csrc").rglob("*"), *shim.glob("*.h"), *shim.glob("*.cpp")]
+def digest(root: Path, tests: str, *others: str) -> str:
+    """A name for what a library is made of: csrc, the C++ in the folder `tests`, and all that is given besides."""
+    folder = root / "tests" / tests
+    paths = [*(root / "csrc").rglob("*"), *folder.glob("*.h"), *folder.glob("*.cpp")]
     sources = [(str(path.relative_to(root)), path.read_bytes()) for path in sorted(paths) if path.is_file()]
     return hashlib.sha256(repr((sources, others)).encode()).hexdigest()[:20]
 

@@ -1,4 +1,4 @@
-"""The shim is compiled anew when, and only when, something that goes into it has changed."""
+"""A library is compiled anew when, and only when, something that goes into it has changed."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cuda_shim.cache import KEPT, digest, kept
+from tests.libraries import KEPT, digest, kept
 
 SOURCES = ["csrc/library.cpp", "csrc/cuda/ops.cu", "csrc/cuda/device.cuh", "csrc/math/tanh.h"]
+FOLDER = "cuda_shim"
 SHIM = ["tests/cuda_shim/shim.h", "tests/cuda_shim/shim.cpp"]
 
 
@@ -27,27 +28,27 @@ def root(tmp_path) -> Path:
 @pytest.mark.parametrize("name", [*SOURCES, *SHIM])
 def test_a_changed_source_has_another_digest(root, name):
     path = root / name
-    before = digest(root, "c++", "-O2")
-    assert digest(root, "c++", "-O2") == before
+    before = digest(root, FOLDER, "c++", "-O2")
+    assert digest(root, FOLDER, "c++", "-O2") == before
     path.write_text("changed")
-    assert digest(root, "c++", "-O2") != before
+    assert digest(root, FOLDER, "c++", "-O2") != before
     path.write_text(name)
-    assert digest(root, "c++", "-O2") == before
+    assert digest(root, FOLDER, "c++", "-O2") == before
     path.rename(path.with_name(f"other_{path.name}"))
-    assert digest(root, "c++", "-O2") != before
+    assert digest(root, FOLDER, "c++", "-O2") != before
 
 
 def test_another_command_has_another_digest(root):
     commands = [(), ("c++",), ("c++", "-O1"), ("c++", "-O2"), ("c++ -O2",)]
-    assert len({digest(root, *command) for command in commands}) == len(commands)
+    assert len({digest(root, FOLDER, *command) for command in commands}) == len(commands)
 
 
 def test_a_new_source_has_another_digest(root):
-    before = digest(root)
+    before = digest(root, FOLDER)
     (root / "tests/cuda_shim/conftest.py").write_text("no part of the library")
-    assert digest(root) == before
+    assert digest(root, FOLDER) == before
     (root / "csrc/cuda/new.cuh").touch()
-    assert digest(root) != before
+    assert digest(root, FOLDER) != before
 
 
 def test_what_is_there_is_not_built_again(root):
@@ -58,7 +59,7 @@ def test_what_is_there_is_not_built_again(root):
         path.write_text((root / SOURCES[0]).read_text())
 
     def library() -> str:
-        return kept(root / "build", "shim", lambda: digest(root), build).read_text()
+        return kept(root / "build", "shim", lambda: digest(root, FOLDER), build).read_text()
 
     assert [library(), library()] == [SOURCES[0]] * 2
     assert len(built) == 1
@@ -78,9 +79,9 @@ def test_a_source_edited_while_it_is_compiled(root):
         for text in edits:
             (root / SOURCES[0]).write_text(text)
 
-    library = kept(root / "build", "shim", lambda: digest(root), build)
+    library = kept(root / "build", "shim", lambda: digest(root, FOLDER), build)
     assert library.read_text() == "edited"
-    assert library.name == f"shim-{digest(root)}.so"
+    assert library.name == f"shim-{digest(root, FOLDER)}.so"
     assert [path.name for path in sorted((root / "build").iterdir())] == [library.name, "shim.lock"]
 
 
