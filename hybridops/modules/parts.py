@@ -7,7 +7,6 @@ another padding) has to be called: the fused module then runs the plain forward,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -102,8 +101,8 @@ def has_hooks(part: nn.Module) -> bool:
 def _reason_not_same(conv: nn.Module) -> str | None:
     """Whether it is more than a convolution with 'same' zero padding."""
     kernel = conv.kernel_size
-    same, ones, is_odd = _of_kernel(kernel)
-    if not is_odd:
+    same, ones = tuple(size // 2 for size in kernel), (1,) * len(kernel)
+    if 0 in [size % 2 for size in kernel]:
         return f"has a kernel of {kernel}, which is not odd"
     weight = conv._parameters.get("weight")  # a parametrized one has the shape of before
     if weight is not None and weight.shape[2:] != kernel:
@@ -117,9 +116,3 @@ def _reason_not_same(conv: nn.Module) -> str | None:
     if conv.dilation != ones:
         return f"has dilation {conv.dilation}, not 1"
     return None if conv.groups == 1 else f"has {conv.groups} groups, not 1"
-
-
-@lru_cache
-def _of_kernel(kernel: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
-    """Its 'same' padding, a stride or dilation of ones, and whether it is odd: every call asks."""
-    return tuple(size // 2 for size in kernel), (1,) * len(kernel), all(size % 2 for size in kernel)
