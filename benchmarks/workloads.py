@@ -284,7 +284,7 @@ def _matmul_precision(value: str) -> Iterator[None]:
 MODES: dict[str, Callable[[], contextlib.AbstractContextManager]] = {
     "": contextlib.nullcontext,
     "high": partial(_matmul_precision, "high"),
-    "direct": partial(mock.patch.object, native_conv_lstm, "largest_winograd_tile", return_value=0),
+    "direct": partial(mock.patch.object, native_conv_lstm, "precision", return_value=(False, 0)),
     "autocast": contextlib.nullcontext,  # of the forward alone
 }
 
@@ -298,7 +298,7 @@ def split_mode(variant: str) -> tuple[str, str]:
 @cache
 def fused_backends(family: str) -> tuple[str, ...]:
     """The back ends that are here and run this family on the device."""
-    return tuple(name for name in backends.NAMES if name != "reference" and _runs(family, name))
+    return tuple(name for name in backends.names() if name != "reference" and _runs(family, name))
 
 
 def _runs(family: str, backend: str) -> bool:

@@ -7,7 +7,7 @@
 
 namespace hybridops {
 
-enum Save { nothing = 0, cells = 1, gates = 2 };  // of a forward pass, for its backward
+enum class Save : int64_t { nothing, cells, gates };  // of a forward pass, for its backward
 
 struct ConvShape {
     int64_t batch, height, width, kernel_h, kernel_w;

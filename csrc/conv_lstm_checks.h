@@ -24,7 +24,7 @@ inline Arguments check_forward(const char* op, const Tensor& x, const std::optio
                                const std::optional<Tensor>& bias, const std::optional<Tensor>& peephole) {
     const Arguments arguments(op, "x", x, {any_size, any_size, any_size, any_size, any_size});
     arguments.dims("w_hh", w_hh, 4);
-    const int64_t batch = x.size(0), channels = x.size(2), height = x.size(3), width = x.size(4);
+    const int64_t batch = x.size(1), height = x.size(2), width = x.size(3), channels = x.size(4);
     const int64_t hidden = w_hh.size(1);
     arguments.require(channels > 0, "x", "have channels", channels);
     arguments.require(hidden > 0, "w_hh", "have inputs", hidden);
@@ -41,7 +41,7 @@ inline void check_conv_lstm_forward(const Tensor& x, const std::optional<Tensor>
                                     const Tensor& w_ih, const Tensor& w_hh, const std::optional<Tensor>& bias,
                                     const std::optional<Tensor>& peephole, int64_t save) {
     const Arguments arguments = check_forward("conv_lstm_forward", x, h0, c0, w_ih, w_hh, bias, peephole);
-    arguments.require(save >= 0 && save <= 2, "save", "be 0, 1 or 2", save);
+    arguments.require(save >= 0 && save <= 2, "save", "be 0, 1 or 2", save);  // the values of Save
 }
 
 // The upstream gradients; grad_cn is copied, and so may have any strides.
@@ -77,7 +77,7 @@ inline void check_conv_lstm_backward_from_states(const std::optional<Tensor>& gr
                                                  const Tensor& w_hh, const std::optional<Tensor>& bias,
                                                  const std::optional<Tensor>& peephole) {
     const Arguments arguments = check_forward("conv_lstm_backward_from_states", x, h0, c0, w_ih, w_hh, bias, peephole);
-    const int64_t batch = x.size(0), steps = x.size(1), height = x.size(3), width = x.size(4), hidden = w_hh.size(1);
+    const int64_t steps = x.size(0), batch = x.size(1), height = x.size(2), width = x.size(3), hidden = w_hh.size(1);
     arguments.like("hs", hs, {steps, batch, height, width, hidden}, Memory::contiguous);
     arguments.sums("cs", cs, {steps, batch, height, width, hidden}, Memory::contiguous);
     check_gradients(arguments, grad_hs, grad_hn, grad_cn, steps, batch, height, width, hidden);
@@ -95,15 +95,15 @@ inline void check_weight_gradient(const Tensor& da, const Tensor& x, const std::
     const Arguments arguments("conv_weight_gradient", "da", da, {any_size, any_size, any_size, any_size, any_size},
                               Memory::contiguous);
     const int64_t steps = da.size(0), batch = da.size(1), height = da.size(2), width = da.size(3), outputs = da.size(4);
-    arguments.like("x", x, {steps, batch, any_size, height, width});
-    arguments.require(x.size(2) > 0, "x", "have channels", x.size(2));
-    arguments.sums("dw_x", dw_x, {outputs, x.size(2), any_size, any_size}, Memory::contiguous);
+    arguments.like("x", x, {steps, batch, height, width, any_size});
+    arguments.require(x.size(4) > 0, "x", "have channels", x.size(4));
+    arguments.sums("dw_x", dw_x, {outputs, x.size(4), any_size, any_size}, Memory::contiguous);
     for (const int dim : {2, 3})
         arguments.require(dw_x.size(dim) % 2 == 1, "dw_x", "have an odd kernel", dw_x.size(dim));
     arguments.both_or_none("h", h.has_value(), "dw_h", dw_h.has_value());
     if (!h) return;
-    arguments.like("h", h, {steps, batch, any_size, height, width});
-    arguments.sums("dw_h", dw_h, {outputs, h->size(2), dw_x.size(2), dw_x.size(3)}, Memory::contiguous);
+    arguments.like("h", h, {steps, batch, height, width, any_size});
+    arguments.sums("dw_h", dw_h, {outputs, h->size(4), dw_x.size(2), dw_x.size(3)}, Memory::contiguous);
 }
 
 }  // namespace hybridops

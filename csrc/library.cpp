@@ -8,31 +8,32 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(hybridops, m) {
-    // x (B,T,C,Y,X) any strides; h0 (B,Y,X,H), c0 (B,Y,X,H) acc; w_ih (4H,C,KY,KX), w_hh (4H,H,KY,KX); bias (4H) acc;
-    // peephole (3,H) or (3,Y,X,H) acc; save: 0 nothing, 1 the cells of every step, 2 the gates too; winograd: outputs of
-    // the largest tiles allowed on the CPU, 0 none, 4, 8, 16, the fewer the more exact, of which the fastest is taken (-4,
-    // -8, -16: that one, for tests); on a GPU 16 allows tensor cores
+    // x (T,B,Y,X,C) any strides; h0 (B,Y,X,H), c0 (B,Y,X,H) acc; w_ih (4H,C,KY,KX), w_hh (4H,H,KY,KX); bias (4H) acc;
+    // peephole (3,H) or (3,Y,X,H) acc; save: 0 nothing, 1 the cells of every step, 2 the gates too; reduced_precision:
+    // whether a GPU may multiply float32 as TF32; winograd, on the CPU alone: outputs of the largest tiles allowed, 0 none,
+    // 4, 8, 16, the fewer the more exact, of which the fastest is taken (-4, -8, -16: that one, for tests)
     // -> hs (T,B,Y,X,H), cs (T or 1,B,Y,X,H) acc, gates (T or 0,B,Y,X,4H) after their nonlinearity
     m.def(
         "conv_lstm_forward(Tensor x, Tensor? h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? bias, Tensor? peephole, "
-        "int save, int winograd) -> (Tensor, Tensor, Tensor)");
+        "int save, bool reduced_precision, int winograd) -> (Tensor, Tensor, Tensor)");
     // grad_hs (T,B,Y,X,H) any strides; grad_hn, grad_cn (B,Y,X,H) acc; gates, cs, c0, w_hh, peephole as above
     // -> da (T,B,Y,X,4H), dh0 (B,Y,X,H) acc (0 elements unless need_dh0), dc0 (B,Y,X,H) acc
     m.def(
         "conv_lstm_backward(Tensor? grad_hs, Tensor? grad_hn, Tensor? grad_cn, Tensor gates, Tensor cs, Tensor? c0, "
-        "Tensor w_hh, Tensor? peephole, bool need_dh0, int winograd) -> (Tensor, Tensor, Tensor)");
+        "Tensor w_hh, Tensor? peephole, bool need_dh0, bool reduced_precision, int winograd) -> (Tensor, Tensor, Tensor)");
 
     // the same where the gates were not saved: they are computed anew from the states of all steps
     m.def(
         "conv_lstm_backward_from_states(Tensor? grad_hs, Tensor? grad_hn, Tensor? grad_cn, Tensor x, Tensor? h0, "
         "Tensor hs, Tensor cs, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? bias, Tensor? peephole, bool need_dh0, "
-        "int winograd) -> (Tensor, Tensor, Tensor)");
+        "bool reduced_precision, int winograd) -> (Tensor, Tensor, Tensor)");
 
-    // What da (T,B,Y,X,4H) means for the factors of W_x * x + W_h * h: written to dx (T,B,Y,X,C), and, for x (T,B,C,Y,X) and
-    // h (T,B,H,Y,X) of any strides, added to dw_x (4H,C,KY,KX) acc and dw_h (4H,H,KY,KX) acc; all three are contiguous
-    m.def("conv_input_gradient(Tensor da, Tensor weight, int winograd, Tensor(a!) dx) -> ()");
+    // What da (T,B,Y,X,4H) means for the factors of W_x * x + W_h * h: written to dx (T,B,Y,X,C), and, for x (T,B,Y,X,C) and
+    // h (T,B,Y,X,H) of any strides, added to dw_x (4H,C,KY,KX) acc and dw_h (4H,H,KY,KX) acc; all three are contiguous
+    m.def("conv_input_gradient(Tensor da, Tensor weight, bool reduced_precision, int winograd, Tensor(a!) dx) -> ()");
     m.def(
-        "conv_weight_gradient(Tensor da, Tensor x, Tensor? h, int winograd, Tensor(a!) dw_x, Tensor(b!)? dw_h) -> ()");
+        "conv_weight_gradient(Tensor da, Tensor x, Tensor? h, bool reduced_precision, int winograd, Tensor(a!) dw_x, "
+        "Tensor(b!)? dw_h) -> ()");
 
     // k (B,T,A) -> its exponentials (B,T,width of the processor's vectors) acc, and max|k| (B,T) acc: what the two forward
     // ops below otherwise compute at every call; for tanh, and on the CPU alone

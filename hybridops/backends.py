@@ -1,10 +1,11 @@
 """The back ends: which are here, and which one runs a call.
 
-    reference   plain PyTorch, any device, any dtype: the oracle
+    reference   plain PyTorch, any device, any dtype: the formulas that the others are held to
     native      compiled C++ on the CPU (hybridops._C), CUDA C++ on a GPU (hybridops._C_cuda)
     triton      Triton kernels (hybridops.triton), on a GPU; in Triton's interpreter on the CPU
 
-A back end is a folder with one module a family (conv_lstm.py, additive_attention.py). It is named by an argument, by
+A back end is a folder with one module a family (conv_lstm.py, additive_attention.py), whose functions are those of
+contract.py, and one `BackEnd` that says what it takes; `register` adds another one. It is named by an argument, by
 `use_backend`, or by the environment variable HYBRIDOPS_BACKEND, in this order of precedence; a back end that is named
 runs or raises. Otherwise `choose` takes the fastest one that is here and takes these inputs; the first call that only
 lacks compiled kernels to be fast warns, once in a process.
@@ -22,40 +23,50 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from hybridops import native, triton
-from hybridops.native import additive_attention as native_additive_attention
-from hybridops.native import conv_lstm as native_conv_lstm
-from hybridops.reference import additive_attention as reference_additive_attention
-from hybridops.reference import conv_lstm as reference_conv_lstm
-
-NAMES = ("reference", "native", "triton")
-
-_MODULES: dict[tuple[str, str], ModuleType] = {
-    ("reference", "conv_lstm"): reference_conv_lstm,
-    ("reference", "additive_attention"): reference_additive_attention,
-    ("native", "conv_lstm"): native_conv_lstm,
-    ("native", "additive_attention"): native_additive_attention,
-}
-
-if triton.unavailable_reason() is None:
-    from hybridops.triton import additive_attention as triton_additive_attention
-    from hybridops.triton import conv_lstm as triton_conv_lstm
-
-    _MODULES["triton", "conv_lstm"] = triton_conv_lstm
-    _MODULES["triton", "additive_attention"] = triton_additive_attention
+from hybridops import formulas, native, triton
+from hybridops.contract import BackEnd
 
 _log = logging.getLogger(__name__)
+_back_ends: dict[str, BackEnd] = {}
+_by_priority: dict[str, list[BackEnd]] = {}  # by device type, those that may be chosen unasked, the fastest first
 _named: str | None = os.environ.get("HYBRIDOPS_BACKEND") or None
 _warned = False
 
 
+def register(back_end: BackEnd) -> None:
+    """Add a back end, or put another one in the place of that of its name."""
+    _back_ends[back_end.name] = back_end
+    for device_type in {device for each in _back_ends.values() for device in each.priority}:
+        eligible = [each for each in _back_ends.values() if device_type in each.priority]
+        _by_priority[device_type] = sorted(eligible, key=lambda each: -each.priority[device_type])
+
+
+for _back_end in (formulas.BACK_END, native.BACK_END, triton.BACK_END):
+    register(_back_end)
+
+
+def get(name: str) -> BackEnd:
+    """The back end of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in _back_ends:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, _back_ends))}, got {name!r}")
+    return _back_ends[name]
+
+
+def names() -> tuple[str, ...]:
+    return tuple(_back_ends)
+
+
 def available() -> dict[str, str]:
     """Each back end's name and, in words, what it runs on here, or why it is not here."""
-    return {name: _unavailable_reason(name) or _description(name) for name in NAMES}
+    return {name: each.unavailable_reason(None) or each.description() for name, each in _back_ends.items()}
 
 
 def is_available(name: str) -> bool:
-    return _unavailable_reason(_check_name(name)) is None
+    return get(name).unavailable_reason(None) is None
 
 
 @contextlib.contextmanager
@@ -64,7 +75,7 @@ def use_backend(name: str | None) -> Iterator[None]:
     for the process, not one a thread.
     """
     global _named
-    before, _named = _named, None if name is None else _check_name(name)
+    before, _named = _named, None if name is None else get(name).name
     try:
         yield
     finally:
@@ -77,7 +88,7 @@ def named(name: str | None = None) -> str | None:
 
 
 def choose(family: str, name: str | None, x: Tensor, spatial_dims: int = 0) -> ModuleType:
-    """The module that runs a call of this family on tensors like x.
+    """The module that runs a call of this family on tensors like x: contract.ConvLSTMImpl, AdditiveAttentionImpl.
 
     Raises:
         ValueError: the name is not that of a back end.
@@ -85,40 +96,39 @@ def choose(family: str, name: str | None, x: Tensor, spatial_dims: int = 0) -> M
     """
     name = named(name)
     if name is not None:
-        reason = _unavailable_reason(_check_name(name)) or _refusal(name, family, x, spatial_dims)
+        back_end = get(name)
+        reason = back_end.unavailable_reason(None) or _refusal(back_end, family, x, spatial_dims)
         if reason:
             raise RuntimeError(f"backend {name!r} was asked for, but {reason}")
-        return _MODULES[name, family]
-
-    chosen, reason = _fastest(family, x, spatial_dims)
-    _tell(chosen, family, reason, x)
-    return _MODULES[chosen, family]
+    else:
+        back_end, reason = _fastest(family, x, spatial_dims)
+        _tell(back_end.name, family, reason, x)
+    return back_end.families[family]
 
 
 def fallback(family: str, name: str | None, x: Tensor, spatial_dims: int = 0) -> bool:
     """Whether `choose` would give "reference" though nobody named it, as nothing faster takes tensors like x. The plain
     module's own forward then does the same in less time than the explicit formulas.
     """
-    if name is not None or _named is not None:
+    if named(name) is not None:
         return False
     chosen, reason = _fastest(family, x, spatial_dims)
-    if chosen != "reference":
+    if chosen is not formulas.BACK_END:
         return False
-    _tell(chosen, family, reason, x)
+    _tell(chosen.name, family, reason, x)
     return True
 
 
-def _fastest(family: str, x: Tensor, spatial_dims: int) -> tuple[str, str]:
-    """The name of a back end, and why it is that one."""
-    native_reason = native.unsupported_reason(family, x, spatial_dims)
-    if native_reason is None:
-        return "native", "it is compiled for this device"
-    if x.device.type == "cpu":  # where Triton runs only in its interpreter, to be tested
-        return "reference", f"native: {native_reason}"
-    triton_reason = _unavailable_reason("triton") or _refusal("triton", family, x, spatial_dims)
-    if triton_reason is None:
-        return "triton", f"native: {native_reason}"
-    return "reference", f"native: {native_reason}; triton: {triton_reason}"
+def _fastest(family: str, x: Tensor, spatial_dims: int) -> tuple[BackEnd, str]:
+    """A back end, and why it is that one: why not those that would come first."""
+    refusals = []
+    candidates = _by_priority.get(x.device.type) or [each for each in _back_ends.values() if each.priority]
+    for back_end in candidates:
+        reason = _refusal(back_end, family, x, spatial_dims)
+        if reason is None:
+            return back_end, "; ".join(refusals) or "it is the first choice for this device"
+        refusals.append(f"{back_end.name}: {reason}")
+    return formulas.BACK_END, "; ".join(refusals)
 
 
 def _tell(name: str, family: str, reason: str, x: Tensor) -> None:
@@ -129,7 +139,7 @@ def _tell(name: str, family: str, reason: str, x: Tensor) -> None:
     if torch.compiler.is_compiling():  # either would break the graph
         return
     _log.debug("%s: %s (%s)", family, name, reason)
-    if name != "reference" or _warned or x.device.type not in ("cpu", "cuda"):
+    if name != "reference" or _warned or x.device.type not in native.BACK_END.priority:
         return
     unavailable = native.unavailable_reason(x.device.type)
     if unavailable is not None and reason.startswith(f"native: {unavailable}"):
@@ -138,34 +148,8 @@ def _tell(name: str, family: str, reason: str, x: Tensor) -> None:
         warnings.warn(f"hybridops runs on plain PyTorch, which is slower: {reason}", UserWarning, stacklevel=4)
 
 
-def _refusal(name: str, family: str, x: Tensor, spatial_dims: int) -> str | None:
-    if name == "native":
-        return native.unsupported_reason(family, x, spatial_dims)
-    if name == "triton":
-        return triton.unsupported_reason(family, x, spatial_dims)
-    return None
-
-
-def _unavailable_reason(name: str) -> str | None:
-    if name == "native":
-        return native.unavailable_reason()
-    if name == "triton":
-        return triton.unavailable_reason()
-    return None
-
-
-def _description(name: str) -> str:
-    if name == "native":
-        cuda = native.unavailable_reason("cuda")
-        gpu = "CUDA C++ on a GPU" if cuda is None else f"not on a GPU: {cuda}"
-        return f"compiled C++ on the CPU ({native.cpu_isa()}); {gpu}"
-    if name == "triton":
-        where = "in its interpreter on the CPU" if triton.INTERPRETED else "on CUDA"
-        return "Triton {}.{} {}".format(*triton.version(), where)
-    return "plain PyTorch on any device"
-
-
-def _check_name(name: str) -> str:
-    if name not in NAMES:
-        raise ValueError(f"backend must be one of {', '.join(map(repr, NAMES))}, got {name!r}")
-    return name
+def _refusal(back_end: BackEnd, family: str, x: Tensor, spatial_dims: int) -> str | None:
+    reason = back_end.unsupported_reason(family, x, spatial_dims)
+    if reason is None and family not in back_end.families:
+        return back_end.unavailable_reason(x.device.type) or f"it has no {family}"
+    return reason

@@ -1,4 +1,6 @@
-"""Argument checks that modules and functions share. Each names the argument, what came and what was expected."""
+"""Argument checks that modules and functions share, and what arguments may be. Each check names the argument, what came
+and what was expected.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,10 @@ from numbers import Integral, Real
 
 import torch
 from torch import Tensor
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+ACTIVATIONS = ("tanh", "relu", "leaky_relu")  # by number in the compiled ops
+SPATIAL_NAMES = {1: ("W",), 2: ("H", "W"), 3: ("D", "H", "W")}
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -73,6 +79,56 @@ def check_shape(name: str, tensor: Tensor, expected: Sequence[int | str]) -> Non
         fits = fits and (isinstance(size, str) or size == got)
     if not fits:
         raise ValueError(f"{name} must have shape {_spell(expected)}, got {_spell(tensor.shape)}")
+
+
+def check_dtypes(**tensors: Tensor | None) -> None:
+    """All floating, of the dtype and on the device of the first."""
+    (name, first), *others = tensors.items()
+    if first.dtype not in DTYPES:
+        raise TypeError(f"{name} must be one of {', '.join(map(str, DTYPES))}, got {first.dtype}")
+    for other, tensor in others:
+        if tensor is not None and (tensor.dtype, tensor.device) != (first.dtype, first.device):
+            check_like(other, tensor, first, like_name=name)
+
+
+def check_like(name: str, tensor: Tensor, like: Tensor, *, dtype: bool = True, like_name: str = "the others") -> None:
+    if dtype and tensor.dtype != like.dtype:
+        raise TypeError(f"{name} must have the dtype of {like_name}, {like.dtype}, got {tensor.dtype}")
+    if not tensor.dtype.is_floating_point:
+        raise TypeError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
+    if tensor.device != like.device:
+        raise ValueError(f"{name} must be on the device of {like_name}, {like.device}, got {tensor.device}")
+
+
+def check_broadcastable(name: str, tensor: Tensor, like: Tensor, shape: tuple[int, ...]) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor broadcastable to {shape}, got {type(tensor).__name__}")
+    check_like(name, tensor, like, dtype=False, like_name="query")
+    sizes = zip(reversed(tensor.shape), reversed(shape), strict=False)
+    if tensor.dim() > len(shape) or any(got not in (1, want) for got, want in sizes):
+        raise ValueError(f"{name} must be broadcastable to {shape}, got {tuple(tensor.shape)}")
+
+
+def broadcast_mask(mask: Tensor | None, batch: int, queries: int | None, keys: int) -> Tensor | None:
+    """A view of the mask with three dimensions, broadcastable to (batch, queries, keys); queries None: any number.
+
+    Two dimensions are (B, T): padding is by far the most common mask.
+    """
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        came = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"mask must be a boolean tensor (True = may be attended), got {came}")
+    view = mask.unsqueeze(1) if mask.dim() == 2 else mask
+    view = view[(None,) * (3 - view.dim())]
+    wanted = (batch, queries, keys)
+    fits = view.dim() == 3
+    for got, want in zip(view.shape, wanted, strict=False):
+        fits = fits and (got == 1 or want in (None, got))
+    if not fits:
+        shape = ", ".join("S" if size is None else str(size) for size in wanted)
+        raise ValueError(f"mask must be ({batch}, {keys}) or broadcastable to ({shape}), got {tuple(mask.shape)}")
+    return view
 
 
 def _spell(shape: Sequence[int | str]) -> str:

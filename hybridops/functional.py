@@ -27,13 +27,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridops import autograd, backends
-from hybridops.checks import accumulation_dtype, autocast_is_on, check_choice, check_number, check_pair, check_shape
-from hybridops.reference.additive_attention import ACTIVATIONS, broadcast_mask, masked_softmax
-from hybridops.reference.conv_lstm import SPATIAL_NAMES
+from hybridops.checks import (
+    ACTIVATIONS,
+    DTYPES,
+    SPATIAL_NAMES,
+    accumulation_dtype,
+    autocast_is_on,
+    broadcast_mask,
+    check_broadcastable,
+    check_choice,
+    check_dtypes,
+    check_like,
+    check_number,
+    check_pair,
+    check_shape,
+)
+from hybridops.contract import Activation, AttentionInputs, Save
+from hybridops.formulas.additive_attention import masked_softmax
 
 __all__ = ["additive_attention", "additive_scores", "conv_lstm", "conv_lstm_cell", "prepare_exponentials"]
-
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def conv_lstm_cell(
@@ -121,10 +133,11 @@ def _conv_lstm(
     check_choice("save", save, ("gates", "recompute"))
     dtype_of_c = x.dtype if c0 is None else c0.dtype
     x, weight_ih, weight_hh, bias, peephole = _autocast(x, weight_ih, weight_hh, bias, peephole)
-    _check_dtypes(x=x, weight_ih=weight_ih, weight_hh=weight_hh, bias=bias, peephole=peephole)
+    check_dtypes(x=x, weight_ih=weight_ih, weight_hh=weight_hh, bias=bias, peephole=peephole)
     acc = accumulation_dtype(x.dtype)
     h0, c0 = None if h0 is None else h0.to(x.dtype), None if c0 is None else c0.to(acc)
-    run = backends.choose("conv_lstm", backend, x, dims)
+    impl = backends.choose("conv_lstm", backend, x, dims)
+    keep = Save.GATES if save == "gates" else Save.CELLS
 
     if x.shape[1] == 0:
         state = (x.shape[0], weight_hh.shape[1], *x.shape[3:])
@@ -132,7 +145,7 @@ def _conv_lstm(
         c_n = x.new_zeros(state, dtype=acc) if c0 is None else c0.clone()
         return h_n.new_empty(state[0], 0, *state[1:]), h_n, c_n.to(dtype_of_c)
     with _no_autocast(x):
-        output, h_n, c_n = autograd.conv_lstm.run(run, x, h0, c0, weight_ih, weight_hh, bias, peephole, save, want_h_n)
+        output, h_n, c_n = autograd.conv_lstm.run(impl, x, h0, c0, weight_ih, weight_hh, bias, peephole, keep, want_h_n)
     return output, h_n, c_n.to(dtype_of_c)
 
 
@@ -154,10 +167,10 @@ def prepare_exponentials(
     check_shape("key", key, ("B", "T", "A"))
     check_choice("activation", activation, ACTIVATIONS)
     key = _autocast(key)[0]
-    _check_dtypes(key=key)
-    run = backends.choose("additive_attention", backend, key)
-    tensors = run.prepare_keys(key, activation)
-    return None if tensors is None else PreparedExponentials(run.__name__, key.shape, tensors)
+    check_dtypes(key=key)
+    impl = backends.choose("additive_attention", backend, key)
+    tensors = impl.prepare_keys(key, activation)
+    return None if tensors is None else PreparedExponentials(impl.__name__, key.shape, tensors)
 
 
 def additive_scores(
@@ -186,10 +199,10 @@ def additive_scores(
     """
     _check_pairs(query, key, v, activation, negative_slope)
     query, key, v = _autocast(query, key, v)
-    _check_dtypes(query=query, key=key, v=v)
-    run = backends.choose("additive_attention", backend, query)
+    check_dtypes(query=query, key=key, v=v)
+    impl = backends.choose("additive_attention", backend, query)
     with _no_autocast(query):
-        scores = autograd.additive_attention.scores(run, query, key, v, activation, float(negative_slope))
+        scores = autograd.additive_attention.scores(impl, query, key, v, Activation(activation, float(negative_slope)))
     return scores.to(query.dtype)
 
 
@@ -232,24 +245,24 @@ def additive_attention(
     pairs = (*query.shape[:2], key.shape[1])
     check_shape("value", value, (pairs[0], pairs[2], "D"))
     query, key, value, v = _autocast(query, key, value, v)
-    _check_dtypes(query=query, key=key, value=value, v=v)
+    check_dtypes(query=query, key=key, value=value, v=v)
     mask = broadcast_mask(mask, *pairs)
     if mask is not None and mask.device != query.device:
         raise ValueError(f"mask must be on the device of query, {query.device}, got {mask.device}")
     if score_bias is not None:
-        _check_broadcastable("score_bias", score_bias, query, pairs)
+        check_broadcastable("score_bias", score_bias, query, pairs)
     check_number("scale", scale)
     check_number("dropout_p", dropout_p, 0.0, 1.0)
-    run = backends.choose("additive_attention", backend, query)
-    exponentials = _check_prepared(prepared, key, run.__name__)
+    impl = backends.choose("additive_attention", backend, query)
+    exponentials = _check_prepared(prepared, key, impl.__name__)
+    act = Activation(activation, float(negative_slope))
     with _no_autocast(query):
         if dropout_p == 0:
-            context, weights = autograd.additive_attention.attend(
-                run, query, key, v, value, mask, score_bias, float(scale), activation, float(negative_slope),
-                exponentials, return_weights,
-            )  # fmt: skip
+            inputs = AttentionInputs(query, key, v, value, mask, score_bias)
+            attend = autograd.additive_attention.attend
+            context, weights = attend(impl, inputs, act, float(scale), exponentials, return_weights)
         else:  # between the weights and the context stands what only PyTorch's generator knows
-            scores = scale * autograd.additive_attention.scores(run, query, key, v, activation, float(negative_slope))
+            scores = scale * autograd.additive_attention.scores(impl, query, key, v, act)
             if score_bias is not None:
                 scores = scores + score_bias.to(scores.dtype)
             weights = F.dropout(masked_softmax(scores, mask), dropout_p).to(value.dtype)
@@ -302,16 +315,16 @@ def additive_attention_step(
         return None
     if projection_bias is not None and projection_bias.shape != (width,):
         return None
-    run = backends.choose("additive_attention", backend, query)
-    step = getattr(run, "additive_attention_step", None)
+    impl = backends.choose("additive_attention", backend, query)
+    step = getattr(impl, "additive_attention_step", None)
     if step is None or query.device.type != "cpu":  # there is no such op on a GPU
         return None
-    exponentials = _check_prepared(prepared, key, run.__name__)
+    autograd.refuse_forward_mode(query)
+    exponentials = _check_prepared(prepared, key, impl.__name__)
     mask = None if mask is None else mask.expand(batch, rows // batch, key.shape[1])
-    context, weights = step(
-        query, projection, projection_bias, key, v, value, mask,
-        scale, activation, negative_slope, exponentials, return_weights,
-    )  # fmt: skip
+    inputs = AttentionInputs(query, key, v, value, mask, None)
+    act = Activation(activation, negative_slope)
+    context, weights = step(query, (projection, projection_bias), inputs, act, scale, exponentials, return_weights)
     return context, weights if return_weights else None
 
 
@@ -342,7 +355,7 @@ def _check_conv_lstm(
     if hx is not None:
         for name, state in zip(("h of hx", "c of hx"), hx, strict=True):
             check_shape(name, state, (x.shape[0], hidden, *x.shape[3:]))
-            _check_like(name, state, x, dtype=False, like_name="x")
+            check_like(name, state, x, dtype=False, like_name="x")
     if bias is not None:
         check_shape("bias", bias, (rows,))
     if peephole is not None:
@@ -382,34 +395,6 @@ def _space(weight: Tensor, name: str) -> tuple[str, ...]:
             f"{name} must have shape (4H, C, K*) with one to three kernel sizes, got {tuple(weight.shape)}"
         )
     return SPATIAL_NAMES[weight.dim() - 2]
-
-
-def _check_dtypes(**tensors: Tensor | None) -> None:
-    """All floating, of the dtype and on the device of the first."""
-    (name, first), *others = tensors.items()
-    if first.dtype not in DTYPES:
-        raise TypeError(f"{name} must be one of {', '.join(map(str, DTYPES))}, got {first.dtype}")
-    for other, tensor in others:
-        if tensor is not None and (tensor.dtype, tensor.device) != (first.dtype, first.device):
-            _check_like(other, tensor, first, like_name=name)
-
-
-def _check_like(name: str, tensor: Tensor, like: Tensor, *, dtype: bool = True, like_name: str = "the others") -> None:
-    if dtype and tensor.dtype != like.dtype:
-        raise TypeError(f"{name} must have the dtype of {like_name}, {like.dtype}, got {tensor.dtype}")
-    if not tensor.dtype.is_floating_point:
-        raise TypeError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
-    if tensor.device != like.device:
-        raise ValueError(f"{name} must be on the device of {like_name}, {like.device}, got {tensor.device}")
-
-
-def _check_broadcastable(name: str, tensor: Tensor, like: Tensor, shape: tuple[int, ...]) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor broadcastable to {shape}, got {type(tensor).__name__}")
-    _check_like(name, tensor, like, dtype=False, like_name="query")
-    sizes = zip(reversed(tensor.shape), reversed(shape), strict=False)
-    if tensor.dim() > len(shape) or any(got not in (1, want) for got, want in sizes):
-        raise ValueError(f"{name} must be broadcastable to {shape}, got {tuple(tensor.shape)}")
 
 
 # ----------------------------------------------------------------------------------------------------------- autocast

@@ -35,7 +35,7 @@ def target_params() -> Iterator[pytest.param]:
         yield pytest.param(Target("triton", "cpu"), id="triton")
     if torch.cuda.is_available():
         probe = torch.empty(0, device="cuda")
-        for name in backends.NAMES:
+        for name in backends.names():
             runs = name != "native" or native.unsupported_reason("conv_lstm", probe, 2) is None
             if backends.is_available(name) and runs:
                 yield pytest.param(Target(name, "cuda"), id=f"{name}-cuda", marks=pytest.mark.gpu)

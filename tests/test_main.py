@@ -60,7 +60,7 @@ def test_check_passes_for_every_back_end_here():
 def test_info_says_why_native_is_not_here(tmp_path):
     done = hybridops_command("info", root=copy_uncompiled(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert f"\nnative      not built here, because hybridops._C is not compiled: {native.BUILD}\n" in done.stdout
+    assert f"\nnative      not built here, because hybridops._C is not compiled: {native.library.BUILD}\n" in done.stdout
 
 
 @pytest.mark.parametrize(("insists", "status"), [("0", 0), ("1", 1)])
@@ -105,9 +105,9 @@ def test_check_asks_no_back_end_on_a_device_it_does_not_run_on(monkeypatch, devi
 
 @pytest.mark.parametrize("wrong", [lambda scores: scores * 1.001, lambda scores: scores * float("nan")])
 def test_check_sees_a_back_end_that_is_wrong(monkeypatch, capsys, wrong):
-    formula = hybridops.reference.additive_attention.additive_scores_forward
+    formula = hybridops.formulas.additive_attention.additive_scores_forward
     monkeypatch.setattr(
-        hybridops.reference.additive_attention, "additive_scores_forward", lambda *args: wrong(formula(*args))
+        hybridops.formulas.additive_attention, "additive_scores_forward", lambda *args: wrong(formula(*args))
     )
     assert check.run(argparse.Namespace()) == 1
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.endswith("WRONG")]
@@ -175,16 +175,16 @@ def test_what_a_build_left_out_and_why_is_said_after_pip_hid_it(sources):
     lib = built(sources, PYTHONPATH=str(hidden.parent))
     file, said = run_python(SAY, root=lib).splitlines()
     assert file.startswith(str(lib))
-    assert said == f"hybridops._C is not compiled (the build saw no torch: no torch in sight): {native.BUILD}"
-    assert "pip install --no-build-isolation" in native.BUILD
+    assert said == f"hybridops._C is not compiled (the build saw no torch: no torch in sight): {native.library.BUILD}"
+    assert "pip install --no-build-isolation" in native.library.BUILD
     assert not list((sources / "hybridops").glob("*.txt"))
 
 
 def test_no_compiler_is_said_too(sources):
     _, said = run_python(SAY, root=built(sources, CXX="no-such-c++")).splitlines()
-    assert said == f"hybridops._C is not compiled (the build found no C++ compiler: CXX=no-such-c++): {native.BUILD}"
+    assert said == f"hybridops._C is not compiled (the build found no C++ compiler: CXX=no-such-c++): {native.library.BUILD}"
     _, said = run_python(SAY, root=built(sources)).splitlines()  # built again, with one
-    assert said == f"hybridops._C is not compiled: {native.BUILD}"
+    assert said == f"hybridops._C is not compiled: {native.library.BUILD}"
 
 
 FLAGS = """

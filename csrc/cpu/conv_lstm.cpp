@@ -40,8 +40,8 @@ ConvWeights<T> weights(const Tensor& w) {
 }
 
 template <class T>
-Strided<T> strided(const Tensor& x, int time, int batch, int channel, int y) {  // which dimension is what; x follows y
-    return {data<const T>(x), x.stride(time), x.stride(batch), x.stride(channel), x.stride(y), x.stride(y + 1)};
+Strided<T> strided(const Tensor& x) {  // (T,B,Y,X,C)
+    return {data<const T>(x), x.stride(0), x.stride(1), x.stride(4), x.stride(2), x.stride(3)};
 }
 
 // What both forward ops read.
@@ -51,11 +51,11 @@ ConvLstmForwardArgs<T, A> forward_args(const Tensor& x, const std::optional<Tens
                                        const std::optional<Tensor>& bias, const std::optional<Tensor>& peephole,
                                        int64_t winograd) {
     ConvLstmForwardArgs<T, A> args{};
-    args.shape = {x.size(0), x.size(3), x.size(4), w_hh.size(2), w_hh.size(3)};
-    args.steps = x.size(1);
-    args.inputs = x.size(2);
+    args.shape = {x.size(1), x.size(2), x.size(3), w_hh.size(2), w_hh.size(3)};
+    args.steps = x.size(0);
+    args.inputs = x.size(4);
     args.hidden = w_hh.size(1);
-    args.x = strided<T>(x, 1, 0, 2, 3);
+    args.x = strided<T>(x);
     args.h0 = data<const T>(h0);
     args.c0 = data<const A>(c0);
     args.w_ih = weights<T>(w_ih);
@@ -70,22 +70,23 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_forward(const Tensor& x, const std:
                                                      const std::optional<Tensor>& c0, const Tensor& w_ih,
                                                      const Tensor& w_hh, const std::optional<Tensor>& bias,
                                                      const std::optional<Tensor>& peephole, int64_t save,
-                                                     int64_t winograd) {
+                                                     bool /*reduced_precision*/, int64_t winograd) {
     check_conv_lstm_forward(x, h0, c0, w_ih, w_hh, bias, peephole, save);
-    const int64_t steps = x.size(1), hidden = w_hh.size(1);
+    const int64_t steps = x.size(0), hidden = w_hh.size(1);
+    const Save kept{save};
     const auto images = [&](int64_t count, int64_t channels, ScalarType type) {
-        return torch::stable::empty({count, x.size(0), x.size(3), x.size(4), channels}, type);
+        return torch::stable::empty({count, x.size(1), x.size(2), x.size(3), channels}, type);
     };
     Tensor hs = images(steps, hidden, x.scalar_type());
-    Tensor cs = images(save == nothing ? 1 : steps, hidden, accumulator_type(x));
-    Tensor gs = images(save == Save::gates ? steps : 0, 4 * hidden, x.scalar_type());
+    Tensor cs = images(kept == Save::nothing ? 1 : steps, hidden, accumulator_type(x));
+    Tensor gs = images(kept == Save::gates ? steps : 0, 4 * hidden, x.scalar_type());
     if (hs.numel() == 0) return {hs, cs, gs};
     HYBRIDOPS_DISPATCH_DTYPE(x.scalar_type(), "conv_lstm_forward", {
         using A = Accumulator<scalar_t>;
         auto args = forward_args<scalar_t, A>(x, h0, c0, w_ih, w_hh, bias, peephole, winograd);
         args.hs = data<scalar_t>(hs);
         args.cs = data<A>(cs);
-        args.all_cells = save != nothing;
+        args.all_cells = kept != Save::nothing;
         args.gates = data<scalar_t>(gs);
         HYBRIDOPS_ON_ISA(conv_lstm_forward(args));
     });
@@ -116,7 +117,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const std::optional<Tensor>& grad_hs
         args.shape = shape;
         args.steps = gates.size(0);
         args.hidden = hidden;
-        if (grad_hs) args.grad_hs = strided<scalar_t>(*grad_hs, 0, 1, 4, 2);
+        if (grad_hs) args.grad_hs = strided<scalar_t>(*grad_hs);
         args.grad_hn = data<const A>(grad_hn);
         args.gates = data<const scalar_t>(gates);
         args.cs = data<const A>(cs);
@@ -137,7 +138,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward(const std::optional<Tensor
                                                       const std::optional<Tensor>& grad_cn, const Tensor& gates,
                                                       const Tensor& cs, const std::optional<Tensor>& c0,
                                                       const Tensor& w_hh, const std::optional<Tensor>& peephole,
-                                                      bool need_dh0, int64_t winograd) {
+                                                      bool need_dh0, bool /*reduced_precision*/, int64_t winograd) {
     check_conv_lstm_backward(grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole);
     return backward(grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0, winograd,
                     torch::stable::empty_like(gates));
@@ -147,7 +148,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward_from_states(
     const std::optional<Tensor>& grad_hs, const std::optional<Tensor>& grad_hn, const std::optional<Tensor>& grad_cn,
     const Tensor& x, const std::optional<Tensor>& h0, const Tensor& hs, const Tensor& cs,
     const std::optional<Tensor>& c0, const Tensor& w_ih, const Tensor& w_hh, const std::optional<Tensor>& bias,
-    const std::optional<Tensor>& peephole, bool need_dh0, int64_t winograd) {
+    const std::optional<Tensor>& peephole, bool need_dh0, bool /*reduced_precision*/, int64_t winograd) {
     check_conv_lstm_backward_from_states(grad_hs, grad_hn, grad_cn, x, h0, hs, cs, c0, w_ih, w_hh, bias, peephole);
     Tensor gates =
         torch::stable::empty({hs.size(0), hs.size(1), hs.size(2), hs.size(3), 4 * hs.size(4)}, hs.scalar_type());
@@ -164,7 +165,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward_from_states(
     return backward(grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0, winograd, gates);
 }
 
-void conv_input_gradient(const Tensor& da, const Tensor& w, int64_t winograd, Tensor dx) {
+void conv_input_gradient(const Tensor& da, const Tensor& w, bool /*reduced_precision*/, int64_t winograd, Tensor dx) {
     check_input_gradient(da, w, dx);
     if (dx.numel() == 0) return;
     const ConvShape shape{da.size(0) * da.size(1), da.size(2), da.size(3), w.size(2), w.size(3)};
@@ -176,8 +177,8 @@ void conv_input_gradient(const Tensor& da, const Tensor& w, int64_t winograd, Te
     });
 }
 
-void conv_weight_gradient(const Tensor& da, const Tensor& x, const std::optional<Tensor>& h, int64_t winograd,
-                          Tensor dw_x, std::optional<Tensor> dw_h) {
+void conv_weight_gradient(const Tensor& da, const Tensor& x, const std::optional<Tensor>& h, bool /*reduced_precision*/,
+                          int64_t winograd, Tensor dw_x, std::optional<Tensor> dw_h) {
     check_weight_gradient(da, x, h, dw_x, dw_h);
     if (da.numel() == 0 || dw_x.numel() == 0) return;
     HYBRIDOPS_DISPATCH_DTYPE(da.scalar_type(), "conv_weight_gradient", {
@@ -187,8 +188,8 @@ void conv_weight_gradient(const Tensor& da, const Tensor& x, const std::optional
         args.steps = da.size(0);
         args.outputs = da.size(4);
         args.da = data<const scalar_t>(da);
-        args.factors[0] = {x.size(2), strided<scalar_t>(x, 0, 1, 2, 3), data<A>(dw_x)};
-        if (h) args.factors[1] = {h->size(2), strided<scalar_t>(*h, 0, 1, 2, 3), data<A>(dw_h)};
+        args.factors[0] = {x.size(4), strided<scalar_t>(x), data<A>(dw_x)};
+        if (h) args.factors[1] = {h->size(4), strided<scalar_t>(*h), data<A>(dw_h)};
         args.winograd = winograd;
         HYBRIDOPS_ON_ISA(conv_weight_gradient(args));
     });

@@ -1,7 +1,6 @@
 // The ConvLSTM's ops on a GPU. Outputs are allocated here; choose() in conv_lstm_sequence.cuh says whether the steps are a
 // library's convolutions and the kernels of conv_lstm.cuh in turn, or kernels of our own. All goes on the caller's stream
-// and waits for nothing: a call can be captured in a CUDA graph. Arguments are laid out in hybridops/native/conv_lstm.py and
-// checked by ../conv_lstm_checks.h; `winograd`, made for the CPU, here says whether float32 may be multiplied as TF32.
+// and waits for nothing: a call can be captured in a CUDA graph. Arguments are checked by ../conv_lstm_checks.h.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -54,9 +53,6 @@ Tensor convolution(const Tensor& images, const Tensor& weight, bool transposed) 
     return channels_last(torch::stable::to(out, images.scalar_type()));
 }
 
-// x (B,T,C,Y,X) of any strides -> (T,B,Y,X,C)
-Tensor time_major(const Tensor& x) { return dense(permute(x, {1, 0, 3, 4, 2})); }
-
 StepShape step_shape(const Tensor& states) {  // (..,Y,X,H)
     const int64_t area = states.size(-3) * states.size(-2), hidden = states.size(-1);
     return {states.numel() / hidden, area, hidden};
@@ -75,19 +71,21 @@ void launch_pointwise(const Device& device, const Args& args, const T* convolved
 
 std::tuple<Tensor, Tensor, Tensor> conv_lstm_forward(const Tensor& x, const MaybeTensor& h0, const MaybeTensor& c0,
                                                      const Tensor& w_ih, const Tensor& w_hh, const MaybeTensor& bias,
-                                                     const MaybeTensor& peephole, int64_t save, int64_t winograd) {
+                                                     const MaybeTensor& peephole, int64_t save, bool reduced_precision,
+                                                     int64_t /*winograd*/) {
     check_conv_lstm_forward(x, h0, c0, w_ih, w_hh, bias, peephole, save);
     const Device device(x);
-    const int64_t steps = x.size(1), hidden = w_hh.size(1);
+    const int64_t steps = x.size(0), hidden = w_hh.size(1);
+    const Save kept{save};
     const auto images = [&](int64_t count, int64_t channels, ScalarType type) {
-        return torch::stable::new_empty(x, {count, x.size(0), x.size(3), x.size(4), channels}, type);
+        return torch::stable::new_empty(x, {count, x.size(1), x.size(2), x.size(3), channels}, type);
     };
     Tensor hs = images(steps, hidden, x.scalar_type());
-    Tensor cs = images(save == nothing ? 1 : steps, hidden, accumulator_type(x));
+    Tensor cs = images(kept == Save::nothing ? 1 : steps, hidden, accumulator_type(x));
     Tensor gs = images(0, 4 * hidden, x.scalar_type());
-    if (hs.numel() == 0) return {hs, cs, save == Save::gates ? images(steps, 4 * hidden, x.scalar_type()) : gs};
+    if (hs.numel() == 0) return {hs, cs, kept == Save::gates ? images(steps, 4 * hidden, x.scalar_type()) : gs};
 
-    const Tensor inputs = time_major(x);
+    const Tensor inputs = dense(x);
     HYBRIDOPS_DISPATCH_DTYPE(x.scalar_type(), "conv_lstm_forward", {
         using A = Accumulator<scalar_t>;
         StepForwardArgs<scalar_t, A> args{};
@@ -97,18 +95,18 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_forward(const Tensor& x, const Mayb
         args.c_prev = data<const A>(c0);
         args.h = data<scalar_t>(hs);
         args.c = data<A>(cs);
-        args.all_cells = save != nothing;
-        auto sequence = sequence_of<scalar_t>(args, w_hh, x.size(3), x.size(4), inputs, h0, steps);
-        const Plan plan = choose(device, sequence, winograd > 8);
+        args.all_cells = kept != Save::nothing;
+        auto sequence = sequence_of<scalar_t>(args, w_hh, x.size(2), x.size(3), inputs, h0, steps);
+        const Plan plan = choose(device, sequence, reduced_precision);
         Tensor from_x;
         if (plan != Plan::fused) {
             // (T,B,Y,X,4H) at once: one large convolution instead of T small ones. The gates are then written over it.
             from_x = torch::stable::view(convolution(as_images(inputs), prepared(w_ih), false),
-                                         {steps, x.size(0), x.size(3), x.size(4), 4 * hidden});
+                                         {steps, x.size(1), x.size(2), x.size(3), 4 * hidden});
             args.from_x = data<const scalar_t>(from_x);
             sequence.convolution.x = {};
         }
-        if (save == Save::gates) {
+        if (kept == Save::gates) {
             gs = plan == Plan::fused ? images(steps, 4 * hidden, x.scalar_type()) : from_x;
             args.gates = data<scalar_t>(gs);
         }
@@ -133,7 +131,8 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_forward(const Tensor& x, const Mayb
 std::tuple<Tensor, Tensor, Tensor> backward(const Device& device, const MaybeTensor& grad_hs,
                                             const MaybeTensor& grad_hn, const MaybeTensor& grad_cn, const Tensor& gates,
                                             const Tensor& cs, const MaybeTensor& c0, const Tensor& w_hh,
-                                            const MaybeTensor& peephole, bool need_dh0, int64_t winograd, Tensor da) {
+                                            const MaybeTensor& peephole, bool need_dh0, bool reduced_precision,
+                                            Tensor da) {
     const int64_t steps = gates.size(0), hidden = w_hh.size(1);
     const auto state = [&](bool wanted) {
         return torch::stable::new_empty(cs, {wanted ? gates.size(1) : 0, gates.size(2), gates.size(3), hidden});
@@ -162,7 +161,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Device& device, const MaybeTen
         args.steps = steps;
         const auto sequence =
             sequence_of<scalar_t>(args, w_hh, gates.size(2), gates.size(3), std::nullopt, std::nullopt, steps);
-        const Plan plan = choose(device, sequence, winograd > 8);
+        const Plan plan = choose(device, sequence, reduced_precision);
         if (plan != Plan::library) {
             run_sequence(device, plan, sequence, {w_hh});
         } else {
@@ -181,25 +180,27 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Device& device, const MaybeTen
 std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward(const MaybeTensor& grad_hs, const MaybeTensor& grad_hn,
                                                       const MaybeTensor& grad_cn, const Tensor& gates, const Tensor& cs,
                                                       const MaybeTensor& c0, const Tensor& w_hh,
-                                                      const MaybeTensor& peephole, bool need_dh0, int64_t winograd) {
+                                                      const MaybeTensor& peephole, bool need_dh0,
+                                                      bool reduced_precision, int64_t /*winograd*/) {
     check_conv_lstm_backward(grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole);
-    return backward(Device(gates), grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0, winograd,
-                    torch::stable::empty_like(gates));
+    return backward(Device(gates), grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0,
+                    reduced_precision, torch::stable::empty_like(gates));
 }
 
 // With all states known no recurrence is left in the gates: two convolutions for all steps.
 std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward_from_states(
     const MaybeTensor& grad_hs, const MaybeTensor& grad_hn, const MaybeTensor& grad_cn, const Tensor& x,
     const MaybeTensor& h0, const Tensor& hs, const Tensor& cs, const MaybeTensor& c0, const Tensor& w_ih,
-    const Tensor& w_hh, const MaybeTensor& bias, const MaybeTensor& peephole, bool need_dh0, int64_t winograd) {
+    const Tensor& w_hh, const MaybeTensor& bias, const MaybeTensor& peephole, bool need_dh0, bool reduced_precision,
+    int64_t /*winograd*/) {
     check_conv_lstm_backward_from_states(grad_hs, grad_hn, grad_cn, x, h0, hs, cs, c0, w_ih, w_hh, bias, peephole);
     const Device device(x);
     const int64_t steps = hs.size(0), hidden = hs.size(4);
     const Sizes shape{steps, hs.size(1), hs.size(2), hs.size(3), 4 * hidden};
     if (hs.numel() == 0)
         return backward(device, grad_hs, grad_hn, grad_cn, torch::stable::new_empty(hs, shape), cs, c0, w_hh, peephole,
-                        need_dh0, winograd, torch::stable::new_empty(hs, shape));
-    const Tensor gates = torch::stable::view(convolution(as_images(time_major(x)), prepared(w_ih), false), shape);
+                        need_dh0, reduced_precision, torch::stable::new_empty(hs, shape));
+    const Tensor gates = torch::stable::view(convolution(as_images(dense(x)), prepared(w_ih), false), shape);
     const Tensor recurrent = prepared(w_hh);
     HYBRIDOPS_DISPATCH_DTYPE(x.scalar_type(), "conv_lstm_backward_from_states", {
         using A = Accumulator<scalar_t>;
@@ -224,10 +225,12 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward_from_states(
             compute(1, steps - 1, as_images(torch::stable::narrow(states, 0, 0, steps - 1)), data<const A>(cs));
         }
     });
-    return backward(device, grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0, winograd, gates);
+    return backward(device, grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0, reduced_precision,
+                    gates);
 }
 
-void conv_input_gradient(const Tensor& da, const Tensor& w, int64_t, Tensor dx) {
+void conv_input_gradient(const Tensor& da, const Tensor& w, bool /*reduced_precision*/, int64_t /*winograd*/,
+                         Tensor dx) {
     check_input_gradient(da, w, dx);
     const Device device(da);
     if (dx.numel() == 0) return;
@@ -240,7 +243,7 @@ void add_weight_gradient(const Device& device, const Tensor& da, const Tensor& x
     const int64_t kernel_h = dw.size(2), kernel_w = dw.size(3);
     const Sizes ones{1, 1}, zeros{0, 0};
     const std::array<bool, 3> of_weight_alone{false, true, false};
-    const Tensor images = torch::stable::contiguous(as_images(x), torch::headeronly::MemoryFormat::ChannelsLast);
+    const Tensor images = channels_second(as_images(dense(x)));
     const Tensor like_weight =
         torch::stable::new_empty(da, {dw.size(0), dw.size(1), kernel_h, kernel_w});  // its shape is read
     const auto gradients =
@@ -256,8 +259,8 @@ void add_weight_gradient(const Device& device, const Tensor& da, const Tensor& x
     });
 }
 
-void conv_weight_gradient(const Tensor& da, const Tensor& x, const MaybeTensor& h, int64_t, Tensor dw_x,
-                          MaybeTensor dw_h) {
+void conv_weight_gradient(const Tensor& da, const Tensor& x, const MaybeTensor& h, bool /*reduced_precision*/,
+                          int64_t /*winograd*/, Tensor dw_x, MaybeTensor dw_h) {
     check_weight_gradient(da, x, h, dw_x, dw_h);
     const Device device(da);
     add_weight_gradient(device, da, x, dw_x);

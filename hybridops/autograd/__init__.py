@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from hybridops.autograd import additive_attention, conv_lstm, raw_ops
-from hybridops.autograd.transforms import under_transform
+from hybridops.autograd.transforms import refuse_forward_mode, under_transform
 
-__all__ = ["additive_attention", "conv_lstm", "raw_ops", "under_transform"]
+__all__ = ["additive_attention", "conv_lstm", "raw_ops", "refuse_forward_mode", "under_transform"]

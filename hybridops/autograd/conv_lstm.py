@@ -1,34 +1,31 @@
 """The ConvLSTM over a sequence as an autograd Function.
 
-A back end runs the two recurrences, and the gradients of a convolution's two factors. With da, the gradient of the
-pre-activations, known for many steps, what follows from it is batched over them:
+A back end runs the two recurrences, and the gradients of a convolution's two factors; recurrence.py goes through the
+backward in chunks. What is left for the LSTM is
 
-    dW_ih, dx: of W_ih * x     dW_hh: of W_hh * h_{t-1}     db: sums of da     dp: sums of da∘c
+    db: sums of da        dp_f, dp_i = Σ da_f∘c_{t-1}, Σ da_i∘c_{t-1}        dp_o = Σ da_o∘c_t
+
+Outside, tensors have the layout of the public functions, (B,T,C,S*); inside, that of layouts.py.
 """
 
 from __future__ import annotations
 
-import math
 import sys
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hybridops.autograd.double_backward import formula_gradients
-from hybridops.autograd.transforms import needs_differentiable_gradients, needs_formulas
-from hybridops.reference import conv_lstm as reference
-
-# The backward goes through the sequence in chunks of whole steps whose da has about so many values, so that it (and,
-# where they are recomputed, the gates) exists for one chunk at a time. A chunk prepares the weights anew, which takes
-# as long on a CPU as some 500 pixels do, whatever the channels; any other device must be filled by one.
-VALUES_PER_CHUNK_ON_CPU, VALUES_PER_CHUNK = 2**20, 2**26
-PIXELS_PER_CHUNK_ON_CPU = 4096
+from hybridops.autograd.recurrence import Deferred, add, chunks
+from hybridops.autograd.transforms import needs_differentiable_gradients, needs_formulas, refuse_forward_mode
+from hybridops.contract import ConvLSTMImpl, ConvLSTMInputs, ConvLSTMStates, Save, StateGradients
+from hybridops.formulas import conv_lstm as formulas
+from hybridops.layouts import image_inside, image_outside, sequence_inside, sequence_outside, weight_inside
 
 
 def run(
-    backend: ModuleType,
+    impl: ConvLSTMImpl,
     x: Tensor,  # (B,T,C,S*), T > 0
     h0: Tensor | None,  # (B,H,S*)
     c0: Tensor | None,  # (B,H,S*) acc
@@ -36,18 +33,41 @@ def run(
     w_hh: Tensor,  # (4H,H,K*)
     bias: Tensor | None,  # (4H)
     peephole: Tensor | None,  # (3,H) or (3,H,S*)
-    save: str,  # "gates" | "recompute"
+    save: Save,
     want_h_n: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """output (B,T,H,S*), h_n (B,H,S*) if wanted, c_n (B,H,S*) acc; none is a view, of another or of what is saved."""
     inputs = (x, h0, c0, w_ih, w_hh, bias, peephole)
-    if needs_formulas(backend, reference):
-        hs, h_n, c_n = _states(*inputs)
-        return hs.transpose(0, 1), h_n if want_h_n else None, c_n
+    if needs_formulas(impl, formulas):
+        output, h_n, c_n = _formula(*inputs)
+        return output, h_n if want_h_n else None, c_n
+    refuse_forward_mode(*inputs)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-        return ConvLSTM.apply(backend, save, want_h_n, *inputs)
-    hs, cs, _ = backend.conv_lstm_forward(*inputs, "nothing")
-    return _no_view(hs.transpose(0, 1)), hs[-1].clone() if want_h_n else None, _no_view(cs[-1])
+        return ConvLSTM.apply(impl, save, want_h_n, *inputs)
+    states = impl.conv_lstm_forward(inside(*inputs), Save.NOTHING)
+    output, h_n, c_n = outside(states, x.dim() - 3)
+    return _no_view(output), h_n.clone() if want_h_n else None, _no_view(c_n)
+
+
+def inside(
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    bias: Tensor | None,
+    peephole: Tensor | None,
+) -> ConvLSTMInputs:
+    h0, c0 = (None if state is None else image_inside(state) for state in (h0, c0))
+    if peephole is not None and peephole.dim() > 2:
+        peephole = image_inside(peephole)
+    return ConvLSTMInputs(sequence_inside(x), h0, c0, weight_inside(w_ih), weight_inside(w_hh), bias, peephole)
+
+
+def outside(states: ConvLSTMStates, spatial_dims: int) -> tuple[Tensor, Tensor, Tensor]:
+    """output, h_n and c_n, views"""
+    h_n, c_n = (image_outside(steps[-1], spatial_dims) for steps in (states.hs, states.cs))
+    return sequence_outside(states.hs, spatial_dims), h_n, c_n
 
 
 def _no_view(t: Tensor) -> Tensor:
@@ -58,141 +78,91 @@ def _no_view(t: Tensor) -> Tensor:
     return t if captured else t.detach()
 
 
+def _formula(*inputs: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """`run`, differentiable as it stands"""
+    states = formulas.conv_lstm_forward(inside(*inputs), Save.NOTHING)
+    return outside(states, inputs[0].dim() - 3)
+
+
 class ConvLSTM(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, backend: ModuleType, save: str, want_h_n: bool, *inputs: Tensor | None
+        ctx: Any, impl: ConvLSTMImpl, save: Save, want_h_n: bool, *inputs: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        hs, cs, gates = backend.conv_lstm_forward(*inputs, "gates" if save == "gates" else "cells")
-        ctx.backend = backend
+        states = impl.conv_lstm_forward(inside(*inputs), save)
+        hs, cs, gates = states
+        ctx.impl = impl
         ctx.set_materialize_grads(False)
         # The backward of one step reads no h, so that a step's may be written into, as that of `nn.LSTMCell`.
-        read = save == "recompute" or len(hs) > 1
+        read = save == Save.CELLS or len(hs) > 1
         ctx.save_for_backward(*inputs, hs if read else hs.new_empty(()).expand(hs.shape), cs, gates)
-        return _no_view(hs.transpose(0, 1)), hs[-1].clone() if want_h_n else None, cs[-1].clone()
+        output, h_n, c_n = outside(states, inputs[0].dim() - 3)
+        return _no_view(output), h_n.clone() if want_h_n else None, c_n.clone()
 
     @staticmethod
     def backward(
         ctx: Any, grad_output: Tensor | None, grad_hn: Tensor | None, grad_cn: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         *inputs, hs, cs, gates = ctx.saved_tensors
-        needed = ctx.needs_input_grad[3:]
-        if grad_output is None and grad_hn is None and grad_cn is None:
+        needed, grads = ctx.needs_input_grad[3:], (grad_output, grad_hn, grad_cn)
+        if all(grad is None for grad in grads):
             return (None,) * 10
-        grad_hs = None if grad_output is None else grad_output.transpose(0, 1)
-        if needs_differentiable_gradients(grad_output, grad_hn, grad_cn):
-            grads = formula_gradients(_states, inputs, needed, (grad_hs, grad_hn, grad_cn))
+        if needs_differentiable_gradients(*grads):
+            found = formula_gradients(_formula, inputs, needed, grads)
         else:
             gradients = _gradients_as_one_op if torch.compiler.is_compiling() else _gradients
-            grads = gradients(ctx.backend, inputs, needed, hs, cs, gates, grad_hs, grad_hn, grad_cn)
-        return None, None, None, *grads
-
-
-def _states(*inputs: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    hs, cs, _ = reference.conv_lstm_forward(*inputs, "nothing")
-    return hs, hs[-1], cs[-1]
+            found = gradients(ctx.impl, inputs, needed, (hs, cs, gates), grads)
+        return None, None, None, *found
 
 
 def _gradients(
-    backend: ModuleType,
-    inputs: list[Tensor | None],
+    impl: ConvLSTMImpl,
+    inputs: list[Tensor | None],  # as `run` takes them
     needed: tuple[bool, ...],
-    hs: Tensor,  # (T,B,H,S*)
-    cs: Tensor,  # (T,B,H,S*) acc
-    gates: Tensor | None,  # (T,B,4H,S*)
-    grad_hs: Tensor | None,  # (T,B,H,S*)
-    dh: Tensor | None,  # (B,H,S*): of h_n, then carried from chunk to chunk
-    dc: Tensor | None,  # (B,H,S*): of c_n, likewise
+    states: tuple[Tensor, Tensor, Tensor | None],  # ConvLSTMStates
+    grads: tuple[Tensor | None, Tensor | None, Tensor | None],  # of output, h_n, c_n
 ) -> tuple[Tensor | None, ...]:
-    x, h0, c0, w_ih, w_hh, bias, peephole = inputs
+    spatial_dims = inputs[0].dim() - 3
+    x, h0, c0, w_ih, w_hh, bias, peephole = canonical = inside(*inputs)
+    (hs, cs, gates), (grad_hs, dh, dc) = states, grads
+    grad_hs = None if grad_hs is None else sequence_inside(grad_hs)
+    dh, dc = (None if state is None else image_inside(state) for state in (dh, dc))
     need_x, need_h0, need_c0, need_w_ih, need_w_hh, need_bias, need_peephole = needed
-    steps, length = len(hs), _steps_per_chunk(hs)
-    dx = _time_major_channels_last(x) if need_x else None
-    dw_ih, dw_hh = (_zeros(w, cs.dtype) if need else None for w, need in ((w_ih, need_w_ih), (w_hh, need_w_hh)))
+    deferred = Deferred(impl, x, h0, hs, (w_ih, w_hh), (need_x, need_w_ih, need_w_hh), cs.dtype)
     db = dp = None
-    for end in range(steps, 0, -length):
-        start = max(0, end - length)
-        chunk = slice(start, end)
-        x_chunk, cs_chunk = x[:, chunk], cs[chunk]
-        h_before, c_before = (hs[start - 1], cs[start - 1]) if start else (h0, c0)
-        upstream_grads = (None if grad_hs is None else grad_hs[chunk], dh, dc)
-        need_dh = start > 0 or need_h0
-        if gates is None:
-            da, dh, dc = backend.conv_lstm_backward_from_states(
-                *upstream_grads, x_chunk, h_before, hs[chunk], cs_chunk, c_before, w_ih, w_hh, bias, peephole, need_dh
-            )
-        else:
-            da, dh, dc = backend.conv_lstm_backward(
-                *upstream_grads, gates[chunk], cs_chunk, c_before, w_hh, peephole, need_dh
-            )
-        if need_x:
-            backend.input_gradient(da, w_ih, dx[chunk])
-        _add_weight_gradients(backend, da, x_chunk.transpose(0, 1), h0, hs[:end], dw_ih, dw_hh)
+    for steps in chunks(hs, gates=4):
+        before = (hs[steps.start - 1], cs[steps.start - 1]) if steps.start else (h0, c0)
+        chunk = canonical._replace(x=x[steps], h0=before[0], c0=before[1])
+        kept = ConvLSTMStates(hs[steps], cs[steps], None if gates is None else gates[steps])
+        upstream = StateGradients(None if grad_hs is None else grad_hs[steps], dh, dc)
+        da, dh, dc = impl.conv_lstm_backward(upstream, chunk, kept, steps.start > 0 or need_h0)
+        deferred.add(steps, da, da)
         if need_bias:
-            db = _add(db, da.sum([0, 1, *range(3, da.dim())], dtype=cs.dtype))
+            db = add(db, da.sum([*range(da.dim() - 1)], dtype=cs.dtype))
         if need_peephole:
-            dp = _add(dp, _peephole_gradient(da, c_before, cs_chunk, peephole))
+            dp = add(dp, _peephole_gradient(da, before[1], cs[steps], peephole))
         del da  # before that of the next chunk is made
+
+    def of_weight(dw: Tensor | None, weight: Tensor) -> Tensor | None:
+        return None if dw is None else dw.reshape(weight.shape).to(weight.dtype)
+
     return (
-        dx.transpose(0, 1) if need_x else None,
-        dh.to(h0.dtype) if need_h0 else None,
-        dc if need_c0 else None,
-        dw_ih.to(w_ih.dtype) if need_w_ih else None,
-        dw_hh.to(w_hh.dtype) if need_w_hh else None,
+        None if deferred.dx is None else sequence_outside(deferred.dx, spatial_dims),
+        image_outside(dh, spatial_dims).to(h0.dtype) if need_h0 else None,
+        image_outside(dc, spatial_dims) if need_c0 else None,
+        of_weight(deferred.dw_ih, inputs[3]),
+        of_weight(deferred.dw_hh, inputs[4]),
         db.to(bias.dtype) if need_bias else None,
-        dp.to(peephole.dtype) if need_peephole else None,
+        (dp if dp.dim() == 2 else image_outside(dp, spatial_dims)).to(peephole.dtype) if need_peephole else None,
     )
 
 
-def _steps_per_chunk(hs: Tensor) -> int:  # (T,B,H,S*)
-    _, batch, hidden, *space = hs.shape
-    pixels = max(1, batch * math.prod(space))
-    if hs.device.type != "cpu":
-        return max(1, VALUES_PER_CHUNK // (4 * hidden * pixels))
-    return max(1, VALUES_PER_CHUNK_ON_CPU // (4 * hidden * pixels), PIXELS_PER_CHUNK_ON_CPU // pixels)
-
-
-def _time_major_channels_last(x: Tensor) -> Tensor:
-    """Empty (T,B,C,S*) for x (B,T,C,S*), images contiguous in time: as the gradients of the chunks come."""
-    return x.new_empty(x.shape[1], x.shape[0], *x.shape[3:], x.shape[2]).movedim(-1, 2)
-
-
-def _zeros(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros_like(weight, dtype=dtype, memory_format=torch.contiguous_format)
-
-
-def _add_weight_gradients(
-    backend: ModuleType,
-    da: Tensor,  # (t,B,4H,S*)
-    x: Tensor,  # (t,B,C,S*)
-    h0: Tensor | None,  # (B,H,S*), None = zeros
-    hs: Tensor,  # (T,B,H,S*), T >= t
-    dw_ih: Tensor | None,  # (4H,C,K*) acc, None = not wanted
-    dw_hh: Tensor | None,  # (4H,H,K*) acc, likewise
-) -> None:
-    """Adds those of the last steps of hs, which are the steps of da and x: W_hh is beside h one step earlier."""
-    start = len(hs) - len(da)
-    if start:
-        parts = [(da, x, hs[start - 1 : -1])]
-    else:
-        parts = [(da[:1], x[:1], None if h0 is None else h0[None]), (da[1:], x[1:], hs[:-1])]
-    for da_part, *factors in parts:
-        wanted = [(f, dw) for f, dw in zip(factors, (dw_ih, dw_hh), strict=True) if f is not None and dw is not None]
-        if wanted and da_part.numel():
-            backend.weight_gradients(da_part, *zip(*wanted, strict=True))
-
-
-def _add(total: Tensor | None, part: Tensor) -> Tensor:
-    return part if total is None else total.add_(part)
-
-
 def _peephole_gradient(da: Tensor, c_before: Tensor | None, cs: Tensor, peephole: Tensor) -> Tensor:
-    """dp_f, dp_i = Σ da_f∘c_{t-1}, Σ da_i∘c_{t-1}; dp_o = Σ da_o∘c_t: over time and batch, and space if it has none."""
-    da_f, da_i, _, da_o = da.to(cs.dtype).chunk(4, dim=2)
-    c_before = torch.zeros_like(cs[0]) if c_before is None else c_before
-    cs_prev = torch.cat([c_before[None], cs[:-1]])
-    over = [0, 1] if peephole.dim() > 2 else [0, 1, *range(3, cs.dim())]
-    return torch.stack([(a * c).sum(over) for a, c in ((da_f, cs_prev), (da_i, cs_prev), (da_o, cs))])
+    """(3,H) or (3,S*,H): summed over time and batch, and over space if the peephole has none."""
+    da_f, da_i, _, da_o = da.to(cs.dtype).chunk(4, dim=-1)
+    cs_before = formulas.one_step_later(c_before, cs)
+    over = [0, 1] if peephole.dim() > 2 else [*range(cs.dim() - 1)]
+    return torch.stack([(a * c).sum(over) for a, c in ((da_f, cs_before), (da_i, cs_before), (da_o, cs))])
 
 
 # ------------------------------------------------------------------------------------------ in a graph of torch.compile
@@ -201,27 +171,34 @@ def _peephole_gradient(da: Tensor, c_before: Tensor | None, cs: Tensor, peephole
 _OP = "hybridops::conv_lstm_gradients"
 torch.library.define(
     _OP,
-    "(str backend, Tensor?[] inputs, bool[] needed, Tensor hs, Tensor cs, Tensor? gates, Tensor? grad_hs, "
+    "(str impl, Tensor?[] inputs, bool[] needed, Tensor hs, Tensor cs, Tensor? gates, Tensor? grad_output, "
     "Tensor? grad_hn, Tensor? grad_cn) -> Tensor[]",
 )
 
 
 def _gradients_as_one_op(
-    backend: ModuleType, inputs: list[Tensor | None], needed: tuple[bool, ...], *tensors: Tensor | None
+    impl: ConvLSTMImpl,
+    inputs: list[Tensor | None],
+    needed: tuple[bool, ...],
+    states: tuple[Tensor | None, ...],
+    grads: tuple[Tensor | None, ...],
 ) -> tuple[Tensor | None, ...]:
-    grads = iter(torch.ops.hybridops.conv_lstm_gradients.default(backend.__name__, inputs, needed, *tensors))
-    return tuple(next(grads) if need else None for need in needed)
+    found = iter(torch.ops.hybridops.conv_lstm_gradients.default(impl.__name__, inputs, needed, *states, *grads))
+    return tuple(next(found) if need else None for need in needed)
 
 
 @torch.library.impl(_OP, "CompositeExplicitAutograd")
-def _(backend: str, inputs: list[Tensor | None], needed: list[bool], *tensors: Tensor | None) -> list[Tensor]:
+def _(impl: str, inputs: list[Tensor | None], needed: list[bool], *tensors: Tensor | None) -> list[Tensor]:
     """The gradients that are needed; contiguous, but for dx, which is as `_gradients` makes it."""
-    dx, *others = _gradients(sys.modules[backend], inputs, needed, *tensors)
+    dx, *others = _gradients(sys.modules[impl], inputs, needed, tensors[:3], tensors[3:])
     return [grad for grad in (dx, *(g if g is None else g.contiguous() for g in others)) if grad is not None]
 
 
 @torch.library.register_fake(_OP)
-def _(backend: str, inputs: list[Tensor | None], needed: list[bool], *tensors: Tensor | None) -> list[Tensor]:
+def _(impl: str, inputs: list[Tensor | None], needed: list[bool], *tensors: Tensor | None) -> list[Tensor]:
     wanted = [t for t, need in zip(inputs[1:], needed[1:], strict=True) if need]
     grads = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in wanted]
-    return [_time_major_channels_last(inputs[0]).transpose(0, 1), *grads] if needed[0] else grads
+    if not needed[0]:
+        return grads
+    x = inputs[0]
+    return [sequence_outside(x.new_empty(sequence_inside(x).shape), x.dim() - 3), *grads]

@@ -18,35 +18,29 @@ from torch.utils import _pytree as pytree
 from hybridops import native, triton
 from hybridops.autograd import additive_attention, conv_lstm  # noqa: F401  the latter defines an op
 from hybridops.autograd.double_backward import formula_gradients
-from hybridops.native import additive_attention as native_additive_attention
-from hybridops.native import refuse_forward_mode
-from hybridops.reference import conv_lstm as reference_conv_lstm
+from hybridops.autograd.transforms import refuse_forward_mode
+from hybridops.checks import ACTIVATIONS
+from hybridops.contract import Activation, AttentionInputs, ConvLSTMInputs, Save
+from hybridops.formulas import conv_lstm as formulas
 
 Formula = Callable[..., Sequence[Tensor]]
 
-_ACTIVATIONS = ("tanh", "relu", "leaky_relu")
-_SAVED = ("nothing", "cells", "gates")
-
 
 def _scores(q, k, v, activation, negative_slope, key_exponentials, key_bounds):
-    return (additive_attention.scores(native_additive_attention, q, k, v, _ACTIVATIONS[activation], negative_slope),)
+    act = Activation(ACTIVATIONS[activation], negative_slope)
+    return (additive_attention.scores(native.additive_attention, q, k, v, act),)
 
 
 def _attention(
     q, k, v, value, mask, score_bias, scale, activation, negative_slope, key_exponentials, key_bounds, need_weights
 ):
-    return additive_attention.attend(
-        native_additive_attention, q, k, v, value, mask, score_bias,
-        scale, _ACTIVATIONS[activation], negative_slope, None, need_weights,
-    )  # fmt: skip
+    inputs, act = AttentionInputs(q, k, v, value, mask, score_bias), Activation(ACTIVATIONS[activation], negative_slope)
+    return additive_attention.attend(native.additive_attention, inputs, act, scale, None, need_weights)
 
 
-def _conv_lstm(x, h0, c0, w_ih, w_hh, bias, peephole, save, winograd):
+def _conv_lstm(x, h0, c0, w_ih, w_hh, bias, peephole, save, reduced_precision, winograd):
     """In plain PyTorch, where the saved cells and gates have their derivatives too."""
-    h0, c0 = (None if state is None else state.movedim(-1, 1) for state in (h0, c0))
-    peephole = peephole if peephole is None or peephole.dim() == 2 else peephole.movedim(-1, 1)
-    states = reference_conv_lstm.conv_lstm_forward(x, h0, c0, w_ih, w_hh, bias, peephole, _SAVED[save])
-    return [None if s is None else s.movedim(2, -1) for s in states]
+    return formulas.conv_lstm_forward(ConvLSTMInputs(x, h0, c0, w_ih, w_hh, bias, peephole), Save(save))
 
 
 _FORMULAS: dict[str, Formula] = {

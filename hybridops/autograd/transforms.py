@@ -1,4 +1,6 @@
-"""Transforms of functions (`torch.func`): what runs under them is plain PyTorch, which they can take apart."""
+"""Transforms of functions (`torch.func`) and forward-mode derivatives: what is plain PyTorch under them, and what is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,14 @@ def under_transform() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
-def needs_formulas(backend: ModuleType, reference: ModuleType) -> bool:
-    """Whether a forward has to be the formulas of `reference`, differentiable as they stand, with no Function around.
+def needs_formulas(backend: ModuleType, formulas: ModuleType) -> bool:
+    """Whether a forward has to be `formulas`, differentiable as they stand, with no Function around.
 
     Under a transform, whatever the back end: a Function refuses `grad` and `jvp`, and the compiled ops have no rule for
     a batch of problems. Where tensors may carry tangents (`torch.autograd.forward_ad`), for the reference back end; the
     others refuse a tangent.
     """
-    return under_transform() or (backend is reference and forward_ad._current_level >= 0)
+    return under_transform() or (backend is formulas and forward_ad._current_level >= 0)
 
 
 def needs_differentiable_gradients(*grads: Tensor | None) -> bool:
@@ -33,3 +35,11 @@ def needs_differentiable_gradients(*grads: Tensor | None) -> bool:
     if torch.compiler.is_compiling():
         return False
     return any(grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad) for grad in grads)
+
+
+def refuse_forward_mode(*tensors: Tensor | None) -> None:
+    """Compiled code has no forward-mode derivative, and would drop a tangent without a word."""
+    if forward_ad._current_level >= 0 and any(
+        t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    ):
+        raise NotImplementedError("the compiled ops have no forward-mode derivative: use backend='reference'")

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from hybridops import reference
-from hybridops.checks import check_shape
+from hybridops.checks import SPATIAL_NAMES, check_shape
 from hybridops.interop.layouts import Layer, Layout
 from hybridops.modules import FusedConvLSTM, FusedConvLSTMCell
-from hybridops.reference.conv_lstm import GATES, SPATIAL_NAMES
+from hybridops.reference.conv_lstm import GATES
 
 BIASES = ("bias", "bias_ih", "bias_hh")
 PEEPHOLES = ("peephole_f", "peephole_i", "peephole_o")

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hybridops.functional as HF
+from hybridops.formulas.additive_attention import masked_softmax
 from hybridops.modules.parts import reason_not_plain, recompute_weights, runs_plain
-from hybridops.reference.additive_attention import AdditiveAttention, ConcatAttention, PreparedKeys, masked_softmax
+from hybridops.reference.additive_attention import AdditiveAttention, ConcatAttention, PreparedKeys
 
 _LINEAR = (nn.Linear,)
 

@@ -1,7 +1,5 @@
-"""The plain PyTorch modules, as people write them, and beside them the explicit formulas every back end is held to.
-
-The modules are the eager baseline and the layout of the parameters; the fused modules subclass them. The formulas
-(`conv_lstm_forward`, `additive_scores_backward`, ...) are the `reference` back end: any device, any dtype, no speed.
+"""The plain PyTorch modules, as people write them: the eager baseline and the layout of the parameters. The fused
+modules subclass them.
 """
 
 from __future__ import annotations

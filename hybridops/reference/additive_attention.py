@@ -1,4 +1,4 @@
-"""Additive attention (Bahdanau et al. 2015, https://arxiv.org/abs/1409.0473): the plain modules, the explicit formulas.
+"""Additive attention (Bahdanau et al. 2015, https://arxiv.org/abs/1409.0473): the plain modules.
 
     score[b,s,t] = scale Σ_a v_a act(q[b,s,a] + k[b,t,a])     α = softmax_t(score)     context[b,s] = Σ_t α value[b,t]
 
@@ -14,18 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridops.checks import (
-    accumulation_dtype,
+    ACTIVATIONS,
+    broadcast_mask,
     check_bool,
     check_choice,
     check_number,
     check_positive_int,
     check_shape,
 )
-
-ACTIVATIONS = ("tanh", "relu", "leaky_relu")
-
-
-# ------------------------------------------------------------------------------------------------ the plain modules
+from hybridops.formulas.additive_attention import activate, masked_softmax
 
 
 class ConcatAttention(nn.Module):
@@ -197,122 +194,3 @@ class AdditiveAttention(nn.Module):
 
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}, scale={self.scale:g}, dropout={self.dropout:g}"
-
-
-def broadcast_mask(mask: Tensor | None, batch: int, queries: int | None, keys: int) -> Tensor | None:
-    """A view of the mask with three dimensions, broadcastable to (batch, queries, keys); queries None: any number.
-
-    Two dimensions are (B, T): padding is by far the most common mask.
-    """
-    if mask is None:
-        return None
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        came = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"mask must be a boolean tensor (True = may be attended), got {came}")
-    view = mask.unsqueeze(1) if mask.dim() == 2 else mask
-    view = view[(None,) * (3 - view.dim())]
-    wanted = (batch, queries, keys)
-    fits = view.dim() == 3
-    for got, want in zip(view.shape, wanted, strict=False):
-        fits = fits and (got == 1 or want in (None, got))
-    if not fits:
-        shape = ", ".join("S" if size is None else str(size) for size in wanted)
-        raise ValueError(f"mask must be ({batch}, {keys}) or broadcastable to ({shape}), got {tuple(mask.shape)}")
-    return view
-
-
-# -------------------------------------------------------------------------------------------- the explicit formulas
-
-
-def masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax over the last dimension of the positions where mask (broadcastable to scores) is True.
-
-    A masked position has weight exactly 0 whatever its score. A row with no position left is all zeros, with zero
-    gradients. Elsewhere NaN and infinite scores do what they do in `torch.softmax`.
-    """
-    if mask is None:
-        return torch.softmax(scores, dim=-1)
-    # An empty row is filled with 0, not -inf: the softmax of -inf alone is NaN, and so is its backward.
-    empty = ~mask.any(dim=-1, keepdim=True)
-    fill = torch.where(empty, 0.0, float("-inf")).to(scores.dtype)
-    return torch.softmax(torch.where(mask, scores, fill), dim=-1).masked_fill(~mask, 0.0)
-
-
-def additive_scores_forward(
-    q: Tensor,  # (B, S, A)
-    k: Tensor,  # (B, T, A)
-    v: Tensor,  # (A,)
-    activation: str,
-    negative_slope: float,
-) -> Tensor:
-    """Σ_a v_a act(q[b,s,a] + k[b,t,a]), (B, S, T) in the accumulation dtype. The oracle may allocate (B, S, T, A)."""
-    energy = activate(_pair_sums(q, k), activation, negative_slope)
-    return torch.matmul(energy, v.to(energy.dtype))
-
-
-def additive_attention_forward(
-    q: Tensor,  # (B, S, A)
-    k: Tensor,  # (B, T, A)
-    v: Tensor,  # (A,)
-    value: Tensor,  # (B, T, D)
-    mask: Tensor | None,  # boolean, three dimensions, broadcastable to (B, S, T)
-    score_bias: Tensor | None,  # broadcastable to (B, S, T)
-    scale: float,
-    activation: str,
-    negative_slope: float,
-    key_exponentials: tuple[Tensor, Tensor] | None = None,  # for the back ends that have a use for them
-    need_weights: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """context (B, S, D) and weights (B, S, T), in the dtype of value; weights that are not needed may be anything."""
-    scores = scale * additive_scores_forward(q, k, v, activation, negative_slope)
-    if score_bias is not None:
-        scores = scores + score_bias.to(scores.dtype)
-    weights = masked_softmax(scores, mask).to(value.dtype)
-    return torch.matmul(weights, value), weights
-
-
-def prepare_keys(k: Tensor, activation: str) -> tuple[Tensor, Tensor] | None:
-    """What `additive_attention_forward` takes as key_exponentials: nothing here."""
-    return None
-
-
-def additive_scores_backward(
-    grad_scores: Tensor,  # (B, S, T) accumulation dtype
-    q: Tensor,  # (B, S, A)
-    k: Tensor,  # (B, T, A)
-    v: Tensor,  # (A,)
-    activation: str,
-    negative_slope: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of q, k and v, each in its own dtype.
-
-    w[b,s,t,a] = grad_scores[b,s,t] v_a act'(q[b,s,a] + k[b,t,a])
-
-        dq = Σ_t w          dk = Σ_s w          dv_a = Σ_{b,s,t} grad_scores[b,s,t] act(q[b,s,a] + k[b,t,a])
-    """
-    z = _pair_sums(q, k)
-    grad_scores = grad_scores.to(z.dtype)[..., None]
-    w = grad_scores * v.to(z.dtype) * _activation_slope(z, activation, negative_slope)
-    dv = (grad_scores * activate(z, activation, negative_slope)).sum((0, 1, 2))
-    return w.sum(2).to(q.dtype), w.sum(1).to(k.dtype), dv.to(v.dtype)
-
-
-def activate(z: Tensor, activation: str, negative_slope: float) -> Tensor:
-    if activation == "tanh":
-        return torch.tanh(z)
-    return F.relu(z) if activation == "relu" else F.leaky_relu(z, negative_slope)
-
-
-def _activation_slope(z: Tensor, activation: str, negative_slope: float) -> Tensor:
-    """act'(z), and at the kink, and for NaN, what autograd takes it to be."""
-    if activation == "tanh":
-        return 1 - torch.tanh(z).square()
-    if activation == "relu":
-        return torch.ones_like(z).masked_fill(z <= 0, 0.0)
-    return torch.ones_like(z).masked_fill(~(z > 0), negative_slope)
-
-
-def _pair_sums(q: Tensor, k: Tensor) -> Tensor:
-    """q[b,s,a] + k[b,t,a] as (B, S, T, A) in the accumulation dtype."""
-    acc = accumulation_dtype(q.dtype)
-    return q[:, :, None].to(acc) + k[:, None].to(acc)

@@ -1,4 +1,4 @@
-"""ConvLSTM (Shi et al. 2015, https://arxiv.org/abs/1506.04214): the plain modules and the explicit formulas.
+"""ConvLSTM (Shi et al. 2015, https://arxiv.org/abs/1506.04214): the plain modules, as people write them.
 
     a_t = W_ih * x_t + W_hh * h_{t-1} + b     (* is convolution with 'same' zero padding; 4H channels a_f a_i a_g a_o)
     f = sigmoid(a_f + p_f c_{t-1})     i = sigmoid(a_i + p_i c_{t-1})     g = tanh(a_g)
@@ -9,34 +9,28 @@ Symbols: B batch, T time, C input channels, H hidden channels, S* the one to thr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridops.checks import (
-    accumulation_dtype,
+    SPATIAL_NAMES,
     check_bool,
     check_choice,
     check_pair,
     check_positive_int,
     check_shape,
 )
+from hybridops.formulas.conv_lstm import add_peephole
+from hybridops.formulas.recurrence import same_padding
 
 GATES = "figo"
 PEEPHOLES = ("channel", "spatial")
-SPATIAL_NAMES = {1: ("W",), 2: ("H", "W"), 3: ("D", "H", "W")}
 
 _CONV_MODULES = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 States = tuple[Tensor, Tensor]
-
-
-# ------------------------------------------------------------------------------------------------ the plain modules
 
 
 class ConvLSTMCell(nn.Module):
@@ -83,7 +77,7 @@ class ConvLSTMCell(nn.Module):
             self.input_dim + self.hidden_dim,
             4 * self.hidden_dim,
             self.kernel_size,
-            padding=_same_padding(self.kernel_size),
+            padding=same_padding(self.kernel_size),
             bias=check_bool("bias", bias),
             device=device,
             dtype=dtype,
@@ -126,14 +120,21 @@ class ConvLSTMCell(nn.Module):
         h_prev, c_prev = self.initial_states(x_t) if states is None else self._check_states(x_t, states)
         a = self.conv(torch.cat([x_t, h_prev.to(x_t.dtype)], dim=1))
         a = dict(zip(self.gate_order, a.chunk(4, dim=1), strict=True))
-        p_f, p_i, p_o = peephole_rows(self.peephole, self.spatial_dims)
+        p_f, p_i, p_o = self._peephole_rows()
 
-        f = torch.sigmoid(_peep(a["f"], p_f, c_prev))
-        i = torch.sigmoid(_peep(a["i"], p_i, c_prev))
+        f = torch.sigmoid(add_peephole(a["f"], p_f, c_prev))
+        i = torch.sigmoid(add_peephole(a["i"], p_i, c_prev))
         g = torch.tanh(a["g"])
         c_t = f * c_prev + i * g
-        o = torch.sigmoid(_peep(a["o"], p_o, c_t))
+        o = torch.sigmoid(add_peephole(a["o"], p_o, c_t))
         return o * torch.tanh(c_t), c_t
+
+    def _peephole_rows(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """p_f, p_i, p_o, each to be broadcast against (B, H, S*)."""
+        if self.peephole is None:
+            return None, None, None
+        rows = self.peephole
+        return (rows[(..., *[None] * self.spatial_dims)] if rows.dim() == 2 else rows).unbind(0)
 
     def _space(self) -> tuple[int | str, ...]:
         """The spatial sizes an input must have: a spatial peephole fixes them, nothing else does."""
@@ -291,7 +292,7 @@ def _check_kernel_size(kernel_size: int | tuple[int, ...]) -> tuple[int, ...]:
     if isinstance(kernel_size, list):
         raise TypeError(f"kernel_size must be an int or a tuple of ints, got the list {kernel_size!r}")
     sizes = kernel_size if isinstance(kernel_size, tuple) else (kernel_size,) * 2
-    if len(sizes) not in _CONV:
+    if len(sizes) not in _CONV_MODULES:
         raise ValueError(f"kernel_size must have one to three sizes, got {kernel_size!r}")
     sizes = tuple(check_positive_int("kernel_size", size) for size in sizes)
     if any(size % 2 == 0 for size in sizes):
@@ -315,242 +316,3 @@ def _check_gate_order(gate_order: str) -> str:
     if sorted(gate_order) != sorted(GATES):
         raise ValueError(f"gate_order must be a permutation of {GATES!r}, got {gate_order!r}")
     return gate_order
-
-
-# -------------------------------------------------------------------------------------------- the explicit formulas
-
-
-def conv_lstm_forward(
-    x: Tensor,  # (B, T, C, S*)
-    h0: Tensor | None,  # (B, H, S*), None = zeros
-    c0: Tensor | None,  # (B, H, S*) accumulation dtype, None = zeros
-    w_ih: Tensor,  # (4H, C, K*)
-    w_hh: Tensor,  # (4H, H, K*)
-    bias: Tensor | None,  # (4H)
-    peephole: Tensor | None,  # (3, H) or (3, H, S*), rows f, i, o
-    save: str,  # "nothing" | "cells" | "gates"
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The recurrence over a sequence, gate order f, i, g, o. Sums and the cell are in the accumulation dtype.
-
-    Gives hs (T, B, H, S*) in x's dtype; cs (T, B, H, S*) in the accumulation dtype, for save="nothing" only the last,
-    (1, B, H, S*); and for save="gates" the gates (T, B, 4H, S*) after their nonlinearity in x's dtype, else None.
-    """
-    acc = accumulation_dtype(x.dtype)
-    batch, hidden, space = x.shape[0], w_hh.shape[1], x.shape[3:]
-    h = x.new_zeros(batch, hidden, *space) if h0 is None else h0
-    c = x.new_zeros(batch, hidden, *space, dtype=acc) if c0 is None else c0
-    peephole = peephole_rows(peephole, w_hh.dim() - 2, acc)
-
-    hs, cs, gates = [], [], []
-    for x_t in x.unbind(1):
-        f, i, g, o, c = _lstm_step(_preactivation(x_t, h, w_ih, w_hh, bias), c, peephole)
-        h = (o * torch.tanh(c)).to(x.dtype)
-        hs.append(h)
-        if save != "nothing":
-            cs.append(c)
-        if save == "gates":
-            gates.append(torch.cat([f, i, g, o], dim=1).to(x.dtype))
-
-    hs = _stack_steps(hs, (batch, hidden, *space), x)
-    cs = c[None] if save == "nothing" else _stack_steps(cs, (batch, hidden, *space), c)
-    gates = _stack_steps(gates, (batch, 4 * hidden, *space), x) if save == "gates" else None
-    return hs, cs, gates
-
-
-def conv_lstm_backward(
-    grad_hs: Tensor | None,  # (T, B, H, S*)
-    grad_hn: Tensor | None,  # (B, H, S*)
-    grad_cn: Tensor | None,  # (B, H, S*)
-    gates: Tensor,  # (T, B, 4H, S*), after their nonlinearity
-    cs: Tensor,  # (T, B, H, S*) accumulation dtype
-    c0: Tensor | None,  # (B, H, S*) accumulation dtype, None = zeros
-    w_hh: Tensor,  # (4H, H, K*)
-    peephole: Tensor | None,  # (3, H) or (3, H, S*), rows f, i, o
-    need_dh0: bool,
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The gradient of the pre-activations, from the last step to the first.
-
-    With dh = grad_hs[t] + (dh from t+1) and dc carried:
-
-        da_o = dh tanh(c_t) o(1-o)          dc += dh o (1 - tanh²(c_t)) + p_o da_o
-        da_f = dc c_{t-1} f(1-f)            da_i = dc g i(1-i)           da_g = dc i (1-g²)
-        dh_{t-1} = W_hhᵀ * da_t             dc_{t-1} = dc f + p_f da_f + p_i da_i
-
-    Gives da (T, B, 4H, S*) in the gates' dtype; dh0 (None unless need_dh0), dc0 (B, H, S*) in the accumulation dtype.
-    Nothing else of the sequence is looked at, so it may be run over a chunk: c0 is then the cell before the chunk, and
-    grad_hn, grad_cn are the dh0, dc0 of the chunk behind it.
-    """
-    acc = cs.dtype
-    zeros = cs.new_zeros(cs.shape[1:])
-    dh = zeros if grad_hn is None else grad_hn.to(acc)
-    dc = zeros if grad_cn is None else grad_cn.to(acc)
-    p_f, p_i, p_o = peephole_rows(peephole, w_hh.dim() - 2, acc)
-    cells = [zeros if c0 is None else c0, *cs.unbind(0)]
-
-    das = []
-    for t in reversed(range(len(gates))):
-        f, i, g, o = gates[t].to(acc).chunk(4, dim=1)
-        c_prev, tanh_c = cells[t], torch.tanh(cells[t + 1])
-        if grad_hs is not None:
-            dh = dh + grad_hs[t].to(acc)
-        da_o = dh * tanh_c * o * (1 - o)
-        dc = _peep(dc + dh * o * (1 - tanh_c * tanh_c), p_o, da_o)
-        da_f = dc * c_prev * f * (1 - f)
-        da_i = dc * g * i * (1 - i)
-        da_g = dc * i * (1 - g * g)
-        da = torch.cat([da_f, da_i, da_g, da_o], dim=1)
-        das.append(da.to(gates.dtype))
-        dc = _peep(_peep(dc * f, p_f, da_f), p_i, da_i)
-        if t > 0 or need_dh0:
-            dh = _convolve_transposed(da, w_hh.to(acc))
-
-    return _stack_steps(das[::-1], gates.shape[1:], gates), dh if need_dh0 else None, dc
-
-
-def input_gradient(
-    da: Tensor,  # (T, B, 4H, S*)
-    weight: Tensor,  # (4H, C, K*)
-    dx: Tensor,  # (T, B, C, S*)
-) -> None:
-    """Writes dx = weightᵀ * da, the gradient of x in weight * x."""
-    of_x, _ = _convolution_backward(da, dx, weight, (True, False, False))
-    dx.copy_(of_x.unflatten(0, da.shape[:2]))
-
-
-def weight_gradients(
-    da: Tensor,  # (T, B, 4H, S*)
-    factors: Sequence[Tensor],  # x (T, B, C, S*); one or two
-    dweights: Sequence[Tensor],  # (4H, C, K*) accumulation dtype
-) -> None:
-    """Adds dweight[o,c,k] += Σ_{t,b,s} da[t,b,o,s] x[t,b,c,s+k], for each x: of the weight in weight * x."""
-    for x, dweight in zip(factors, dweights, strict=True):
-        dweight += _convolution_backward(da, x, da.new_empty(dweight.shape), (False, True, False))[1]
-
-
-def _convolution_backward(
-    da: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """In the accumulation dtype: that of three spatial dimensions in bfloat16 is garbage in PyTorch 2.13 on the CPU."""
-    kernel, acc = weight.shape[2:], accumulation_dtype(da.dtype)
-    one, zero = [1] * len(kernel), [0] * len(kernel)
-    return torch.ops.aten.convolution_backward(
-        da.flatten(0, 1).to(acc),
-        x.flatten(0, 1).to(acc),
-        weight.to(acc),
-        None,
-        one,
-        _same_padding(kernel),
-        one,
-        False,
-        zero,
-        1,
-        wanted,
-    )[:2]
-
-
-def conv_lstm_backward_from_states(
-    grad_hs: Tensor | None,  # (T, B, H, S*)
-    grad_hn: Tensor | None,  # (B, H, S*)
-    grad_cn: Tensor | None,  # (B, H, S*)
-    x: Tensor,  # (B, T, C, S*)
-    h0: Tensor | None,  # (B, H, S*), None = zeros
-    hs: Tensor,  # (T, B, H, S*)
-    cs: Tensor,  # (T, B, H, S*) accumulation dtype
-    c0: Tensor | None,  # (B, H, S*) accumulation dtype, None = zeros
-    w_ih: Tensor,  # (4H, C, K*)
-    w_hh: Tensor,  # (4H, H, K*)
-    bias: Tensor | None,  # (4H)
-    peephole: Tensor | None,  # (3, H) or (3, H, S*), rows f, i, o
-    need_dh0: bool,
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """`conv_lstm_backward` where the gates were not saved."""
-    gates = gates_from_states(x, h0, hs, cs, c0, w_ih, w_hh, bias, peephole)
-    return conv_lstm_backward(grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0)
-
-
-def gates_from_states(
-    x: Tensor,  # (B, T, C, S*)
-    h0: Tensor | None,  # (B, H, S*), None = zeros
-    hs: Tensor,  # (T, B, H, S*)
-    cs: Tensor,  # (T, B, H, S*) accumulation dtype
-    c0: Tensor | None,  # (B, H, S*) accumulation dtype, None = zeros
-    w_ih: Tensor,  # (4H, C, K*)
-    w_hh: Tensor,  # (4H, H, K*)
-    bias: Tensor | None,  # (4H)
-    peephole: Tensor | None,  # (3, H) or (3, H, S*), rows f, i, o
-) -> Tensor:
-    """The gates (T, B, 4H, S*) that `conv_lstm_forward` would save. With every state known, no recurrence is left in
-    them: they come back from one convolution over all T·B images.
-    """
-    before = (_one_step_later(first, states) for first, states in ((h0, hs), (c0, cs)))
-    images, hs_prev, cs_prev, cs_now = (t.flatten(0, 1) for t in (x.transpose(0, 1), *before, cs))
-    rows = peephole_rows(peephole, w_hh.dim() - 2, cs.dtype)
-    f, i, g, o, _ = _lstm_step(_preactivation(images, hs_prev, w_ih, w_hh, bias), cs_prev, rows, c=cs_now)
-    return torch.cat([f, i, g, o], dim=1).to(x.dtype).unflatten(0, hs.shape[:2])
-
-
-def _one_step_later(first: Tensor | None, states: Tensor) -> Tensor:
-    first = torch.zeros_like(states[0]) if first is None else first
-    return torch.cat([first[None], states[:-1]])
-
-
-def peephole_rows(
-    peephole: Tensor | None, spatial_dims: int, dtype: torch.dtype | None = None
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """p_f, p_i, p_o, each to be broadcast against (B, H, S*)."""
-    if peephole is None:
-        return None, None, None
-    if peephole.dim() == 2:
-        peephole = peephole[(..., *[None] * spatial_dims)]
-    return peephole.to(dtype=dtype).unbind(0)
-
-
-def _preactivation(x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, bias: Tensor | None) -> Tensor:
-    """W_ih * x + W_hh * h + b in the accumulation dtype.
-
-    In bfloat16, PyTorch's own convolution of [x, h] is rounded once, as the plain module's, and takes half the time of
-    one in float32; but that of three spatial dimensions has wrong gradients (see `_convolution_backward`).
-    """
-    acc = accumulation_dtype(x.dtype)
-    if x.dtype == torch.bfloat16 and not torch.is_grad_enabled():
-        return _convolve(torch.cat([x, h], dim=1), torch.cat([w_ih, w_hh], dim=1), bias).to(acc)
-    x, h, w_ih, w_hh = (tensor.to(acc) for tensor in (x, h, w_ih, w_hh))
-    return _convolve(x, w_ih, None if bias is None else bias.to(acc)) + _convolve(h, w_hh)
-
-
-def _lstm_step(
-    a: Tensor, c_prev: Tensor, peephole: tuple[Tensor | None, ...], c: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """f, i, g, o and c_t, from the pre-activations and c_{t-1}; c is c_t where that is known already."""
-    a_f, a_i, a_g, a_o = a.chunk(4, dim=1)
-    p_f, p_i, p_o = peephole
-    f = torch.sigmoid(_peep(a_f, p_f, c_prev))
-    i = torch.sigmoid(_peep(a_i, p_i, c_prev))
-    g = torch.tanh(a_g)
-    c = f * c_prev + i * g if c is None else c
-    o = torch.sigmoid(_peep(a_o, p_o, c))
-    return f, i, g, o, c
-
-
-def _peep(a: Tensor, p: Tensor | None, c: Tensor) -> Tensor:
-    """a + p∘c. Without a peephole c is left alone: 0∘inf would be NaN."""
-    return a if p is None else a + p * c
-
-
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    kernel = weight.shape[2:]
-    return _CONV[len(kernel)](x, weight, bias, padding=_same_padding(kernel))
-
-
-def _convolve_transposed(x: Tensor, weight: Tensor) -> Tensor:
-    kernel = weight.shape[2:]
-    return _CONV_TRANSPOSE[len(kernel)](x, weight, padding=_same_padding(kernel))
-
-
-def _same_padding(kernel_size: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(size // 2 for size in kernel_size)
-
-
-def _stack_steps(steps: list[Tensor], shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """The steps, each of that shape, along a new first dimension; there may be none."""
-    return torch.stack(steps) if steps else like.new_empty((0, *shape))

@@ -9,12 +9,15 @@ from __future__ import annotations
 import importlib.util
 import os
 from math import prod
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from hybridops.checks import DTYPES
+from hybridops.contract import BackEnd
+
 MOST_PIXELS = 2**31 - 2**10  # of a step, and a block more: they are counted through in 32 bits
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 OLDEST = (3, 6)  # of PyTorch 2.10 on CUDA; older ones multiply no float64
 INSTALL = "install it with `pip install triton` (Linux only)"
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")  # as Triton reads it
@@ -40,7 +43,7 @@ def version() -> tuple[int, ...]:
 _UNAVAILABLE = _find_reason()
 
 
-def unavailable_reason() -> str | None:
+def unavailable_reason(device_type: str | None = None) -> str | None:
     """None where the kernels can be imported and run, at least on some device; else why not."""
     return _UNAVAILABLE
 
@@ -60,3 +63,25 @@ def unsupported_reason(family: str, x: Tensor, spatial_dims: int) -> str | None:
     if family == "conv_lstm" and prod((x.shape[0], *x.shape[-spatial_dims:])) > MOST_PIXELS:
         return f"the Triton ConvLSTM takes up to {MOST_PIXELS} pixels a step, not {tuple(x.shape)}"
     return None
+
+
+def _families() -> dict[str, ModuleType]:
+    if unavailable_reason() is not None:
+        return {}
+    from hybridops.triton import additive_attention, conv_lstm
+
+    return {"conv_lstm": conv_lstm, "additive_attention": additive_attention}
+
+
+def _description() -> str:
+    return "Triton {}.{} {}".format(*version(), "in its interpreter on the CPU" if INTERPRETED else "on CUDA")
+
+
+BACK_END = BackEnd(
+    name="triton",
+    families=_families(),
+    priority={"cuda": 1},
+    unavailable_reason=unavailable_reason,
+    unsupported_reason=unsupported_reason,
+    description=_description,
+)

@@ -1,4 +1,4 @@
-"""Additive attention in Triton: ops, and how they launch their kernels. Contract: reference/additive_attention.py."""
+"""Additive attention in Triton: ops, and how they launch their kernels. Contract: contract.AdditiveAttentionImpl."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from hybridops.checks import accumulation_dtype
-from hybridops.native import refuse_forward_mode
+from hybridops.contract import Activation, AttentionInputs
 from hybridops.triton.additive_attention_kernels import attention_kernel, combine_kernel, softmax_kernel
 from hybridops.triton.additive_gradient_kernels import gradients_kernel
 from hybridops.triton.additive_scores_kernels import RANGE, exponentials_kernel, scores_kernel
@@ -48,53 +48,35 @@ MOST_VALUES = 256
 # --------------------------------------------------------------------------------------------------- what is here
 
 
-def additive_scores_forward(
-    q: Tensor,  # (B,S,A)
-    k: Tensor,  # (B,T,A)
-    v: Tensor,  # (A,)
-    activation: str,
-    negative_slope: float,
-) -> Tensor:
-    refuse_forward_mode(q, k, v)
-    return _scores(q, k, v, None, 1.0, activation, negative_slope, None, None)
+def additive_scores_forward(q: Tensor, k: Tensor, v: Tensor, activation: Activation) -> Tensor:
+    return _scores(q, k, v, None, 1.0, *activation, None, None)
 
 
 def additive_attention_forward(
-    q: Tensor,  # (B,S,A)
-    k: Tensor,  # (B,T,A)
-    v: Tensor,  # (A,)
-    value: Tensor,  # (B,T,D)
-    mask: Tensor | None,  # boolean, broadcastable to (B,S,T)
-    score_bias: Tensor | None,  # broadcastable to (B,S,T)
+    inputs: AttentionInputs,
+    activation: Activation,
     scale: float,
-    activation: str,
-    negative_slope: float,
-    key_exponentials: tuple[Tensor, Tensor] | None = None,
+    prepared: tuple[Tensor, Tensor] | None = None,
     need_weights: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Without the weights nothing of the size (B,S,T) is written, where a row of the context fits in registers."""
-    refuse_forward_mode(q, k, v, value, score_bias)
-    scores = (q, k, v, score_bias, scale, activation, negative_slope, *(key_exponentials or (None, None)))
+    q, k, v, value, mask, score_bias = inputs
+    scores = (q, k, v, score_bias, scale, *activation, *(prepared or (None, None)))
     if _fits_registers(value):
         return _attention(*scores, mask, value, need_weights)
     weights = _weights(*scores, mask)
     return torch.matmul(weights, value), weights
 
 
-def prepare_keys(k: Tensor, activation: str) -> tuple[Tensor, Tensor] | None:
-    """The exponentials of the keys (B,A',T') and their bounds (B,T), which the forward otherwise computes each time."""
-    return _exponentials(k.detach()) if activation == "tanh" else None
+def prepare_keys(k: Tensor, kind: str) -> tuple[Tensor, Tensor] | None:
+    """The exponentials of the keys (B,A',T') and their bounds (B,T)."""
+    return _exponentials(k.detach()) if kind == "tanh" else None
 
 
 def additive_scores_backward(
-    grad_scores: Tensor,  # (B,S,T) acc
-    q: Tensor,  # (B,S,A)
-    k: Tensor,  # (B,T,A)
-    v: Tensor,  # (A,)
-    activation: str,
-    negative_slope: float,
+    grad_scores: Tensor, q: Tensor, k: Tensor, v: Tensor, activation: Activation
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _scores_backward(grad_scores, q, k, v, activation, negative_slope)
+    return _scores_backward(grad_scores, q, k, v, *activation)
 
 
 # ------------------------------------------------------------------------------------------------------------ ops

@@ -27,7 +27,15 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hybridops.reference.additive_attention import ACTIVATIONS
+from hybridops.checks import ACTIVATIONS
+from hybridops.contract import (
+    Activation,
+    AttentionInputs,
+    ConvLSTMInputs,
+    ConvLSTMStates,
+    Save,
+    StateGradients,
+)
 from hybridops.triton import additive_attention, conv_lstm
 from hybridops.triton.launch import Config, options
 
@@ -133,24 +141,27 @@ def conv_lstm_launches() -> Iterator[Launch]:
 
 def run_conv_lstm_forward(dtype: torch.dtype, channels: int, hidden: int, least: bool) -> None:
     acc = torch.promote_types(dtype, torch.float32)
-    x = torch.zeros(2, 2, 8, 16, channels, dtype=dtype).movedim(-1, 2)
-    state = torch.zeros(2, hidden, 8, 16)
+    x, state = torch.zeros(2, 2, 8, 16, channels, dtype=dtype), torch.zeros(2, 8, 16, hidden)
     w_ih, w_hh = (torch.zeros(4 * hidden, size, 3, 3, dtype=dtype) for size in (channels, hidden))
-    bias, peephole = torch.zeros(4 * hidden, dtype=dtype), torch.zeros(3, hidden, 8, 16)
-    optional = (None, None) if least else (bias, peephole)
-    states = (None, None) if least else (state.to(dtype), state.to(acc))
-    conv_lstm.conv_lstm_forward(x, *states, w_ih, w_hh, *optional, "nothing" if least else "gates")
+    bias, peephole = torch.zeros(4 * hidden, dtype=dtype), torch.zeros(3, 8, 16, hidden)
+    inputs = ConvLSTMInputs(x, state.to(dtype), state.to(acc), w_ih, w_hh, bias, peephole)
+    if least:
+        inputs = ConvLSTMInputs(x, None, None, w_ih, w_hh, None, None)
+    conv_lstm.conv_lstm_forward(inputs, Save.NOTHING if least else Save.GATES)
 
 
 def run_conv_lstm_backward(dtype: torch.dtype, channels: int, hidden: int, least: bool) -> None:
     acc = torch.promote_types(dtype, torch.float32)
-    h, c = (torch.zeros(2, 2, 8, 16, hidden, dtype=t).movedim(-1, 2) for t in (dtype, acc))
-    gates = torch.zeros(2, 2, 8, 16, 4 * hidden, dtype=dtype).movedim(-1, 2)
-    w_hh, peephole = torch.zeros(4 * hidden, hidden, 3, 3, dtype=dtype), torch.zeros(3, hidden, 8, 16)
+    x, h, c, gates = (
+        torch.zeros(2, 2, 8, 16, size, dtype=t)
+        for size, t in ((1, dtype), (hidden, dtype), (hidden, acc), (4 * hidden, dtype))
+    )
+    w_ih, w_hh = (torch.zeros(4 * hidden, size, 3, 3, dtype=dtype) for size in (1, hidden))
+    peephole = torch.zeros(3, 8, 16, hidden)
+    grads, inputs = StateGradients(h, h[0], c[0]), ConvLSTMInputs(x, h[0], c[0], w_ih, w_hh, None, peephole)
     if least:
-        conv_lstm.conv_lstm_backward(h, None, None, gates, c, None, w_hh, None, False)
-    else:
-        conv_lstm.conv_lstm_backward(h, h[0], c[0], gates, c, c[0], w_hh, peephole, True)
+        grads, inputs = StateGradients(h, None, None), ConvLSTMInputs(x, None, None, w_ih, w_hh, None, None)
+    conv_lstm.conv_lstm_backward(grads, inputs, ConvLSTMStates(h, c, gates), not least)
 
 
 def additive_attention_launches() -> Iterator[Launch]:
@@ -187,13 +198,14 @@ def attention_launches(name: str, dtype: torch.dtype, activation: str, blocks: I
 def run_attention(dtype: torch.dtype, activation: str, values: int, size: int) -> None:
     q, k, v, mask, bias = attention_inputs(dtype, size)
     value = torch.zeros(*k.shape[:2], values, dtype=dtype)
-    additive_attention.additive_attention_forward(q, k, v, value, mask, bias, 1.0, activation, 0.01)
-    additive_attention.additive_scores_forward(q, k, v, activation, 0.01)
+    act = Activation(activation, 0.01)
+    additive_attention.additive_attention_forward(AttentionInputs(q, k, v, value, mask, bias), act, 1.0)
+    additive_attention.additive_scores_forward(q, k, v, act)
 
 
 def run_gradients(dtype: torch.dtype, activation: str, size: int) -> None:
     q, k, v, _, bias = attention_inputs(dtype, size)
-    additive_attention.additive_scores_backward(bias, q, k, v, activation, 0.01)
+    additive_attention.additive_scores_backward(bias, q, k, v, Activation(activation, 0.01))
 
 
 def attention_inputs(dtype: torch.dtype, size: int) -> tuple[Tensor, ...]:

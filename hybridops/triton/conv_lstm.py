@@ -1,30 +1,27 @@
-"""ConvLSTM recurrences in Triton. The contract is that of reference/conv_lstm.py.
+"""ConvLSTM recurrences in Triton. Contract: contract.ConvLSTMImpl.
 
 A step is one kernel: the convolution as a product of patches (pixels × channels) and weights, whose sums for the four
 gates of a block of pixels and hidden channels go through the gates in registers; in the backward, the transposed
 convolution of da_{t+1}, whose sums go through the backward of the gates at t. A sequence is one op, a loop of launches.
-
-Inside, images stand channels-last with two spatial dimensions: (B,Y,X,H).
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from hybridops.checks import accumulation_dtype
-from hybridops.native import refuse_forward_mode
-from hybridops.reference.conv_lstm import gates_from_states, input_gradient, weight_gradients
+from hybridops.contract import ConvLSTMInputs, ConvLSTMStates, Save, StateGradients
+from hybridops.formulas import recurrence
+from hybridops.formulas.conv_lstm import gates_from_states, input_gradient, weight_gradients
 from hybridops.triton.launch import Config, launch, op
 from hybridops.triton.math import cast, offset, precision, product, sigmoid, tanh
 from hybridops.triton.sizes import check_convolution, check_sizes
 
 __all__ = [
     "conv_lstm_backward",
-    "conv_lstm_backward_from_states",
     "conv_lstm_forward",
     "input_gradient",
     "weight_gradients",
@@ -75,75 +72,25 @@ ENOUGH_PROGRAMS = 128
 # --------------------------------------------------------------------------------------------------- what is here
 
 
-def conv_lstm_forward(
-    x: Tensor,  # (B,T,C,S*) any strides
-    h0: Tensor | None,  # (B,H,S*)
-    c0: Tensor | None,  # (B,H,S*) acc
-    w_ih: Tensor,  # (4H,C,K*)
-    w_hh: Tensor,  # (4H,H,K*)
-    bias: Tensor | None,  # (4H)
-    peephole: Tensor | None,  # (3,H) or (3,H,S*)
-    save: str,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    refuse_forward_mode(x, h0, c0, w_ih, w_hh, bias, peephole)
-    images = (_with_rows(t, w_hh) for t in (x, h0, c0, w_ih, w_hh))
-    hs, cs, gates = _forward(*images, bias, _with_rows(peephole, w_hh), save != "nothing", save == "gates")
-    hs, cs, gates = (_without_rows(t.movedim(-1, 2), w_hh) for t in (hs, cs, gates))
-    return hs, cs, gates if save == "gates" else None
+def conv_lstm_forward(inputs: ConvLSTMInputs, save: Save) -> ConvLSTMStates:
+    hs, cs, gates = _forward(*inputs, save != Save.NOTHING, save == Save.GATES)
+    return ConvLSTMStates(hs, cs, gates if save == Save.GATES else None)
 
 
 def conv_lstm_backward(
-    grad_hs: Tensor | None,  # (T,B,H,S*)
-    grad_hn: Tensor | None,  # (B,H,S*)
-    grad_cn: Tensor | None,  # (B,H,S*)
-    gates: Tensor,  # (T,B,4H,S*)
-    cs: Tensor,  # (T,B,H,S*) acc
-    c0: Tensor | None,  # (B,H,S*) acc
-    w_hh: Tensor,  # (4H,H,K*)
-    peephole: Tensor | None,  # (3,H) or (3,H,S*)
-    need_dh0: bool,
+    grads: StateGradients, inputs: ConvLSTMInputs, states: ConvLSTMStates, need_dh0: bool
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    images = (_with_rows(t, w_hh) for t in (grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole))
-    da, dh0, dc0 = _backward(*images, need_dh0)
-    da, dh0, dc0 = (_without_rows(t.movedim(-1, -3), w_hh) for t in (da, dh0, dc0))
+    """Gates that were not saved come back by the library's convolution."""
+    gates = gates_from_states(inputs, states) if states.gates is None else states.gates
+    da, dh0, dc0 = _backward(*grads, gates, states.cs, inputs.c0, inputs.w_hh, inputs.peephole, need_dh0)
     return da, dh0 if need_dh0 else None, dc0
-
-
-def conv_lstm_backward_from_states(
-    grad_hs: Tensor | None,  # (T,B,H,S*)
-    grad_hn: Tensor | None,  # (B,H,S*)
-    grad_cn: Tensor | None,  # (B,H,S*)
-    x: Tensor,  # (B,T,C,S*) any strides
-    h0: Tensor | None,  # (B,H,S*)
-    hs: Tensor,  # (T,B,H,S*)
-    cs: Tensor,  # (T,B,H,S*) acc
-    c0: Tensor | None,  # (B,H,S*) acc
-    w_ih: Tensor,  # (4H,C,K*)
-    w_hh: Tensor,  # (4H,H,K*)
-    bias: Tensor | None,  # (4H)
-    peephole: Tensor | None,  # (3,H) or (3,H,S*)
-    need_dh0: bool,
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The gates come back by the library's convolution."""
-    gates = gates_from_states(x, h0, hs, cs, c0, w_ih, w_hh, bias, peephole)
-    return conv_lstm_backward(grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0)
-
-
-def _with_rows(tensor: Tensor | None, weight: Tensor) -> Tensor | None:
-    """One spatial dimension (X), if the weight (4H,H,K*) has but one, as two (1,X)."""
-    per_channel = tensor is None or tensor.dim() == 2
-    return tensor if per_channel or weight.dim() == 4 else tensor.unsqueeze(-2)
-
-
-def _without_rows(tensor: Tensor, weight: Tensor) -> Tensor:
-    return tensor if weight.dim() == 4 else tensor.squeeze(-2)
 
 
 # ------------------------------------------------------------------------------------------------------------ ops
 
 
 def _forward_fake(x, h0, c0, w_ih, w_hh, bias, peephole, save_cells, save_gates):
-    batch, steps, _, *space = x.shape
+    steps, batch, *space, _ = x.shape
     hidden, acc = w_hh.shape[1], accumulation_dtype(x.dtype)
     hs = x.new_empty(steps, batch, *space, hidden)
     cs = x.new_empty(steps if save_cells else 1, batch, *space, hidden, dtype=acc)
@@ -156,40 +103,40 @@ def _forward_fake(x, h0, c0, w_ih, w_hh, bias, peephole, save_cells, save_gates)
     _forward_fake,
 )
 def _forward(
-    x: Tensor,  # (B,T,C,Y,X) any strides
-    h0: Tensor | None,  # (B,H,Y,X)
-    c0: Tensor | None,  # (B,H,Y,X) acc
+    x: Tensor,  # (T,B,Y,X,C) any strides
+    h0: Tensor | None,  # (B,Y,X,H)
+    c0: Tensor | None,  # (B,Y,X,H) acc
     w_ih: Tensor,  # (4H,C,KY,KX)
     w_hh: Tensor,  # (4H,H,KY,KX)
     bias: Tensor | None,  # (4H)
-    peephole: Tensor | None,  # (3,H) or (3,H,Y,X)
+    peephole: Tensor | None,  # (3,H) or (3,Y,X,H)
     save_cells: bool,
     save_gates: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """hs (T,B,Y,X,H), cs (T or 1,B,Y,X,H) acc, gates (T or 0,B,Y,X,4H) after their nonlinearity."""
-    check_sizes(x=(x, ("B", "T", "C", "Y", "X")))
-    hidden = check_convolution(w_hh, peephole, x.shape[0], tuple(x.shape[3:]), h0=h0, c0=c0)
-    check_sizes(w_ih=(w_ih, (4 * hidden, x.shape[2], *w_hh.shape[2:])), bias=(bias, (4 * hidden,)))
+    check_sizes(x=(x, ("T", "B", "Y", "X", "C")))
+    steps, batch, *space, channels = x.shape
+    hidden = check_convolution(w_hh, peephole, (batch, *space), h0=h0, c0=c0)
+    check_sizes(w_ih=(w_ih, (4 * hidden, channels, *w_hh.shape[2:])), bias=(bias, (4 * hidden,)))
     hs, cs, gates = _forward_fake(x, h0, c0, w_ih, w_hh, bias, peephole, save_cells, save_gates)
-    batch, steps, channels, *space = x.shape
     pixels = hs[0, ..., 0].numel()
     config = _config(FORWARD, x, pixels, hidden)
     hoisted = _hoisted(x, w_ih) if _hoists(config, x, pixels, hidden) else None
     w_x, w_h = (w.unflatten(0, (4, hidden)).permute(3, 4, 2, 0, 1).contiguous() for w in (w_ih, w_hh))  # (KY,KX,C,4,H)
-    h, c = _channels_last(h0), _channels_last(c0)
+    h, c = _dense(h0), _dense(c0)
     constants = {
         "C": channels, "H": hidden, "KY": w_hh.shape[2], "KX": w_hh.shape[3],
         "PEEPHOLE_PER_PIXEL": peephole is not None and peephole.dim() > 2, "PRECISION": precision(x),
     }  # fmt: skip
-    peephole = _peephole(peephole, cs.dtype)
+    peephole = _dense(peephole, cs.dtype)
     grid = (_programs(config, pixels, hidden),)
     for t in range(steps):
         c_out = cs[t if save_cells else 0]
         launch(
             step_kernel, grid, config,
-            x[:, t] if hoisted is None else None, h, c, None if hoisted is None else hoisted[t], w_x, w_h, bias,
+            x[t] if hoisted is None else None, h, c, None if hoisted is None else hoisted[t], w_x, w_h, bias,
             peephole, hs[t], c_out, gates[t] if save_gates else None,
-            batch, *space, x.stride(0), x.stride(3), x.stride(4), x.stride(2),
+            batch, *space, *x.stride()[1:],
             **constants,
         )  # fmt: skip
         h, c = hs[t], c_out
@@ -197,7 +144,7 @@ def _forward(
 
 
 def _backward_fake(grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0):
-    steps, batch, hidden, *space = cs.shape
+    steps, batch, *space, hidden = cs.shape
     da = gates.new_empty(steps, batch, *space, 4 * hidden)
     return da, cs.new_empty(batch if need_dh0 else 0, *space, hidden), cs.new_empty(batch, *space, hidden)
 
@@ -208,35 +155,35 @@ def _backward_fake(grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, nee
     _backward_fake,
 )
 def _backward(
-    grad_hs: Tensor | None,  # (T,B,H,Y,X) any strides
-    grad_hn: Tensor | None,  # (B,H,Y,X)
-    grad_cn: Tensor | None,  # (B,H,Y,X)
-    gates: Tensor,  # (T,B,4H,Y,X)
-    cs: Tensor,  # (T,B,H,Y,X) acc
-    c0: Tensor | None,  # (B,H,Y,X) acc
+    grad_hs: Tensor | None,  # (T,B,Y,X,H) any strides
+    grad_hn: Tensor | None,  # (B,Y,X,H)
+    grad_cn: Tensor | None,  # (B,Y,X,H)
+    gates: Tensor,  # (T,B,Y,X,4H)
+    cs: Tensor,  # (T,B,Y,X,H) acc
+    c0: Tensor | None,  # (B,Y,X,H) acc
     w_hh: Tensor,  # (4H,H,KY,KX)
-    peephole: Tensor | None,  # (3,H) or (3,H,Y,X)
+    peephole: Tensor | None,  # (3,H) or (3,Y,X,H)
     need_dh0: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """da (T,B,Y,X,4H), dh0 (B,Y,X,H) acc (no element unless needed), dc0 (B,Y,X,H) acc."""
-    check_sizes(cs=(cs, ("T", "B", "H", "Y", "X")))
-    steps, batch, _, *space = cs.shape
-    hidden = check_convolution(w_hh, peephole, batch, tuple(space), grad_hn=grad_hn, grad_cn=grad_cn, c0=c0)
-    states = (steps, batch, hidden, *space)
-    check_sizes(cs=(cs, states), grad_hs=(grad_hs, states), gates=(gates, (steps, batch, 4 * hidden, *space)))
+    check_sizes(cs=(cs, ("T", "B", "Y", "X", "H")))
+    steps, batch, *space, _ = cs.shape
+    hidden = check_convolution(w_hh, peephole, (batch, *space), grad_hn=grad_hn, grad_cn=grad_cn, c0=c0)
+    states = (steps, batch, *space, hidden)
+    check_sizes(cs=(cs, states), grad_hs=(grad_hs, states), gates=(gates, (*states[:-1], 4 * hidden)))
     da, dh0, dc0 = _backward_fake(grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0)
-    gates, cs = (t.movedim(2, -1).contiguous() for t in (gates, cs))
-    cells = [_channels_last(c0), *cs.unbind(0)]
+    gates, cs = gates.contiguous(), cs.contiguous()
+    cells = [_dense(c0), *cs.unbind(0)]
     w_h = w_hh.permute(2, 3, 0, 1).contiguous()  # (KY,KX,4H,H)
     constants = {
         "H": hidden, "KY": w_hh.shape[2], "KX": w_hh.shape[3],
         "PEEPHOLE_PER_PIXEL": peephole is not None and peephole.dim() > 2, "PRECISION": precision(gates),
     }  # fmt: skip
-    peephole = _peephole(peephole, cs.dtype)
-    strides = (0,) * 4 if grad_hs is None else tuple(grad_hs.stride(dim) for dim in (1, 3, 4, 2))
+    peephole = _dense(peephole, cs.dtype)
+    strides = (0,) * 4 if grad_hs is None else grad_hs.stride()[1:]
     config = _config(BACKWARD, gates, dc0[..., 0].numel(), hidden)
     grid = (_programs(config, dc0[..., 0].numel(), hidden),)
-    da_next, dh, dc = None, _channels_last(grad_hn), _channels_last(grad_cn)
+    da_next, dh, dc = None, _dense(grad_hn), _dense(grad_cn)
     for t in reversed(range(steps)):
         launch(
             step_backward_kernel, grid, config,
@@ -283,19 +230,11 @@ def _hoists(config: Config, x: Tensor, pixels: int, hidden: int) -> bool:
 
 def _hoisted(x: Tensor, w_ih: Tensor) -> Tensor:
     """W_ih * x (T,B,Y,X,4H)"""
-    images = x.transpose(0, 1).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-    a = F.conv2d(images, w_ih, padding=(w_ih.shape[2] // 2, w_ih.shape[3] // 2))
-    return a.movedim(1, -1).contiguous().unflatten(0, (x.shape[1], x.shape[0]))
+    return recurrence.convolve(x.flatten(0, 1), w_ih).contiguous().unflatten(0, x.shape[:2])
 
 
-def _channels_last(state: Tensor | None) -> Tensor | None:
-    """(B,H,Y,X) -> (B,Y,X,H)"""
-    return None if state is None else state.movedim(1, -1).contiguous()
-
-
-def _peephole(peephole: Tensor | None, acc: torch.dtype) -> Tensor | None:
-    """(3,H), or (3,H,Y,X) -> (3,Y,X,H)"""
-    return None if peephole is None else peephole.to(acc).movedim(1, -1).contiguous()
+def _dense(t: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
+    return None if t is None else t.to(dtype or t.dtype).contiguous()
 
 
 # -------------------------------------------------------------------------------------------------------- kernels

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hybridops.native import call
+from hybridops.native.library import call
 
 _library = torch.library.Library("hybridops_triton", "DEF")
 OPS: list[torch._ops.OpOverloadPacket] = []

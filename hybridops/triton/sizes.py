@@ -24,10 +24,9 @@ def check_pairs(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int, int]:
 
 def check_convolution(
     w_hh: Tensor,  # (4H,H,KY,KX)
-    peephole: Tensor | None,  # (3,H) or (3,H,Y,X)
-    batch: int,
-    space: tuple[int, ...],  # (Y,X)
-    **states: Tensor | None,  # (B,H,Y,X)
+    peephole: Tensor | None,  # (3,H) or (3,Y,X,H)
+    pixels: tuple[int, ...],  # (B,Y,X)
+    **states: Tensor | None,  # (B,Y,X,H)
 ) -> int:
     """H"""
     check_shape("w_hh", w_hh, ("4H", "H", "KY", "KX"))
@@ -37,7 +36,7 @@ def check_convolution(
     per_channel = peephole is not None and peephole.dim() == 2
     check_sizes(
         w_hh=(w_hh, (4 * hidden, hidden, *kernel)),
-        peephole=(peephole, (3, hidden, *(() if per_channel else space))),
-        **{name: (state, (batch, hidden, *space)) for name, state in states.items()},
+        peephole=(peephole, (3, *(() if per_channel else pixels[1:]), hidden)),
+        **{name: (state, (*pixels, hidden)) for name, state in states.items()},
     )
     return hidden

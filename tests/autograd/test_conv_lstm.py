@@ -8,8 +8,10 @@ from torch.autograd import forward_ad
 
 import hybridops.functional as HF
 from hybridops import backends
-from hybridops.autograd import conv_lstm as autograd
+from hybridops.autograd import recurrence
+from hybridops.autograd.conv_lstm import inside, outside
 from hybridops.checks import accumulation_dtype
+from hybridops.contract import Save
 from tests import tolerances
 from tests.native.test_ops import SCHEMA_AND_FAKE
 from tests.problems import (
@@ -26,9 +28,9 @@ from tests.problems import (
 @pytest.fixture(autouse=True)
 def _short_chunks(monkeypatch):
     """Chunks of four images of 3×2 pixels with 4×4 gates, which the sizes of `test_chunks` are chosen around."""
-    monkeypatch.setattr(autograd, "VALUES_PER_CHUNK", 24 * 16)
-    monkeypatch.setattr(autograd, "VALUES_PER_CHUNK_ON_CPU", 24 * 16)
-    monkeypatch.setattr(autograd, "PIXELS_PER_CHUNK_ON_CPU", 1)
+    monkeypatch.setattr(recurrence, "VALUES_PER_CHUNK", 24 * 16)
+    monkeypatch.setattr(recurrence, "VALUES_PER_CHUNK_ON_CPU", 24 * 16)
+    monkeypatch.setattr(recurrence, "PIXELS_PER_CHUNK_ON_CPU", 1)
 
 
 SAVES = ["gates", "recompute"]
@@ -213,10 +215,11 @@ def check_op(target, save="gates", dtype=torch.float32, needed=NAMES, given=GRAD
         inputs["c0"] = inputs["c0"].to(accumulation_dtype(dtype))
     backend = backends.choose("conv_lstm", target.backend, inputs["x"], inputs["x"].dim() - 3)
     wanted = [name in needed and tensor is not None for name, tensor in inputs.items()]
-    hs, cs, gates = backend.conv_lstm_forward(*inputs.values(), "gates" if save == "gates" else "cells")
-    grads = {"output": torch.ones_like(hs), "h_n": torch.ones_like(hs[0]), "c_n": torch.ones_like(cs[0])}
+    states = backend.conv_lstm_forward(inside(*inputs.values()), Save.GATES if save == "gates" else Save.CELLS)
+    grads = [torch.ones_like(t) for t in outside(states, inputs["x"].dim() - 3)]
+    grads = dict(zip(GRADIENTS, grads, strict=True))
     grads = [grad if name in given else None for name, grad in grads.items()]
-    call = (backend.__name__, [*inputs.values()], wanted, hs, cs, gates, *grads)
+    call = (backend.__name__, [*inputs.values()], wanted, *states, *grads)
     assert len(torch.ops.hybridops.conv_lstm_gradients.default(*call)) == sum(wanted)
     torch.library.opcheck(torch.ops.hybridops.conv_lstm_gradients.default, call, test_utils=tests)
 

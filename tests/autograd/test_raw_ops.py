@@ -123,9 +123,10 @@ def test_the_op_of_compiled_graphs_has_none():
     """Its tensors come in a list, which a Function does not look into: it raises at once."""
     inputs = cast(conv_lstm_inputs(), torch.float32)
     backend = native.__name__ + ".conv_lstm"
-    hs, cs, gates = torch.zeros(3, 2, 4, 4, 5), torch.zeros(3, 2, 4, 4, 5), torch.zeros(3, 2, 16, 4, 5)
+    hs, cs, gates = torch.zeros(3, 2, 4, 5, 4), torch.zeros(3, 2, 4, 5, 4), torch.zeros(3, 2, 4, 5, 16)
     op = torch.ops.hybridops.conv_lstm_gradients.default
-    arguments = (backend, list(inputs.values()), [True] + [False] * 6, hs, cs, gates, torch.ones_like(hs), None, None)
+    states, grads = (hs, cs, gates), (torch.ones(2, 3, 4, 4, 5), None, None)
+    arguments = (backend, list(inputs.values()), [True] + [False] * 6, *states, *grads)
     assert len(op(*arguments)) == 1
     inputs["x"].requires_grad_()
     with pytest.raises(RuntimeError, match=r"^hybridops::conv_lstm_gradients has no derivative"):

@@ -10,4 +10,4 @@ import hybridops  # its own ops are found first, and then replaced
 
 torch.ops.load_library(os.environ["HYBRIDOPS_SHIM"])
 torch.ops.hybridops = torch.ops.hybridops_shim
-hybridops.native.additive_attention.prepare_keys = hybridops.reference.additive_attention.prepare_keys
+hybridops.native.additive_attention.prepare_keys = hybridops.formulas.additive_attention.prepare_keys

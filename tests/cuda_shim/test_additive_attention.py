@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from hybridops.reference import additive_attention as reference
+from hybridops.contract import Activation, AttentionInputs
+from hybridops.formulas import additive_attention as formulas
 from tests import tolerances
 from tests.cuda_shim.test_shim import ORDERS
 from tests.problems import DTYPES, attention_inputs
@@ -45,7 +46,10 @@ def test_the_same_bits_in_any_order(op, monkeypatch, sizes):
     context, none = op(*given, 0.7, 0, 0.0, None, None, False)
     assert none.numel() == 0
     torch.testing.assert_close(context, results[0][0], **tolerances.EXACT)
-    plain, exact = (reference.additive_attention_forward(*cast(given, dtype), 0.7, "tanh", 0.0) for dtype in PRECISIONS)
+    plain, exact = (
+        formulas.additive_attention_forward(AttentionInputs(*cast(given, dtype)), Activation("tanh", 0.0), 0.7)
+        for dtype in PRECISIONS
+    )
     for got, near, want in zip(results[0], plain, exact, strict=True):
         assert tolerances.largest(got - want) <= tolerances.allowed_error(near, want, torch.float32)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hybridops.reference import additive_attention as reference
+from hybridops.contract import Activation
+from hybridops.formulas import additive_attention as formulas
 from tests import tolerances
 from tests.cuda_shim.sanitizer import environment
 from tests.cuda_shim.test_shim import ORDERS
@@ -81,5 +82,5 @@ def test_tiles_in_turn(shim):
     q, k, v = (inputs[name] for name in ("query", "key", "v"))
     grad = torch.randn(520, 70, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     got = torch.ops.hybridops_shim.additive_scores_backward(grad, q, k, v, 1, 0.0)
-    want = reference.additive_scores_backward(grad, q, k, v, "relu", 0.0)
+    want = formulas.additive_scores_backward(grad, q, k, v, Activation("relu", 0.0))
     torch.testing.assert_close(got, want, **tolerances.FLOAT64)

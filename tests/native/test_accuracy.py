@@ -16,8 +16,8 @@ from tests.problems import attention_inputs, cast, fused_attention, plain_attent
 def nonlinearities(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """sigmoid and tanh of (N,) values: gates whose pre-activation is 1 * x, in an image of N pixels."""
     one, zero = values.new_ones(4, 1, 1, 1), values.new_zeros(4, 1, 1, 1)
-    image = values.view(1, 1, 1, 1, -1)
-    gates = torch.ops.hybridops.conv_lstm_forward.default(image, None, None, one, zero, None, None, 2, 0)[2]
+    image = values.view(1, 1, 1, -1, 1)
+    gates = torch.ops.hybridops.conv_lstm_forward.default(image, None, None, one, zero, None, None, 2, False, 0)[2]
     f, i, g, o = gates.flatten(0, 3).unbind(-1)
     torch.testing.assert_close((i, o), (f, f), equal_nan=True, **tolerances.EXACT)
     return f, g

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.measure import peak_bytes
 from hybridops import native
-from hybridops.native.conv_lstm import largest_winograd_tile
+from hybridops.native.conv_lstm import precision
 from tests.native.recorder import record
 from tests.problems import (
     assert_captured,
@@ -66,11 +66,11 @@ def test_larger_tiles_where_precision_may_be_lost(setting, tiles):
 
 
 @pytest.mark.parametrize(
-    ("device", "precision", "tiles"), [("cuda", "tf32", 16), ("cuda", "ieee", EXACT), ("mkldnn", "tf32", EXACT)]
+    ("device", "setting", "reduced"), [("cuda", "tf32", True), ("cuda", "ieee", False), ("mkldnn", "tf32", False)]
 )
-def test_tensor_cores_of_a_gpu_where_precision_may_be_lost_on_it(device, precision, tiles):
-    set_for(device, precision)
-    assert largest_winograd_tile(torch.float32, "cuda") == tiles
+def test_tensor_cores_of_a_gpu_where_precision_may_be_lost_on_it(device, setting, reduced):
+    set_for(device, setting)
+    assert precision(torch.float32, "cuda")[0] == reduced
 
 
 @pytest.mark.gpu

@@ -39,6 +39,7 @@ def test_parity(isa):
 
 CASES = """
 import os, pytest, torch
+from hybridops.contract import Activation, AttentionInputs
 from hybridops.native import additive_attention as attention
 from tests import tolerances
 
@@ -69,16 +70,15 @@ loaded = {isa: torch.load(os.path.join(os.environ["PREPARED"], isa)) for isa in 
 for isa, i in [(isa, i) for isa in loaded for i in range(len(cases))]:
     (given, own_keys), keys = cases[i], loaded[isa][i]
     k, v, value = given["k"], given["v"] / len(given["v"]), given["value"]
-    options = (1.0, "tanh", 0.0)
-    q = (given["query"] @ given["weight"].T)[:, None]
-    pairs = (q, k, v, value, None, None, *options)
-    step = (None, k, v[None], value, None, *options)
-    context, weights = want = attention.additive_attention_forward(*pairs)
-    attend = lambda: attention.additive_attention_forward(*pairs, keys)
+    options = (Activation("tanh", 0.0), 1.0)
+    inputs = AttentionInputs((given["query"] @ given["weight"].T)[:, None], k, v, value, None, None)
+    context, weights = want = attention.additive_attention_forward(inputs, *options)
+    attend = lambda: attention.additive_attention_forward(inputs, *options, keys)
     assert_right_or_refused("key_exponentials", keys[0], own_keys[0], attend)
     want = (context[:, 0], weights[:, 0])
     query = given["query"]
-    by_keys = lambda: attention.additive_attention_step(query, given["weight"], *step, keys, True)
+    step = (query, (given["weight"], None), inputs._replace(v=v[None]), *options)
+    by_keys = lambda: attention.additive_attention_step(*step, keys, True)
     assert_right_or_refused("key_exponentials", keys[0], own_keys[0], by_keys)
 """
 )

@@ -38,8 +38,8 @@ def package(tmp_path) -> Path:
 
 def test_not_compiled(package):
     said, refused = run_python(WITHOUT_IT.format(root=str(package)), root=package).splitlines()
-    assert said == f"hybridops._C is not compiled: {native.BUILD}"
-    assert "setup.py build_ext" in native.BUILD
+    assert said == f"hybridops._C is not compiled: {native.library.BUILD}"
+    assert "setup.py build_ext" in native.library.BUILD
     assert refused == f"backend 'native' was asked for, but {said}"
 
 
@@ -49,7 +49,7 @@ def test_does_not_load(package, content):
     library.write_bytes(content)
     said, refused = run_python(WITHOUT_IT.format(root=str(package)), root=package).splitlines()
     assert said.startswith(f"{library} does not load (")
-    assert said.endswith(f"): {native.BUILD}")
+    assert said.endswith(f"): {native.library.BUILD}")
     assert refused == f"backend 'native' was asked for, but {said}"
 
 
@@ -68,5 +68,5 @@ def test_of_another_version(package):
     (package / "hybridops" / "_C.abi3.so").touch()
     stale = "import torch\ntorch.ops.load_library = lambda path: None\n"
     said, refused = run_python(stale + WITHOUT_IT.format(root=str(package)), root=package).splitlines()
-    assert said.endswith(native.BUILD)
+    assert said.endswith(native.library.BUILD)
     assert refused == f"backend 'native' was asked for, but {said}"

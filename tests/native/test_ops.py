@@ -68,7 +68,7 @@ def test_one_call_a_sequence():
 
 def test_outputs_are_poisoned_first():
     """That the rest of the tests would see an element that is not written: here none is, for there is no step."""
-    x, w = torch.zeros(1, 0, 1, 2, 2), torch.zeros(4, 1, 1, 1)
-    _, cells, _ = torch.ops.hybridops.conv_lstm_forward.default(x, None, None, w, w, None, None, 0, 0)
+    x, w = torch.zeros(0, 1, 2, 2, 1), torch.zeros(4, 1, 1, 1)
+    _, cells, _ = torch.ops.hybridops.conv_lstm_forward.default(x, None, None, w, w, None, None, 0, False, 0)
     assert cells.shape == (1, 1, 2, 2, 1)
     assert cells.isnan().all()

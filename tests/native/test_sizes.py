@@ -20,7 +20,7 @@ S, K, A, D, Q, MORE = 3, 9, 37, 10, 11, 4  # queries, keys, and the rows of a st
 
 # Of these sizes any is right: nothing else says what they are.
 FREE = {
-    ("conv_lstm_forward", "x", 1),
+    ("conv_lstm_forward", "x", 0),
     ("additive_scores_forward", "q", 1),
     ("additive_attention_forward", "value", 2),
     ("additive_attention_step", "value", 2),
@@ -48,9 +48,9 @@ def arguments(op: str, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
         return torch.randn(shape, generator=generator, dtype=dtype) / 4
 
     state, states, weights = (B, Y, X, H), (T, B, Y, X, H), {"w_ih": (4 * H, C, KY, KX), "w_hh": (4 * H, H, KY, KX)}
-    forward = {"x": (B, T, C, Y, X), "h0": state, "c0": state, **weights, "bias": (4 * H,), "peephole": (3, Y, X, H)}
+    forward = {"x": (T, B, Y, X, C), "h0": state, "c0": state, **weights, "bias": (4 * H,), "peephole": (3, Y, X, H)}
     behind = {"grad_hs": states, "grad_hn": state, "grad_cn": state}
-    factors = {"x": (T, B, C, Y, X), "h": (T, B, H, Y, X), "dw_x": weights["w_ih"], "dw_h": weights["w_hh"]}
+    factors = {"x": (T, B, Y, X, C), "h": (T, B, Y, X, H), "dw_x": weights["w_ih"], "dw_h": weights["w_hh"]}
     pairs = {"q": (B, S, A), "k": (B, K, A), "v": (A,)}
     shapes = {
         "conv_lstm_forward": forward,
@@ -67,7 +67,15 @@ def arguments(op: str, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
         "additive_scores_backward": {**pairs, "grad": (B, S, K)},
     }[op]  # fmt: skip
     given = {name: randn(*shape) for name, shape in shapes.items()}
-    given |= {"save": 2, "winograd": 0, "need_dh0": True, "activation": 0, "negative_slope": 0.1, "scale": 1.0}
+    given |= {
+        "save": 2,
+        "reduced_precision": False,
+        "winograd": 0,
+        "need_dh0": True,
+        "activation": 0,
+        "negative_slope": 0.1,
+        "scale": 1.0,
+    }
     given |= {"need_weights": True}
     names = [argument.name for argument in schema(op).arguments]
     if "mask" in names:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.measure import peak_bytes
-from hybridops.native.conv_lstm import largest_winograd_tile
+from hybridops.layouts import image_inside, sequence_inside
+from hybridops.native.conv_lstm import precision
 from tests import tolerances
 from tests.problems import Tensors, cast, conv_lstm_inputs, fused_conv_lstm, plain_conv_lstm, with_gradients
 
@@ -24,22 +25,22 @@ def root_mean_square(tensor: torch.Tensor) -> float:
 
 def gradients(da, x, h, w_ih, w_hh, tile) -> Tensors:
     """Those of the two factors of W_ih * x and of W_hh * h."""
-    dx, dh = da.new_empty(*da.shape[:4], x.shape[2]), torch.empty_like(h)
+    dx, dh = da.new_empty(*da.shape[:4], x.shape[4]), torch.empty_like(h)
     dw_ih, dw_hh = torch.zeros_like(w_ih), torch.zeros_like(w_hh)
-    OPS.conv_input_gradient(da, w_ih, tile, dx)
-    OPS.conv_input_gradient(da, w_hh, tile, dh)
-    OPS.conv_weight_gradient(da, x.transpose(0, 1), h.movedim(-1, 2), tile, dw_ih, dw_hh)
+    OPS.conv_input_gradient(da, w_ih, False, tile, dx)
+    OPS.conv_input_gradient(da, w_hh, False, tile, dh)
+    OPS.conv_weight_gradient(da, x, h, False, tile, dw_ih, dw_hh)
     return {"dx": dx, "dh": dh, "dw_ih": dw_ih, "dw_hh": dw_hh}
 
 
 def run(inputs: Tensors, tile: int) -> Tensors:
     """Every op that convolves, without the Python around it."""
     x, w_ih, w_hh, bias = (inputs[name] for name in ("x", "weight_ih", "weight_hh", "bias"))
-    h0, c0 = (inputs[name].movedim(1, -1).contiguous() for name in ("h0", "c0"))
-    hs, cs, gates = OPS.conv_lstm_forward(x, h0, c0, w_ih, w_hh, bias, None, 2, tile)
+    x, h0, c0 = sequence_inside(x), *(image_inside(inputs[name]).contiguous() for name in ("h0", "c0"))
+    hs, cs, gates = OPS.conv_lstm_forward(x, h0, c0, w_ih, w_hh, bias, None, 2, False, tile)
     grad = torch.ones_like(hs)
-    da, dh0, _ = OPS.conv_lstm_backward(grad, None, None, gates, cs, c0, w_hh, None, True, tile)
-    states = (x, h0, hs, cs, c0, w_ih, w_hh, bias, None, True, tile)
+    da, dh0, _ = OPS.conv_lstm_backward(grad, None, None, gates, cs, c0, w_hh, None, True, False, tile)
+    states = (x, h0, hs, cs, c0, w_ih, w_hh, bias, None, True, False, tile)
     again = OPS.conv_lstm_backward_from_states(grad, None, None, *states)[0]
     results = {"hs": hs, "cs": cs, "gates": gates, "da": da, "dh0": dh0, "da again": again}
     return results | gradients(da, x, hs, w_ih, w_hh, tile)
@@ -76,16 +77,14 @@ def test_tiles_follow_the_precision_asked_for():
     inputs = cast(conv_lstm_inputs(channels=9, hidden=12, space=(40, 40)), torch.float32)
     before = torch.get_float32_matmul_precision()
     outputs = {}
-    for precision in ("highest", "high", "medium"):
-        torch.set_float32_matmul_precision(precision)
-        outputs[precision] = fused_conv_lstm(**inputs, backend="native")["output"]
+    for setting in ("highest", "high", "medium"):
+        torch.set_float32_matmul_precision(setting)
+        outputs[setting] = fused_conv_lstm(**inputs, backend="native")["output"]
     torch.set_float32_matmul_precision(before)
-    exact, fast = (
-        run(inputs, tile)["hs"].permute(1, 0, 4, 2, 3) for tile in (largest_winograd_tile(torch.float32), 16)
-    )
+    exact, fast = (run(inputs, tile)["hs"].permute(1, 0, 4, 2, 3) for tile in (precision(torch.float32)[1], 16))
     assert not torch.equal(exact, fast)
-    for precision, want in ("highest", exact), ("high", fast), ("medium", fast):
-        torch.testing.assert_close(outputs[precision], want, **tolerances.EXACT)
+    for setting, want in ("highest", exact), ("high", fast), ("medium", fast):
+        torch.testing.assert_close(outputs[setting], want, **tolerances.EXACT)
 
 
 @pytest.mark.slow
@@ -151,20 +150,20 @@ def test_weight_gradients_are_added(tile, kernel, value):
         torch.randn(shape, generator=generator)
         for shape in (
             (3, 2, 18, 21, 150),
-            (3, 2, 50, 18, 21),
-            (3, 2, 18, 18, 21),
+            (3, 2, 18, 21, 50),
+            (3, 2, 18, 21, 18),
             (150, 50, kernel, kernel),
             (150, 18, kernel, kernel),
         )
     )
     da /= 50  # then sums are of order one
     if value is not None:
-        x[1, 1, 20, 9, 10] = value
+        x[1, 1, 9, 10, 20] = value
     got_x, got_h, got_alone = before_x.clone(), before_h.clone(), before_h.clone()
     want_x, want_h = before_x.double(), before_h.double()
-    assert peak_bytes(lambda: OPS.conv_weight_gradient(da, x, h, tile, got_x, got_h)) == 0
-    OPS.conv_weight_gradient(da, h, None, tile, got_alone, None)
-    OPS.conv_weight_gradient(da.double(), x.double(), h.double(), 0, want_x, want_h)
+    assert peak_bytes(lambda: OPS.conv_weight_gradient(da, x, h, False, tile, got_x, got_h)) == 0
+    OPS.conv_weight_gradient(da, h, None, False, tile, got_alone, None)
+    OPS.conv_weight_gradient(da.double(), x.double(), h.double(), False, 0, want_x, want_h)
     for got, want in (got_x, want_x), (got_h, want_h), (got_alone, want_h):
         torch.testing.assert_close(got.double(), want, equal_nan=True, **tolerances.WINOGRAD)
         assert want.isfinite().any()

@@ -1,4 +1,4 @@
-"""The plain ConvLSTM modules against the text-book cell; the formulas against the plain modules and autograd."""
+"""The plain ConvLSTM modules against the text-book cell, and by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from hybridops.reference import ConvLSTM, ConvLSTMCell
-from hybridops.reference.conv_lstm import conv_lstm_backward, conv_lstm_backward_from_states, conv_lstm_forward
 
 # float64, values of order one, sums of some hundred terms in another order: about 1e-14 of rounding, and room.
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
@@ -58,160 +57,6 @@ def make_problem(space, kernel, peephole=None, bias=True, batch=2, steps=4, dtyp
 def run_module(module, x, h0, c0):
     output, (h_n, c_n) = module(x, (h0[None], c0[None]))
     return output, h_n[0], c_n[0]
-
-
-def run_formulas(module, x, h0, c0, save="gates"):
-    return conv_lstm_forward(x, h0, c0, *module.cell_list[0].canonical_weights(), save)
-
-
-# ---------------------------------------------------------------------------------------------------- the formulas
-
-
-@case
-def test_forward_formula_is_the_plain_module(space, kernel, peephole, bias):
-    module, *inputs = make_problem(space, kernel, peephole, bias)
-    output, h_n, c_n = run_module(module, *inputs)
-    hs, cs, gates = run_formulas(module, *inputs)
-    torch.testing.assert_close(hs.transpose(0, 1), output, **CLOSE)
-    torch.testing.assert_close((hs[-1], cs[-1]), (h_n, c_n), **CLOSE)
-    assert gates.shape == (4, 2, 8, *space)
-
-
-@case
-def test_backward_formula_is_autograd(space, kernel, peephole, bias):
-    module, x, h0, c0 = make_problem(space, kernel, peephole, bias)
-    cell, a = module.cell_list[0], []
-    cell.conv.register_forward_hook(lambda conv, args, out: a.append(out))
-    outputs = run_module(module, x, h0, c0)
-    grads = [torch.randn_like(out) for out in outputs]
-    *da, dh0, dc0 = torch.autograd.grad(outputs, [*a, h0, c0], grads)
-
-    _, cs, gates = run_formulas(module, x, h0, c0)
-    _, w_hh, _, rows = cell.canonical_weights()
-    got = conv_lstm_backward(grads[0].transpose(0, 1), *grads[1:], gates, cs, c0, w_hh, rows, need_dh0=True)
-    torch.testing.assert_close(got, (torch.stack(da), dh0, dc0), **CLOSE)
-
-
-@pytest.mark.parametrize("given", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1)])
-def test_backward_takes_none_for_a_zero_gradient(given):
-    module, x, h0, c0 = make_problem((4, 3), (3, 3), "channel")
-    hs, cs, gates = run_formulas(module, x, h0, c0)
-    _, w_hh, _, peephole = module.cell_list[0].canonical_weights()
-    grads = [torch.randn_like(like) * used for like, used in zip((hs, hs[0], cs[0]), given, strict=True)]
-    nones = [grad if used else None for grad, used in zip(grads, given, strict=True)]
-    saved = (gates, cs, c0, w_hh, peephole)
-    want = conv_lstm_backward(*grads, *saved, need_dh0=True)
-    torch.testing.assert_close(conv_lstm_backward(*nones, *saved, need_dh0=True), want, rtol=0, atol=0)
-    da, dh0, dc0 = conv_lstm_backward(*nones, *saved, need_dh0=False)
-    assert dh0 is None
-    torch.testing.assert_close((da, dc0), (want[0], want[2]), rtol=0, atol=0)
-
-
-def test_states_of_none_are_zeros():
-    module, x, h0, c0 = make_problem((4, 3), (3, 3), "spatial")
-    zeros = torch.zeros_like(h0)
-    hs, cs, gates = run_formulas(module, x, None, None)
-    torch.testing.assert_close((hs, cs, gates), run_formulas(module, x, zeros, zeros), rtol=0, atol=0)
-    torch.testing.assert_close(module(x), module(x, (zeros[None], zeros[None])), rtol=0, atol=0)
-    _, w_hh, _, rows = module.cell_list[0].canonical_weights()
-    none, zero = (conv_lstm_backward(hs, h0, c0, gates, cs, start, w_hh, rows, True) for start in (None, zeros))
-    torch.testing.assert_close(none, zero, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("cut", [1, 2, 4])
-def test_backward_in_chunks_is_the_whole_backward(cut):
-    module, x, h0, c0 = make_problem((4, 3), (3, 3), "channel", steps=5)
-    hs, cs, gates = run_formulas(module, x, h0, c0)
-    _, w_hh, _, peephole = module.cell_list[0].canonical_weights()
-    grad_hs, grad_hn, grad_cn = torch.randn_like(hs), torch.randn_like(h0), torch.randn_like(c0)
-    whole = conv_lstm_backward(grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, True)
-
-    late = (gates[cut:], cs[cut:], cs[cut - 1], w_hh, peephole, True)
-    da_late, dh, dc = conv_lstm_backward(grad_hs[cut:], grad_hn, grad_cn, *late)
-    early = (gates[:cut], cs[:cut], c0, w_hh, peephole, True)
-    da_early, dh0, dc0 = conv_lstm_backward(grad_hs[:cut], dh, dc, *early)
-    torch.testing.assert_close((torch.cat([da_early, da_late]), dh0, dc0), whole, rtol=0, atol=0)
-
-
-@case
-def test_gates_come_back_from_the_states(space, kernel, peephole, bias):
-    module, x, h0, c0 = make_problem(space, kernel, peephole, bias)
-    hs, cs, gates = run_formulas(module, x, h0, c0)
-    w_ih, w_hh, bias, rows = module.cell_list[0].canonical_weights()
-    behind = (torch.randn_like(hs), torch.randn_like(h0), torch.randn_like(c0))
-    want = conv_lstm_backward(*behind, gates, cs, c0, w_hh, rows, True)
-    got = conv_lstm_backward_from_states(*behind, x, h0, hs, cs, c0, w_ih, w_hh, bias, rows, True)
-    torch.testing.assert_close(got, want, **CLOSE)
-
-
-def test_save_says_what_is_kept():
-    module, *inputs = make_problem((4, 3), (3, 3))
-    hs, cs, _ = run_formulas(module, *inputs, save="gates")
-    torch.testing.assert_close(run_formulas(module, *inputs, save="cells")[:2], (hs, cs), rtol=0, atol=0)
-    torch.testing.assert_close(run_formulas(module, *inputs, save="nothing")[:2], (hs, cs[-1:]), rtol=0, atol=0)
-    assert run_formulas(module, *inputs, save="cells")[2] is None
-    assert run_formulas(module, *inputs, save="nothing")[2] is None
-
-
-@pytest.mark.parametrize(("batch", "steps"), [(2, 0), (0, 3), (0, 0), (1, 1)])
-@pytest.mark.parametrize("kernel", [(3,), (3, 1), (1, 3, 3)])
-def test_empty_and_single(batch, steps, kernel):
-    space = (3, 4, 2)[: len(kernel)]
-    module, x, h0, c0 = make_problem(space, kernel, "channel", batch=batch, steps=steps)
-    output, (h_n, c_n) = module(x)
-    assert output.shape == (batch, steps, 2, *space)
-    assert h_n.shape == c_n.shape == (1, batch, 2, *space)
-
-    hs, cs, gates = run_formulas(module, x, h0, c0)
-    assert hs.shape == cs.shape == (steps, batch, 2, *space)
-    assert gates.shape == (steps, batch, 8, *space)
-    last = cs[-1] if steps else c0
-    torch.testing.assert_close(run_formulas(module, x, h0, c0, save="nothing")[1], last[None], rtol=0, atol=0)
-
-    _, w_hh, _, rows = module.cell_list[0].canonical_weights()
-    da, dh0, dc0 = conv_lstm_backward(hs, h0, c0, gates, cs, None, w_hh, rows, True)
-    assert da.shape == gates.shape
-    assert dh0.shape == dc0.shape == h0.shape
-    if steps == 0:
-        torch.testing.assert_close((dh0, dc0), (h0, c0), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_keeps_a_float32_cell(dtype):
-    module, x, h0, c0 = make_problem((6, 5), (3, 3), "channel", dtype=dtype)
-    plain = run_module(module, x, h0, c0)[0].detach()
-    hs, cs, gates = run_formulas(module, x, h0, c0.float())
-    no_steps = run_formulas(module, x[:, :0], None, None, save="nothing")[1]
-    _, w_hh, _, rows = module.cell_list[0].canonical_weights()
-    da, dh0, dc0 = conv_lstm_backward(hs, None, None, gates, cs, c0.float(), w_hh, rows, True)
-    assert [t.dtype for t in (hs, gates, da)] == [dtype] * 3
-    assert [t.dtype for t in (cs, no_steps, dh0, dc0)] == [torch.float32] * 4
-
-    exact = run_module(module.double(), x.double(), h0.double(), c0.double())[0]
-    # The usual judgement of half precision: at most twice what PyTorch loses in the same dtype.
-    assert (hs.transpose(0, 1) - exact).abs().max() <= 2 * (plain - exact).abs().max()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("peephole", [None, "spatial"])
-def test_formulas_are_differentiable(peephole):
-    """Double backward runs both formulas again under autograd."""
-    module, x, h0, c0 = make_problem((2,), (3,), peephole, batch=1, steps=2)
-    w_ih, w_hh, bias, rows = (
-        None if weight is None else weight.detach() for weight in module.cell_list[0].canonical_weights()
-    )
-
-    def forward_and_backward(x, h0, c0, w_ih, w_hh, bias, grad_hs, *rows):
-        rows = rows[0] if rows else None
-        _, cs, gates = conv_lstm_forward(x, h0, c0, w_ih, w_hh, bias, rows, "gates")
-        return conv_lstm_backward(grad_hs, None, None, gates, cs, c0, w_hh, rows, True)
-
-    grad_hs = torch.randn(2, 1, 2, 2, dtype=torch.float64)
-    leaves = [x, h0, c0, w_ih, w_hh, bias, grad_hs] + ([] if rows is None else [rows])
-    assert torch.autograd.gradcheck(forward_and_backward, [leaf.detach().requires_grad_() for leaf in leaves])
-
-
-# ----------------------------------------------------------------------------------------------------- the modules
 
 
 def test_cell_is_the_documents_cell():

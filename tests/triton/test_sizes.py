@@ -18,7 +18,7 @@ FREE |= {
     ("attention", "q"): (1,),
     ("attention", "value"): (2,),
     ("weights", "k"): (1,),
-    ("conv_lstm_forward", "x"): (1,),
+    ("conv_lstm_forward", "x"): (0,),
 }
 OPS = ("exponentials", "scores", "weights", "attention", "scores_backward", "conv_lstm_forward", "conv_lstm_backward")
 

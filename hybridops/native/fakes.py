@@ -1,0 +1,70 @@
+"""The shapes and dtypes that the compiled ops give, for torch.compile."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hybridops.checks import accumulation_dtype
+from hybridops.native.library import unavailable_reason
+
+if unavailable_reason() is None:
+
+    @torch.library.register_fake("hybridops::conv_lstm_forward")
+    def _(x, h0, c0, w_ih, w_hh, bias, peephole, save, reduced_precision, winograd):
+        steps, batch, *space, _ = x.shape
+        hidden, acc = w_hh.shape[1], accumulation_dtype(x.dtype)
+        hs = x.new_empty(steps, batch, *space, hidden)
+        cs = x.new_empty(steps if save else 1, batch, *space, hidden, dtype=acc)
+        return hs, cs, x.new_empty(steps if save == 2 else 0, batch, *space, 4 * hidden)
+
+    @torch.library.register_fake("hybridops::conv_lstm_backward")
+    def _(grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0, reduced_precision, winograd):
+        return _backward_shapes(gates.dtype, cs, need_dh0)
+
+    @torch.library.register_fake("hybridops::conv_lstm_backward_from_states")
+    def _(
+        grad_hs, grad_hn, grad_cn, x, h0, hs, cs, c0, w_ih, w_hh, bias, peephole, need_dh0, reduced_precision, winograd
+    ):
+        return _backward_shapes(hs.dtype, cs, need_dh0)
+
+    def _backward_shapes(dtype: torch.dtype, cs: Tensor, need_dh0: bool) -> tuple[Tensor, Tensor, Tensor]:
+        steps, batch, *space, hidden = cs.shape
+        da = cs.new_empty(steps, batch, *space, 4 * hidden, dtype=dtype)
+        return da, cs.new_empty(batch if need_dh0 else 0, *space, hidden), cs.new_empty(batch, *space, hidden)
+
+    @torch.library.register_fake("hybridops::conv_input_gradient")
+    def _(da, weight, reduced_precision, winograd, dx):
+        return None
+
+    @torch.library.register_fake("hybridops::conv_weight_gradient")
+    def _(da, x, h, reduced_precision, winograd, dw_x, dw_h):
+        return None
+
+    @torch.library.register_fake("hybridops::additive_scores_forward")
+    def _(q, k, v, activation, negative_slope, key_exponentials, key_bounds):
+        return q.new_empty(q.shape[0], q.shape[1], k.shape[1], dtype=accumulation_dtype(q.dtype))
+
+    @torch.library.register_fake("hybridops::additive_attention_forward")
+    def _(q, k, v, value, mask, score_bias, scale, activation, negative_slope, exponentials, bounds, need_weights):
+        context = q.new_empty(q.shape[0], q.shape[1], value.shape[2])
+        return context, q.new_empty(q.shape[0], q.shape[1], k.shape[1] if need_weights else 0)
+
+    @torch.library.register_fake("hybridops::additive_prepare_keys")
+    def _(k):
+        acc = accumulation_dtype(k.dtype)
+        group = _lanes(acc, vectors=4)
+        padded = -(-k.shape[2] // group) * group
+        return k.new_empty(*k.shape[:2], padded, dtype=acc), k.new_empty(k.shape[:2], dtype=acc)
+
+    @torch.library.register_fake("hybridops::additive_attention_step")
+    def _(query, projection, bias, k, v, value, mask, scale, activation, slope, exponentials, bounds, need_weights):
+        rows = query.shape[:-1]
+        return query.new_empty(*rows, value.shape[2]), query.new_empty(*rows, k.shape[1] if need_weights else 0)
+
+    def _lanes(dtype: torch.dtype, vectors: int) -> int:
+        return vectors * (16, 32, 64, 64)[torch.ops.hybridops.cpu_isa()] // dtype.itemsize
+
+    @torch.library.register_fake("hybridops::additive_scores_backward")
+    def _(grad, q, k, v, activation, negative_slope):
+        return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
