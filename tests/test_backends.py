@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import logging
 import textwrap
+import types
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import hybridops
 import hybridops.functional as HF
 from hybridops import backends, native
+from hybridops.contract import BackEnd
+from hybridops.native.library import BUILD
 from tests.processes import ROOT, copy_uncompiled, run_python
 
 here = pytest.mark.skipif(native.unavailable_reason() is not None, reason=str(native.unavailable_reason()))
@@ -186,7 +190,7 @@ assert backends.fallback("conv_lstm", None, frames, 2)
 @pytest.mark.slow
 def test_plain_pytorch_for_want_of_a_build_warns_once(uncompiled):
     assert warnings_of(CALLS, uncompiled) == [
-        f"hybridops runs on plain PyTorch, which is slower: native: hybridops._C is not compiled: {native.library.BUILD}"
+        f"hybridops runs on plain PyTorch, which is slower: native: hybridops._C is not compiled: {BUILD}"
     ]
 
 
@@ -240,3 +244,36 @@ def test_fallback_is_logged(caplog):
     backends.fallback("conv_lstm", None, Q, 2)  # choose, which is called next, says it
     backends.fallback("conv_lstm", None, Q, 3)
     assert [message.partition(" (")[0] for message in caplog.messages] == ["conv_lstm: reference"]
+
+
+def test_another_back_end(monkeypatch):
+    """A folder of its own and one call make one: here NumPy, for the scores on the CPU."""
+
+    def additive_scores_forward(q, k, v, activation):
+        assert activation.kind == "tanh"
+        return torch.from_numpy(np.tanh(q.numpy()[:, :, None] + k.numpy()[:, None]) @ v.numpy())
+
+    impl = types.SimpleNamespace(__name__="with_numpy", additive_scores_forward=additive_scores_forward)
+    back_end = BackEnd(
+        name="numpy",
+        families={"additive_attention": impl},
+        priority={"cpu": 3},
+        unavailable_reason=lambda device_type: None,
+        unsupported_reason=lambda family, x, dims: None if x.dtype == torch.float64 else f"NumPy knows no {x.dtype}",
+        description=lambda: "NumPy on the CPU",
+    )
+    for registry in ("_back_ends", "_by_priority"):
+        monkeypatch.setattr(backends, registry, dict(getattr(backends, registry)))
+    backends.register(back_end)
+    assert backends.available()["numpy"] == "NumPy on the CPU"
+    q, v = torch.randn(1, 2, 3, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
+    assert backends.choose("additive_attention", None, q) is impl
+    want = HF.additive_scores(q, q, v, backend="reference")
+    for name in (None, "numpy"):
+        torch.testing.assert_close(HF.additive_scores(q, q, v, backend=name), want)
+    assert chosen(family="additive_attention") != "numpy"  # of another dtype
+    assert chosen() != "numpy"  # of another family
+    with pytest.raises(RuntimeError, match=r"^backend 'numpy' was asked for, but NumPy knows no torch.float32"):
+        HF.additive_scores(Q, Q, V, backend="numpy")
+    with pytest.raises(RuntimeError, match=r"^backend 'numpy' was asked for, but it has no conv_lstm"):
+        backends.choose("conv_lstm", "numpy", q)

@@ -15,6 +15,7 @@ import torch
 import hybridops
 from hybridops import backends, native, triton
 from hybridops.cli import check, checkout, demo
+from hybridops.native.library import BUILD
 from tests.processes import ROOT, copy_uncompiled, run_python
 
 pytestmark = pytest.mark.slow
@@ -60,7 +61,7 @@ def test_check_passes_for_every_back_end_here():
 def test_info_says_why_native_is_not_here(tmp_path):
     done = hybridops_command("info", root=copy_uncompiled(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert f"\nnative      not built here, because hybridops._C is not compiled: {native.library.BUILD}\n" in done.stdout
+    assert f"\nnative      not built here, because hybridops._C is not compiled: {BUILD}\n" in done.stdout
 
 
 @pytest.mark.parametrize(("insists", "status"), [("0", 0), ("1", 1)])
@@ -175,16 +176,16 @@ def test_what_a_build_left_out_and_why_is_said_after_pip_hid_it(sources):
     lib = built(sources, PYTHONPATH=str(hidden.parent))
     file, said = run_python(SAY, root=lib).splitlines()
     assert file.startswith(str(lib))
-    assert said == f"hybridops._C is not compiled (the build saw no torch: no torch in sight): {native.library.BUILD}"
-    assert "pip install --no-build-isolation" in native.library.BUILD
+    assert said == f"hybridops._C is not compiled (the build saw no torch: no torch in sight): {BUILD}"
+    assert "pip install --no-build-isolation" in BUILD
     assert not list((sources / "hybridops").glob("*.txt"))
 
 
 def test_no_compiler_is_said_too(sources):
     _, said = run_python(SAY, root=built(sources, CXX="no-such-c++")).splitlines()
-    assert said == f"hybridops._C is not compiled (the build found no C++ compiler: CXX=no-such-c++): {native.library.BUILD}"
+    assert said == f"hybridops._C is not compiled (the build found no C++ compiler: CXX=no-such-c++): {BUILD}"
     _, said = run_python(SAY, root=built(sources)).splitlines()  # built again, with one
-    assert said == f"hybridops._C is not compiled: {native.library.BUILD}"
+    assert said == f"hybridops._C is not compiled: {BUILD}"
 
 
 FLAGS = """
