@@ -47,9 +47,9 @@ struct Pairs {
 
 // Four channels from a0 on, zeros behind the last.
 template <class A, class T>
-HYBRIDOPS_INLINE Lanes<A, 4> load_channels(const T* row, int64_t a0, int64_t width, bool vectors) {
+HYBRIDOPS_INLINE Vec<A, 4> load_channels(const T* row, int64_t a0, int64_t width, bool vectors) {
     if (vectors && a0 < width) return load<A, 4>(row + a0);
-    Lanes<A, 4> x;
+    Vec<A, 4> x;
 #pragma unroll
     for (int i = 0; i < 4; ++i) x[i] = a0 + i < width ? static_cast<A>(row[a0 + i]) : A(0);
     return x;
@@ -63,25 +63,26 @@ struct Bounds {
 
 // Those of all threads, and a barrier; the next use needs one in between.
 template <int warps, class A>
-HYBRIDOPS_INLINE Bounds<A> of_block(Bounds<A> mine, Bounds<A> (&of_warps)[warps]) {
+HYBRIDOPS_INLINE Bounds<A> block_max(Bounds<A> valid_rows, Bounds<A> (&warp_bounds)[warps]) {
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2) {
-        mine.row = max_magnitude(mine.row, __shfl_xor_sync(~0u, mine.row, distance));
-        mine.other = max_magnitude(mine.other, __shfl_xor_sync(~0u, mine.other, distance));
+        valid_rows.row = max_magnitude(valid_rows.row, __shfl_xor_sync(~0u, valid_rows.row, distance));
+        valid_rows.other = max_magnitude(valid_rows.other, __shfl_xor_sync(~0u, valid_rows.other, distance));
     }
-    if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = mine;
+    if (threadIdx.x % 32 == 0) warp_bounds[threadIdx.x / 32] = valid_rows;
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < warps; ++i)
-        mine = {max_magnitude(mine.row, of_warps[i].row), max_magnitude(mine.other, of_warps[i].other)};
-    return mine;
+        valid_rows = {max_magnitude(valid_rows.row, warp_bounds[i].row),
+                      max_magnitude(valid_rows.other, warp_bounds[i].other)};
+    return valid_rows;
 }
 
 // How sum_a v_a act(x_a + y_a) is computed. Of four channels, without the sum of v in the factored forms, whose v is
 // -2v.
 struct Merged {  // x, y: exponentials
     template <class A>
-    HYBRIDOPS_INLINE A operator()(const Lanes<A, 4>& x, const Lanes<A, 4>& y, const Lanes<A, 4>& v) const {
+    HYBRIDOPS_INLINE A operator()(const Vec<A, 4>& x, const Vec<A, 4>& y, const Vec<A, 4>& v) const {
         const auto f = sum_of_quotients(v[0], x[0] * y[0] + 1, v[1], x[1] * y[1] + 1, v[2], x[2] * y[2] + 1, v[3],
                                         x[3] * y[3] + 1);
         return f.numerator * reciprocal(f.denominator);
@@ -90,7 +91,7 @@ struct Merged {  // x, y: exponentials
 
 struct Single {
     template <class A>
-    HYBRIDOPS_INLINE A operator()(const Lanes<A, 4>& x, const Lanes<A, 4>& y, const Lanes<A, 4>& v) const {
+    HYBRIDOPS_INLINE A operator()(const Vec<A, 4>& x, const Vec<A, 4>& y, const Vec<A, 4>& v) const {
         A sum = 0;
 #pragma unroll
         for (int i = 0; i < 4; ++i) sum += v[i] * reciprocal(x[i] * y[i] + 1);
@@ -102,7 +103,7 @@ template <class Act>
 struct Direct {  // x, y as they are
     Act act;
     template <class A>
-    HYBRIDOPS_INLINE A operator()(const Lanes<A, 4>& x, const Lanes<A, 4>& y, const Lanes<A, 4>& v) const {
+    HYBRIDOPS_INLINE A operator()(const Vec<A, 4>& x, const Vec<A, 4>& y, const Vec<A, 4>& v) const {
         A sum = 0;
 #pragma unroll
         for (int i = 0; i < 4; ++i) sum += v[i] * act.value(x[i] + y[i]);
@@ -111,12 +112,13 @@ struct Direct {  // x, y as they are
 };
 
 // How 256 threads share a tile: in rows, in others, and `lanes` of them in the channels of a pair.
-template <int row_threads_, int other_threads_, int lanes_, int rows_each_, int others_each_>
+template <int row_threads_, int other_threads_, int threads_per_pair_, int rows_per_thread_, int others_per_thread_>
 struct ThreadTile {
-    static constexpr int row_threads = row_threads_, other_threads = other_threads_, lanes = lanes_;
-    static constexpr int rows_each = rows_each_, others_each = others_each_;
-    static constexpr int rows = row_threads * rows_each, others = other_threads * others_each;
-    static constexpr int threads = row_threads * other_threads * lanes;
+    static constexpr int row_threads = row_threads_, other_threads = other_threads_,
+                         threads_per_pair = threads_per_pair_;
+    static constexpr int rows_per_thread = rows_per_thread_, others_per_thread = others_per_thread_;
+    static constexpr int rows = row_threads * rows_per_thread, others = other_threads * others_per_thread;
+    static constexpr int threads = row_threads * other_threads * threads_per_pair;
 };
 // 16 pairs a thread: nine reads of 16 bytes from shared memory for 224 multiply-adds. No more than 16 rows by 64
 // others, or there would be fewer tiles than multiprocessors: four threads share the channels of a pair.
@@ -128,21 +130,23 @@ template <class T, class A, class Act, class Tile>
 struct ScoreTile {
     static constexpr int threads = Tile::threads;
     // With 16 pairs a thread it takes up to 212 registers: within 128, for two blocks, the compiler spills.
-    static constexpr int resident = sizeof(A) == 4 && Tile::others_each * Tile::rows_each < 16 ? 2 : 1;
-    static constexpr int staged = Tile::rows + Tile::others + 1;  // rows, others, v
-    static constexpr int v_row = staged - 1;
-    static constexpr int least_chunk = 256 / sizeof(A);  // channels at a time
-    static constexpr int chunk = Tile::lanes * 4 > least_chunk ? Tile::lanes * 4 : least_chunk;
+    static constexpr int min_blocks_per_sm =
+        sizeof(A) == 4 && Tile::others_per_thread * Tile::rows_per_thread < 16 ? 2 : 1;
+    static constexpr int staged_rows = Tile::rows + Tile::others + 1;  // rows, others, v
+    static constexpr int v_row = staged_rows - 1;
+    static constexpr int min_chunk = 256 / sizeof(A);  // channels at a time
+    static constexpr int chunk = Tile::threads_per_pair * 4 > min_chunk ? Tile::threads_per_pair * 4 : min_chunk;
     static constexpr int vectors = chunk / 4;
-    static constexpr int loads = (staged * vectors + threads - 1) / threads;  // of four channels, a thread
+    static constexpr int loads_per_thread =
+        (staged_rows * vectors + threads - 1) / threads;  // of four channels, a thread
     static constexpr bool factored = std::is_same_v<Act, Tanh>;
     enum class Form { merged, single, direct };
 
     struct Shared {
         // more than a chunk: eight threads that read 16 bytes each, of as many rows or as few as they have lanes, read
         // 32 different banks
-        alignas(16) A channels[staged][chunk + 4 * Tile::lanes % 32];
-        Bounds<A> of_warps[threads / 32];
+        alignas(16) A channels[staged_rows][chunk + 4 * Tile::threads_per_pair % 32];
+        Bounds<A> warp_bounds[threads / 32];
     };
 
     Pairs<T> pairs;
@@ -150,12 +154,13 @@ struct ScoreTile {
 
     // Calls take(row, other, score) for each pair of the tile from (row0, other0) on, counted from there, in a thread.
     template <class Take>
-    HYBRIDOPS_INLINE void operator()(Shared& shared, int64_t b, int64_t row0, int64_t other0, const Take& take) const {
+    HYBRIDOPS_INLINE void operator()(Shared& shared, int64_t b, int64_t row0, int64_t other0, const Take& emit) const {
         const Pairs<T>& p = pairs;
-        const int lane = threadIdx.x % Tile::lanes, other = threadIdx.x / Tile::lanes % Tile::other_threads;
-        const int row = threadIdx.x / (Tile::lanes * Tile::other_threads);
+        const int lane = threadIdx.x % Tile::threads_per_pair,
+                  other = threadIdx.x / Tile::threads_per_pair % Tile::other_threads;
+        const int row = threadIdx.x / (Tile::threads_per_pair * Tile::other_threads);
 
-        A scores[Tile::rows_each][Tile::others_each] = {};
+        A scores[Tile::rows_per_thread][Tile::others_per_thread] = {};
         for (int64_t a0 = 0; a0 < p.width; a0 += chunk) {
             const Form form = stage(shared, b, row0, other0, a0);
             const int count = p.width - a0 < chunk ? static_cast<int>(p.width - a0) : chunk;
@@ -168,15 +173,15 @@ struct ScoreTile {
             }
         }
 #pragma unroll
-        for (int i = 0; i < Tile::rows_each; ++i) {
+        for (int i = 0; i < Tile::rows_per_thread; ++i) {
 #pragma unroll
-            for (int j = 0; j < Tile::others_each; ++j) {
+            for (int j = 0; j < Tile::others_per_thread; ++j) {
                 A score = scores[i][j];
 #pragma unroll
-                for (int distance = Tile::lanes / 2; distance > 0; distance /= 2)
+                for (int distance = Tile::threads_per_pair / 2; distance > 0; distance /= 2)
                     score += __shfl_xor_sync(~0u, score, distance);
-                if (lane == (i * Tile::others_each + j) % Tile::lanes)
-                    take(row + i * Tile::row_threads, other + j * Tile::other_threads, score);
+                if (lane == (i * Tile::others_per_thread + j) % Tile::threads_per_pair)
+                    emit(row + i * Tile::row_threads, other + j * Tile::other_threads, score);
             }
         }
     }
@@ -184,32 +189,32 @@ struct ScoreTile {
     // Brings a chunk to shared memory, between barriers, and says in which form.
     HYBRIDOPS_INLINE Form stage(Shared& shared, int64_t b, int64_t row0, int64_t other0, int64_t a0) const {
         const Pairs<T>& p = pairs;
-        Lanes<A, 4> x[loads];
+        Vec<A, 4> x[loads_per_thread];
         Bounds<A> bounds = {0, 0};
 #pragma unroll
-        for (int i = 0; i < loads; ++i) {
+        for (int i = 0; i < loads_per_thread; ++i) {
             const int index = threadIdx.x + i * threads, line = index / vectors;
             const bool is_row = line < Tile::rows, is_v = line == v_row;
             // (by value: a reference to one of two would have both copied to local memory)
             const int64_t side_count = is_row ? p.rows.count : p.others.count;
             const T* side = is_row ? p.rows.data : p.others.data;
             const int64_t at = is_row ? row0 + line : other0 + line - Tile::rows;
-            const bool there = line < staged && (is_v || at < side_count);
+            const bool valid = line < staged_rows && (is_v || at < side_count);
             const T* from = is_v ? p.v : side + (b * side_count + at) * p.width;
-            x[i] = there ? load_channels<A>(from, a0 + index % vectors * 4, p.width, p.vectors) : Lanes<A, 4>{};
+            x[i] = valid ? load_channels<A>(from, a0 + index % vectors * 4, p.width, p.vectors) : Vec<A, 4>{};
             if constexpr (factored) {
-                A most = 0;
+                A largest = 0;
 #pragma unroll
-                for (int m = 0; m < 4; ++m) most = max_magnitude(most, x[i][m]);
+                for (int m = 0; m < 4; ++m) largest = max_magnitude(largest, x[i][m]);
                 // Times the (1 + PQ)^3 of a merged numerator, a larger v, or an infinite one, would overflow.
-                if (is_v) most = most <= A(1e9) ? A(0) : std::numeric_limits<A>::infinity();
-                bounds.row = max_magnitude(bounds.row, is_row ? most : A(0));
-                bounds.other = max_magnitude(bounds.other, is_row ? A(0) : most);
+                if (is_v) largest = largest <= A(1e9) ? A(0) : std::numeric_limits<A>::infinity();
+                bounds.row = max_magnitude(bounds.row, is_row ? largest : A(0));
+                bounds.other = max_magnitude(bounds.other, is_row ? A(0) : largest);
             }
         }
         Form form = Form::direct;
         if constexpr (factored) {
-            bounds = of_block(bounds, shared.of_warps);
+            bounds = block_max(bounds, shared.warp_bounds);
             const A bound = bounds.row + bounds.other;
             if (bound <= FactoredRange<A>::single) form = Form::single;
             if (bound <= FactoredRange<A>::merged) form = Form::merged;
@@ -217,13 +222,13 @@ struct ScoreTile {
             __syncthreads();  // the chunk before has been read
         }
 #pragma unroll
-        for (int i = 0; i < loads; ++i) {
+        for (int i = 0; i < loads_per_thread; ++i) {
             const int index = threadIdx.x + i * threads, line = index / vectors;
             if (form != Form::direct) {
 #pragma unroll
                 for (int m = 0; m < 4; ++m) x[i][m] = line == v_row ? -2 * x[i][m] : exp(2 * x[i][m]);
             }
-            if (line < staged) store(&shared.channels[line][index % vectors * 4], x[i]);
+            if (line < staged_rows) store(&shared.channels[line][index % vectors * 4], x[i]);
         }
         __syncthreads();
         return form;
@@ -231,28 +236,28 @@ struct ScoreTile {
 
     // Adds the pairs' sums over a chunk: with `sums_v`, of the factored forms, sum(v) is missing in what `term` gives.
     template <bool sums_v, class Term>
-    static HYBRIDOPS_INLINE void add(A (&scores)[Tile::rows_each][Tile::others_each], const Shared& shared, int row,
-                                     int other, int lane, int count, const Term& term) {
+    static HYBRIDOPS_INLINE void add(A (&scores)[Tile::rows_per_thread][Tile::others_per_thread], const Shared& shared,
+                                     int row, int other, int lane, int count, const Term& term) {
         // Added up by itself first: sum(v) and the quotients cancel in part, and their rounding stays that of a chunk.
-        A sums[Tile::rows_each][Tile::others_each] = {}, sum_v = 0;
-        for (int a = 4 * lane; a < count; a += 4 * Tile::lanes) {
+        A sums[Tile::rows_per_thread][Tile::others_per_thread] = {}, sum_v = 0;
+        for (int a = 4 * lane; a < count; a += 4 * Tile::threads_per_pair) {
             const auto v = load<A, 4>(&shared.channels[v_row][a]);
             if constexpr (sums_v) sum_v += A(-0.5) * (v[0] + v[1] + v[2] + v[3]);
-            Lanes<A, 4> y[Tile::others_each];
+            Vec<A, 4> y[Tile::others_per_thread];
 #pragma unroll
-            for (int j = 0; j < Tile::others_each; ++j)
+            for (int j = 0; j < Tile::others_per_thread; ++j)
                 y[j] = load<A, 4>(&shared.channels[Tile::rows + other + j * Tile::other_threads][a]);
 #pragma unroll
-            for (int i = 0; i < Tile::rows_each; ++i) {
+            for (int i = 0; i < Tile::rows_per_thread; ++i) {
                 const auto x = load<A, 4>(&shared.channels[row + i * Tile::row_threads][a]);
 #pragma unroll
-                for (int j = 0; j < Tile::others_each; ++j) sums[i][j] += term(x, y[j], v);
+                for (int j = 0; j < Tile::others_per_thread; ++j) sums[i][j] += term(x, y[j], v);
             }
         }
 #pragma unroll
-        for (int i = 0; i < Tile::rows_each; ++i) {
+        for (int i = 0; i < Tile::rows_per_thread; ++i) {
 #pragma unroll
-            for (int j = 0; j < Tile::others_each; ++j) scores[i][j] += sums[i][j] + sum_v;
+            for (int j = 0; j < Tile::others_per_thread; ++j) scores[i][j] += sums[i][j] + sum_v;
         }
     }
 };
@@ -261,7 +266,7 @@ template <class T, class A, class Act, class Tile>
 struct ScoresForward {
     using Scores = ScoreTile<T, A, Act, Tile>;
     using Shared = typename Scores::Shared;
-    static constexpr int threads = Tile::threads, resident = Scores::resident;
+    static constexpr int threads = Tile::threads, min_blocks_per_sm = Scores::min_blocks_per_sm;
 
     Scores tile;
     A* scores;  // (B,S,T)
@@ -272,9 +277,11 @@ struct ScoresForward {
 
     HYBRIDOPS_INLINE void operator()(Shared& shared) const {
         const Pairs<T>& p = tile.pairs;
-        const int64_t down = ceil_div(p.rows.count, Tile::rows), across = ceil_div(p.others.count, Tile::others);
-        const int64_t block = blockIdx.x, b = block / (down * across);
-        const int64_t row0 = block / across % down * Tile::rows, other0 = block % across * Tile::others;
+        const int64_t row_tiles = ceil_div(p.rows.count, Tile::rows),
+                      column_tiles = ceil_div(p.others.count, Tile::others);
+        const int64_t block = blockIdx.x, b = block / (row_tiles * column_tiles);
+        const int64_t row0 = block / column_tiles % row_tiles * Tile::rows,
+                      other0 = block % column_tiles * Tile::others;
         A* to = scores + b * p.rows.count * p.others.count;
         tile(shared, b, row0, other0, [&](int row, int other, A score) {
             const int64_t r = row0 + row, o = other0 + other;

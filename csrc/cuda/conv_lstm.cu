@@ -66,7 +66,7 @@ StepShape step_shape(const Tensor& states) {  // (..,Y,X,H)
 template <template <class, class, int> class Step, class Args, class T>
 void launch_pointwise(const Device& device, const Args& args, const T* convolved) {
     const auto launch = [&](auto step, int n) { device.launch(step, ceil_div(args.shape.states() / n, step.threads)); };
-    if (in_fours(args) && aligned<4>(convolved)) {
+    if (can_vectorize(args) && aligned<4>(convolved)) {
         launch(Step<T, Accumulator<T>, 4>{args, convolved}, 4);
     } else {
         launch(Step<T, Accumulator<T>, 1>{args, convolved}, 1);
@@ -98,7 +98,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_forward(const Tensor& x, const Mayb
         args.h = data<scalar_t>(hs);
         args.c = data<A>(cs);
         args.all_cells = save != nothing;
-        auto sequence = sequence_of<scalar_t>(args, w_hh, x.size(3), x.size(4), inputs, h0, steps);
+        auto sequence = make_sequence<scalar_t>(args, w_hh, x.size(3), x.size(4), inputs, h0, steps);
         const Plan plan = choose(device, sequence, winograd > 8);
         Tensor from_x;
         if (plan != Plan::fused) {
@@ -161,7 +161,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Device& device, const MaybeTen
         args.da = data<scalar_t>(da);
         args.steps = steps;
         const auto sequence =
-            sequence_of<scalar_t>(args, w_hh, gates.size(2), gates.size(3), std::nullopt, std::nullopt, steps);
+            make_sequence<scalar_t>(args, w_hh, gates.size(2), gates.size(3), std::nullopt, std::nullopt, steps);
         const Plan plan = choose(device, sequence, winograd > 8);
         if (plan != Plan::library) {
             run_sequence(device, plan, sequence, {w_hh});
@@ -239,19 +239,18 @@ void add_weight_gradient(const Device& device, const Tensor& da, const Tensor& x
     if (da.numel() == 0 || dw.numel() == 0) return;
     const int64_t kernel_h = dw.size(2), kernel_w = dw.size(3);
     const Sizes ones{1, 1}, zeros{0, 0};
-    const std::array<bool, 3> of_weight_alone{false, true, false};
+    const std::array<bool, 3> output_mask{false, true, false};
     const Tensor images = torch::stable::contiguous(as_images(x), torch::headeronly::MemoryFormat::ChannelsLast);
     const Tensor like_weight =
         torch::stable::new_empty(da, {dw.size(0), dw.size(1), kernel_h, kernel_w});  // its shape is read
-    const auto gradients =
-        call<3>("aten::convolution_backward", channels_second(as_images(da)), images, like_weight, std::nullopt, ones,
-                same_padding(kernel_h, kernel_w), ones, false, zeros, int64_t{1},
-                torch::headeronly::HeaderOnlyArrayRef<bool>(of_weight_alone.data(), of_weight_alone.size()));
+    const auto gradients = call<3>("aten::convolution_backward", channels_second(as_images(da)), images, like_weight,
+                                   std::nullopt, ones, same_padding(kernel_h, kernel_w), ones, false, zeros, int64_t{1},
+                                   torch::headeronly::HeaderOnlyArrayRef<bool>(output_mask.data(), output_mask.size()));
     // of another dtype where a caller's backward runs under autocast, which the op may obey
     const Tensor part = dense(torch::stable::to(gradients[1], da.scalar_type()));
     HYBRIDOPS_DISPATCH_DTYPE(da.scalar_type(), "conv_weight_gradient", {
         using A = Accumulator<scalar_t>;
-        const AddPart<scalar_t, A> add{data<const scalar_t>(part), data<A>(dw), dw.numel()};
+        const AddInPlace<scalar_t, A> add{data<const scalar_t>(part), data<A>(dw), dw.numel()};
         device.launch(add, ceil_div(add.count, add.threads));
     });
 }

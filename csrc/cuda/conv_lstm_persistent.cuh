@@ -8,36 +8,36 @@ namespace hybridops {
 
 template <class T, class Args, class Tile>
 struct PersistentSteps {
-    static constexpr int threads = Tile::threads, resident = 1;
+    static constexpr int threads = Tile::threads, min_blocks_per_sm = 1;
     struct Shared {
         Words pixels[Tile::stages][Tile::pixels * 4], weights[][Tile::columns * 4];
     };
     Convolution<T> convolution;  // of the first step; of h alone
     Args args;                   // likewise
     int64_t steps;
-    unsigned* arrived;  // zero
+    unsigned* barrier_counter;  // zero
 
     int64_t weight_bytes() const {
         return int64_t{convolution.chunks(convolution.h)} * sizeof(Words[Tile::columns * 4]);
     }
 
     HYBRIDOPS_INLINE void operator()(Shared& shared) const {
-        const Part<Tile> part(args.shape);
+        const TileCoord<Tile> coord(args.shape);
         Convolution<T> c = convolution;
-        const Patches<T, Tile, true> patches(c, part.pixel, args.shape.pixels);
+        const PatchLoader<T, Tile, true> patches(c, coord.pixel, args.shape.pixels);
         for (int k = 0; k < c.chunks(c.h); ++k) {
-            const Words* from = c.template weights_of<Tile>(k, part.first_group);
+            const Words* from = c.template weight_chunk<Tile>(k, coord.first_group);
             copy_words<threads, Tile::columns * 4>(shared.weights[k], from);
         }
         commit_copies();
         const auto weights = [&](int k) -> const Words* { return shared.weights[k]; };
         for (int64_t i = 0; i < steps; ++i) {
-            if (i > 0) wait_for_all_blocks(arrived, static_cast<unsigned>(i));
+            if (i > 0) grid_barrier(barrier_counter, static_cast<unsigned>(i));
             const Args step = args.at(i);
-            Sums<Tile::m_tiles, Tile::n_tiles> sums;
-            convolve(sums, c, part, patches, shared.pixels, [](int) {}, weights);
-            finish<Tile, true>(step, sums, part);
-            c.h.data = step.result();
+            Accumulators<Tile::m_tiles, Tile::n_tiles> sums;
+            convolve(sums, c, coord, patches, shared.pixels, [](int) {}, weights);
+            epilogue<Tile, true>(step, sums, coord);
+            c.h.data = step.next_conv_input();
         }
     }
 };

@@ -14,11 +14,11 @@ using Weights = std::vector<Tensor>;
 
 // Whether vectors of four channels are aligned in all that a step reads and writes.
 template <class T, class A>
-bool in_fours(const StepForwardArgs<T, A>& a) {
+bool can_vectorize(const StepForwardArgs<T, A>& a) {
     return a.shape.hidden % 4 == 0 && aligned<4>(a.from_x, a.bias, a.peephole.data, a.c_prev, a.h, a.c, a.gates);
 }
 template <class T, class A>
-bool in_fours(const StepBackwardArgs<T, A>& a) {
+bool can_vectorize(const StepBackwardArgs<T, A>& a) {
     return a.shape.hidden % 4 == 0 &&
            aligned<4>(a.grad_h, a.dh_last, a.gates, a.c, a.c_prev, a.peephole.data, a.dc, a.da);
 }
@@ -49,23 +49,25 @@ struct Sequence {
     int64_t steps;
 
     // Whether channels come in whole 16 bytes, aligned.
-    static bool in_vectors(const Images<T>& images) {
+    static bool is_vectorized(const Images<T>& images) {
         return images.channels % (16 / sizeof(T)) == 0 && aligned<16 / sizeof(T)>(images.data);
     }
-    bool in_vectors() const { return in_vectors(convolution.x) && in_vectors(convolution.h) && in_fours(args); }
-    int64_t blocks() const { return Part<Small>::blocks(args.shape); }
-    int64_t large_blocks() const { return Part<Large>::blocks(args.shape); }
+    bool is_vectorized() const {
+        return is_vectorized(convolution.x) && is_vectorized(convolution.h) && can_vectorize(args);
+    }
+    int64_t blocks() const { return TileCoord<Small>::blocks(args.shape); }
+    int64_t large_blocks() const { return TileCoord<Large>::blocks(args.shape); }
 };
 
 // x (T,B,Y,X,C), h (B,Y,X,H): what the first step convolves, besides what its sequence will give; none in the backward.
 template <class T, class Args>
-Sequence<T, Args> sequence_of(const Args& args, const Tensor& w_hh, int64_t height, int64_t width, const MaybeTensor& x,
-                              const MaybeTensor& h, int64_t steps) {
+Sequence<T, Args> make_sequence(const Args& args, const Tensor& w_hh, int64_t height, int64_t width,
+                                const MaybeTensor& x, const MaybeTensor& h, int64_t steps) {
     using Large = typename Tiles<Args>::Large;
     Convolution<T> c{};
     if (x) c.x = {data<const T>(x), static_cast<int>(x->size(4))};
     c.h = {data<const T>(h), static_cast<int>(w_hh.size(Large::gates == 4 ? 1 : 0))};
-    c.groups = ceil_div(args.shape.hidden, group * Large::groups) * Large::groups;
+    c.groups = ceil_div(args.shape.hidden, channel_group * Large::groups) * Large::groups;
     c.height = static_cast<int>(height);
     c.width = static_cast<int>(width);
     c.kernel_h = static_cast<int>(w_hh.size(2));
@@ -80,7 +82,8 @@ template <class T, class Args>
 Plan choose(const Device& device, Sequence<T, Args> sequence, bool reduced_precision) {
     if constexpr (!std::is_same_v<T, double>) {
         // Tensor cores multiply half precision, and 11 bits of float32; mma.sync so, and cp.async, are there from sm_80 on.
-        if ((std::is_same_v<T, float> && !reduced_precision) || device.generation() < 8) return Plan::library;
+        if ((std::is_same_v<T, float> && !reduced_precision) || device.compute_capability_major() < 8)
+            return Plan::library;
 
         Convolution<T>& c = sequence.convolution;
         if (sequence.large_blocks() >= device.multiprocessors()) {  // the blocks of a step fill the GPU
@@ -89,12 +92,12 @@ Plan choose(const Device& device, Sequence<T, Args> sequence, bool reduced_preci
             // over, and what here stays in registers is 16 bytes that the library writes and a pointwise kernel reads. At
             // 700e12 operations and 2.8e12 bytes a second these even out at k = 750. Half as much again, for the library
             // is that fast only with many channels.
-            if (device.generation() >= 9 && sequence.args.shape.hidden * c.kernel_h * c.kernel_w > 1125)
+            if (device.compute_capability_major() >= 9 && sequence.args.shape.hidden * c.kernel_h * c.kernel_w > 1125)
                 return Plan::library;
             // x's convolution is as much work in the steps as ahead of them, but ahead it goes through memory: 16 bytes a
             // pixel, step and hidden channel, all of which must have room there. Unless its channels are so few or odd
             // that they do not come in whole vectors: then a chunk of k would be mostly zeros, and copied one by one.
-            return sequence.in_vectors(c.x) ? Plan::fused : Plan::fused_recurrence;
+            return sequence.is_vectorized(c.x) ? Plan::fused : Plan::fused_recurrence;
         }
 
         // Else a step takes as long as one block's loop over k, and x's part of it is worth taking out: for all steps at
@@ -103,8 +106,8 @@ Plan choose(const Device& device, Sequence<T, Args> sequence, bool reduced_preci
         // vectors only, which cp.async fetches from L2: in L1 there may still be what stood there before.
         c.x = {};
         const typename Sequence<T, Args>::Persistent kernel{c, sequence.args, sequence.steps, nullptr};
-        const bool fits = sequence.blocks() <= device.most_together(kernel, kernel.weight_bytes());
-        return fits && sequence.steps > 1 && sequence.in_vectors() ? Plan::persistent : Plan::fused_recurrence;
+        const bool fits = sequence.blocks() <= device.max_cooperative_blocks(kernel, kernel.weight_bytes());
+        return fits && sequence.steps > 1 && sequence.is_vectorized() ? Plan::persistent : Plan::fused_recurrence;
     }
     return Plan::library;
 }
@@ -112,7 +115,7 @@ Plan choose(const Device& device, Sequence<T, Args> sequence, bool reduced_preci
 // Weights one behind the other as a fused step reads them; for the backward those of the transposed convolution, which
 // are turned by half a turn, and summed over the 4H channels of da.
 template <class T, bool back>
-Tensor packed(const Device& device, const Weights& weights, int64_t groups) {
+Tensor pack_weights(const Device& device, const Weights& weights, int64_t groups) {
     std::vector<PackWeights<T>> parts;
     int64_t size = 0;
     for (const Tensor& w : weights) {
@@ -150,16 +153,17 @@ void run_sequence(const Device& device, Plan plan, Sequence<T, Args> sequence, c
         using Large = typename Sequence<T, Args>::Large;
         using Small = typename Sequence<T, Args>::Small;
         Convolution<T>& convolution = sequence.convolution;
-        const Tensor all = packed<T, Small::gates == 1>(device, weights, convolution.groups);
+        const Tensor all = pack_weights<T, Small::gates == 1>(device, weights, convolution.groups);
         convolution.weights = reinterpret_cast<const Words*>(data<const T>(all));
         if (plan == Plan::persistent) {
-            const Tensor arrived = torch::stable::new_zeros(all, {1}, ScalarType::Int);
-            const typename Sequence<T, Args>::Persistent kernel{convolution, sequence.args, sequence.steps,
-                                                                reinterpret_cast<unsigned*>(data<int32_t>(arrived))};
-            device.launch_together(kernel, sequence.blocks(), kernel.weight_bytes());
+            const Tensor barrier_counter = torch::stable::new_zeros(all, {1}, ScalarType::Int);
+            const typename Sequence<T, Args>::Persistent kernel{
+                convolution, sequence.args, sequence.steps,
+                reinterpret_cast<unsigned*>(data<int32_t>(barrier_counter))};
+            device.launch_cooperative(kernel, sequence.blocks(), kernel.weight_bytes());
             return;
         }
-        const bool vectors = sequence.in_vectors(), large = sequence.large_blocks() >= device.multiprocessors();
+        const bool vectors = sequence.is_vectorized(), large = sequence.large_blocks() >= device.multiprocessors();
         for (int64_t i = 0; i < sequence.steps; ++i) {
             const Args step = sequence.args.at(i);
             if (vectors && large) {
@@ -169,8 +173,8 @@ void run_sequence(const Device& device, Plan plan, Sequence<T, Args> sequence, c
             } else {
                 device.launch(FusedStep<T, Args, Small, false>{convolution, step}, sequence.blocks());
             }
-            convolution.x.data = of_step(convolution.x.data, 1, step.shape.pixels * convolution.x.channels);
-            convolution.h.data = step.result();
+            convolution.x.data = at_step(convolution.x.data, 1, step.shape.pixels * convolution.x.channels);
+            convolution.h.data = step.next_conv_input();
         }
     }
 }

@@ -12,17 +12,17 @@
 
 namespace hybridops {
 
-constexpr int group = 16;  // hidden channels
+constexpr int channel_group = 16;  // hidden channels
 
 // How much of the product a block has, and a warp of it.
 template <int gates_, int warps_m_, int warps_n_, int m_tiles_, int groups_, int stages_>
 struct Tile {
     static constexpr int gates = gates_, warps_n = warps_n_, m_tiles = m_tiles_, stages = stages_;
-    static constexpr int resident = 2;
+    static constexpr int min_blocks_per_sm = 2;
     static constexpr int warp_groups = groups_, n_tiles = 2 * gates * warp_groups;
     static constexpr int threads = 32 * warps_m_ * warps_n;
     static constexpr int pixels = 16 * m_tiles * warps_m_, groups = warp_groups * warps_n;
-    static constexpr int columns = group * gates * groups;
+    static constexpr int columns = channel_group * gates * groups;
 };
 
 // Images (pixels,channels) that are convolved, null = none.
@@ -39,46 +39,46 @@ struct Convolution {
     int64_t groups;        // of columns
     int height, width, kernel_h, kernel_w;
 
-    HYBRIDOPS_BOTH int chunks(const Images<T>& images) const {
+    HYBRIDOPS_HOST_DEVICE int chunks(const Images<T>& images) const {
         return kernel_h * kernel_w * static_cast<int>(ceil_div(images.channels, chunk<T>));
     }
-    HYBRIDOPS_BOTH int chunks() const { return (x.data ? chunks(x) : 0) + (h.data ? chunks(h) : 0); }
+    HYBRIDOPS_HOST_DEVICE int chunks() const { return (x.data ? chunks(x) : 0) + (h.data ? chunks(h) : 0); }
 
     // The k-th chunk of them, for the columns of a block.
     template <class Tile>
-    HYBRIDOPS_INLINE const Words* weights_of(int k, int64_t first_group) const {
-        return weights + (k * groups + first_group) * (group * Tile::gates * 4);
+    HYBRIDOPS_INLINE const Words* weight_chunk(int k, int64_t first_group) const {
+        return weights + (k * groups + first_group) * (channel_group * Tile::gates * 4);
     }
 };
 
 // One chunk of k: an image, a tap, the first channel.
 template <class T>
-struct ChunkOfK {
-    const Convolution<T>& of;
-    bool second;
+struct KIterator {
+    const Convolution<T>& convolution;
+    bool on_h;
     int tap_y = 0, tap_x = 0, channel = 0;
 
-    HYBRIDOPS_INLINE explicit ChunkOfK(const Convolution<T>& convolution) : of(convolution), second(!of.x.data) {}
+    HYBRIDOPS_INLINE explicit KIterator(const Convolution<T>& c) : convolution(c), on_h(!convolution.x.data) {}
     HYBRIDOPS_INLINE Images<T> images() const {
-        return {second ? of.h.data : of.x.data, second ? of.h.channels : of.x.channels};
+        return {on_h ? convolution.h.data : convolution.x.data, on_h ? convolution.h.channels : convolution.x.channels};
     }
     HYBRIDOPS_INLINE void advance() {
         channel += chunk<T>;
         if (channel < images().channels) return;
         channel = 0;
-        if (++tap_x < of.kernel_w) return;
+        if (++tap_x < convolution.kernel_w) return;
         tap_x = 0;
-        if (++tap_y < of.kernel_h) return;
+        if (++tap_y < convolution.kernel_h) return;
         tap_y = 0;
-        second = true;
+        on_h = true;
     }
 };
 
 // A thread's share in copying the patches of a block's pixels: the same 16 bytes of every chunk, of some rows.
 template <class T, class Tile, bool vectors>
-class Patches {
+class PatchLoader {
    public:
-    HYBRIDOPS_INLINE Patches(const Convolution<T>& c, int64_t first_pixel, int64_t pixels) {
+    HYBRIDOPS_INLINE PatchLoader(const Convolution<T>& c, int64_t first_pixel, int64_t pixels) {
 #pragma unroll
         for (int i = 0; i < rows; ++i) {
             pixel_[i] = first_pixel + (threadIdx.x + i * Tile::threads) / 4;
@@ -88,23 +88,24 @@ class Patches {
         }
     }
 
-    HYBRIDOPS_INLINE void copy(Words* to, const ChunkOfK<T>& k) const {
+    HYBRIDOPS_INLINE void copy(Words* to, const KIterator<T>& k) const {
         const Images<T> images = k.images();
-        const int dy = k.tap_y - k.of.kernel_h / 2, dx = k.tap_x - k.of.kernel_w / 2;
+        const int dy = k.tap_y - k.convolution.kernel_h / 2, dx = k.tap_x - k.convolution.kernel_w / 2;
         const int channel = k.channel + threadIdx.x % 4 * values;
 #pragma unroll
         for (int i = 0; i < rows; ++i) {
             const int y = y_[i] + dy, x = x_[i] + dx;
-            const bool inside = 0 <= y && y < k.of.height && 0 <= x && x < k.of.width && channel < images.channels;
-            const int64_t pixel = pixel_[i] + dy * k.of.width + dx;
+            const bool inside =
+                0 <= y && y < k.convolution.height && 0 <= x && x < k.convolution.width && channel < images.channels;
+            const int64_t pixel = pixel_[i] + dy * k.convolution.width + dx;
             const T* from = images.data + (inside ? pixel * images.channels + channel : 0);
             Words* row = to + threadIdx.x + i * Tile::threads;
             if constexpr (vectors) {
                 copy_async(row, from, inside);
             } else {
-                const int there = inside ? images.channels - channel : 0;
+                const int valid = inside ? images.channels - channel : 0;
 #pragma unroll
-                for (int j = 0; j < values; ++j) reinterpret_cast<T*>(row)[j] = j < there ? from[j] : T(0);
+                for (int j = 0; j < values; ++j) reinterpret_cast<T*>(row)[j] = j < valid ? from[j] : T(0);
             }
         }
     }
@@ -118,18 +119,18 @@ class Patches {
 
 // What a block has of a step: where it begins, and where its thread stands in it.
 template <class Tile>
-struct Part {
+struct TileCoord {
     int64_t pixel, first_group;
     int lane = threadIdx.x % 32, warp_n = threadIdx.x / 32 % Tile::warps_n, warp_m = threadIdx.x / 32 / Tile::warps_n;
 
     // Blocks that have the same pixels stand next to one another: the L2 cache then holds these.
-    HYBRIDOPS_INLINE explicit Part(const StepShape& shape) {
-        const int64_t parts = ceil_div(shape.hidden, group * Tile::groups);
+    HYBRIDOPS_INLINE explicit TileCoord(const StepShape& shape) {
+        const int64_t parts = ceil_div(shape.hidden, channel_group * Tile::groups);
         pixel = blockIdx.x / parts * Tile::pixels;
         first_group = blockIdx.x % parts * Tile::groups;
     }
-    HYBRIDOPS_BOTH static int64_t blocks(const StepShape& shape) {
-        return ceil_div(shape.pixels, Tile::pixels) * ceil_div(shape.hidden, group * Tile::groups);
+    HYBRIDOPS_HOST_DEVICE static int64_t blocks(const StepShape& shape) {
+        return ceil_div(shape.pixels, Tile::pixels) * ceil_div(shape.hidden, channel_group * Tile::groups);
     }
 };
 
@@ -142,12 +143,12 @@ HYBRIDOPS_INLINE void copy_words(Words* to, const Words* from) {
 // sums = the convolution. copy_weights(k) copies the k-th chunk of the weights, if it is not there yet, and weights(k) is
 // where it then stands.
 template <class T, class Tile, bool vectors, class CopyWeights, class Weights>
-HYBRIDOPS_INLINE void convolve(Sums<Tile::m_tiles, Tile::n_tiles>& sums, const Convolution<T>& convolution,
-                               const Part<Tile>& part, const Patches<T, Tile, vectors>& patches,
+HYBRIDOPS_INLINE void convolve(Accumulators<Tile::m_tiles, Tile::n_tiles>& sums, const Convolution<T>& convolution,
+                               const TileCoord<Tile>& coord, const PatchLoader<T, Tile, vectors>& patches,
                                Words (&pixels)[Tile::stages][Tile::pixels * 4], const CopyWeights& copy_weights,
                                const Weights& weights) {
     const int chunks = convolution.chunks();
-    ChunkOfK<T> next(convolution);
+    KIterator<T> next(convolution);
     int copied = 0;
     const auto copy_next = [&] {
         if (copied < chunks) {
@@ -169,32 +170,35 @@ HYBRIDOPS_INLINE void convolve(Sums<Tile::m_tiles, Tile::n_tiles>& sums, const C
 #pragma unroll
         for (int i = 0; i < 2 * Tile::m_tiles; ++i) {
             Words& row = f.a[i / 2][i % 2];
-            row = pixels[k % Tile::stages][(part.warp_m * 2 * Tile::m_tiles + i) * 32 + part.lane];
+            row = pixels[k % Tile::stages][(coord.warp_m * 2 * Tile::m_tiles + i) * 32 + coord.lane];
             if constexpr (std::is_same_v<T, float>)
 #pragma unroll
                 for (uint32_t& word : row.word) word = tf32(__uint_as_float(word));
         }
 #pragma unroll
-        for (int j = 0; j < Tile::n_tiles; ++j) f.b[j] = weights(k)[(part.warp_n * Tile::n_tiles + j) * 32 + part.lane];
-        multiply<T>(sums, f);
+        for (int j = 0; j < Tile::n_tiles; ++j)
+            f.b[j] = weights(k)[(coord.warp_n * Tile::n_tiles + j) * 32 + coord.lane];
+        multiply_accumulate<T>(sums, f);
     }
 }
 
 // The pointwise half of the step.
 template <class Tile, bool vectors, class Args>
-HYBRIDOPS_INLINE void finish(const Args& args, const Sums<Tile::m_tiles, Tile::n_tiles>& sums, const Part<Tile>& part) {
+HYBRIDOPS_INLINE void epilogue(const Args& args, const Accumulators<Tile::m_tiles, Tile::n_tiles>& sums,
+                               const TileCoord<Tile>& coord) {
 #pragma unroll
     for (int row = 0; row < 2 * Tile::m_tiles; ++row)
 #pragma unroll
         for (int u = 0; u < Tile::warp_groups; ++u) {
-            const int64_t pixel = part.pixel + (part.warp_m * 2 * Tile::m_tiles + row) * 8 + part.lane / 4;
-            const int64_t first = (part.first_group + part.warp_n * Tile::warp_groups + u) * group + part.lane % 4 * 4;
+            const int64_t pixel = coord.pixel + (coord.warp_m * 2 * Tile::m_tiles + row) * 8 + coord.lane / 4;
+            const int64_t first =
+                (coord.first_group + coord.warp_n * Tile::warp_groups + u) * channel_group + coord.lane % 4 * 4;
             if (pixel >= args.shape.pixels) continue;
             constexpr int n = vectors ? 4 : 1;
 #pragma unroll
             for (int channel = 0; channel < 4; channel += n) {
                 if (first + channel >= args.shape.hidden) continue;
-                Lanes<float, n> a[Tile::gates];
+                Vec<float, n> a[Tile::gates];
 #pragma unroll
                 for (int gate = 0; gate < Tile::gates; ++gate)
 #pragma unroll
@@ -202,7 +206,7 @@ HYBRIDOPS_INLINE void finish(const Args& args, const Sums<Tile::m_tiles, Tile::n
                         const int j = channel + i, tile = (u * Tile::gates + gate) * 2 + j / 2;
                         a[gate][i] = sums.at[row / 2][tile][row % 2 * 2 + j % 2];
                     }
-                args(args.shape.place(pixel, first + channel), a);
+                args(args.shape.offsets(pixel, first + channel), a);
             }
         }
 }
@@ -210,7 +214,7 @@ HYBRIDOPS_INLINE void finish(const Args& args, const Sums<Tile::m_tiles, Tile::n
 // Args: StepForwardArgs or StepBackwardArgs. vectors: channels come in whole 16 bytes, aligned.
 template <class T, class Args, class Tile, bool vectors>
 struct FusedStep {
-    static constexpr int threads = Tile::threads, resident = Tile::resident;
+    static constexpr int threads = Tile::threads, min_blocks_per_sm = Tile::min_blocks_per_sm;
     struct Shared {
         Words pixels[Tile::stages][Tile::pixels * 4], weights[Tile::stages][Tile::columns * 4];
     };
@@ -218,16 +222,16 @@ struct FusedStep {
     Args args;
 
     HYBRIDOPS_INLINE void operator()(Shared& shared) const {
-        const Part<Tile> part(args.shape);
-        const Patches<T, Tile, vectors> patches(convolution, part.pixel, args.shape.pixels);
+        const TileCoord<Tile> coord(args.shape);
+        const PatchLoader<T, Tile, vectors> patches(convolution, coord.pixel, args.shape.pixels);
         const auto stage = [&](int k) -> Words* { return shared.weights[k % Tile::stages]; };
         const auto copy = [&](int k) {
-            const Words* from = convolution.template weights_of<Tile>(k, part.first_group);
+            const Words* from = convolution.template weight_chunk<Tile>(k, coord.first_group);
             copy_words<threads, Tile::columns * 4>(stage(k), from);
         };
-        Sums<Tile::m_tiles, Tile::n_tiles> sums;
-        convolve(sums, convolution, part, patches, shared.pixels, copy, stage);
-        finish<Tile, vectors>(args, sums, part);
+        Accumulators<Tile::m_tiles, Tile::n_tiles> sums;
+        convolve(sums, convolution, coord, patches, shared.pixels, copy, stage);
+        epilogue<Tile, vectors>(args, sums, coord);
     }
 };
 
@@ -235,15 +239,15 @@ struct FusedStep {
 // are none.
 template <class T>
 struct PackWeights {
-    static constexpr int threads = 256, resident = 1;
+    static constexpr int threads = 256, min_blocks_per_sm = 1;
     struct Shared {};
     const T* from;
     int64_t channel, gate, k, y, x;  // strides, k of the channels that are summed over
     int64_t hidden, gates, channels, kernel_h, kernel_w, groups;
     T* to;
 
-    HYBRIDOPS_BOTH int64_t size() const {
-        return kernel_h * kernel_w * ceil_div(channels, chunk<T>) * groups * group * gates * chunk<T>;
+    HYBRIDOPS_HOST_DEVICE int64_t size() const {
+        return kernel_h * kernel_w * ceil_div(channels, chunk<T>) * groups * channel_group * gates * chunk<T>;
     }
 
     HYBRIDOPS_INLINE void operator()(Shared&) const {
@@ -255,13 +259,13 @@ struct PackWeights {
             rest /= extent;
             return index;
         };
-        const int64_t value = next(chunk<T>), column = next(8), half = next(2), its_gate = next(gates);
-        const int64_t its_channel = next(groups) * group + column / 2 * 4 + half * 2 + column % 2;
-        const int64_t its_k = next(ceil_div(channels, chunk<T>)) * chunk<T> + value;
+        const int64_t value = next(chunk<T>), column = next(8), half = next(2), gate_index = next(gates);
+        const int64_t channel_index = next(groups) * channel_group + column / 2 * 4 + half * 2 + column % 2;
+        const int64_t k_index = next(ceil_div(channels, chunk<T>)) * chunk<T> + value;
         const int64_t tap_x = next(kernel_w), tap_y = rest;
         T weight(0);
-        if (its_channel < hidden && its_k < channels)
-            weight = from[its_channel * channel + its_gate * gate + its_k * k + tap_y * y + tap_x * x];
+        if (channel_index < hidden && k_index < channels)
+            weight = from[channel_index * channel + gate_index * gate + k_index * k + tap_y * y + tap_x * x];
         if constexpr (std::is_same_v<T, float>) weight = __uint_as_float(tf32(weight));
         to[at] = weight;
     }

@@ -19,13 +19,13 @@
 #include <torch/csrc/stable/macros.h>
 
 #define HYBRIDOPS_INLINE __device__ __forceinline__
-#define HYBRIDOPS_BOTH __host__ __device__ __forceinline__
+#define HYBRIDOPS_HOST_DEVICE __host__ __device__ __forceinline__
 #define HYBRIDOPS_DISPATCH_KEY CUDA
 
 namespace hybridops {
 
 template <class Kernel>
-__global__ void __launch_bounds__(Kernel::threads, Kernel::resident) run(const Kernel kernel) {
+__global__ void __launch_bounds__(Kernel::threads, Kernel::min_blocks_per_sm) run(const Kernel kernel) {
     __shared__ typename Kernel::Shared shared;
     kernel(shared);
 }
@@ -33,19 +33,19 @@ __global__ void __launch_bounds__(Kernel::threads, Kernel::resident) run(const K
 // The same with `more` bytes behind Shared, which then ends with an array of no stated length, and all blocks at once on
 // the device, so that they can wait for one another.
 template <class Kernel>
-__global__ void __launch_bounds__(Kernel::threads, Kernel::resident) run_together(const Kernel kernel) {
+__global__ void __launch_bounds__(Kernel::threads, Kernel::min_blocks_per_sm) run_cooperative(const Kernel kernel) {
     extern __shared__ __align__(16) char memory[];
     kernel(*reinterpret_cast<typename Kernel::Shared*>(memory));
 }
 
-// Until all blocks of run_together have come here for the `times`-th time, and all that they wrote is to be seen by all, in
+// Until all blocks of run_cooperative have come here for the `times`-th time, and all that they wrote is to be seen by all, in
 // L2. `arrived` is zero at first.
-HYBRIDOPS_INLINE void wait_for_all_blocks(unsigned* arrived, unsigned times) {
+HYBRIDOPS_INLINE void grid_barrier(unsigned* barrier_counter, unsigned times) {
     __syncthreads();
     if (threadIdx.x == 0) {
         __threadfence();
-        atomicAdd(arrived, 1u);
-        while (static_cast<int>(*const_cast<volatile unsigned*>(arrived) - times * gridDim.x) < 0) {
+        atomicAdd(barrier_counter, 1u);
+        while (static_cast<int>(*const_cast<volatile unsigned*>(barrier_counter) - times * gridDim.x) < 0) {
         }  // the difference, for it counts on past 2^32
         __threadfence();
     }
@@ -69,30 +69,33 @@ class Device {
         STD_CUDA_KERNEL_LAUNCH_CHECK();
     }
 
-    // Blocks of run_together that there can be; none where the device has not that much memory.
+    // Blocks of run_cooperative that there can be; none where the device has not that much memory.
     template <class Kernel>
-    int64_t most_together(const Kernel&, int64_t more) const {
-        const int64_t bytes = sizeof(typename Kernel::Shared) + more;
+    int64_t max_cooperative_blocks(const Kernel&, int64_t extra_shared) const {
+        const int64_t bytes = sizeof(typename Kernel::Shared) + extra_shared;
         if (!attribute(cudaDevAttrCooperativeLaunch) || bytes > attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin))
             return 0;
         int each = 0;
-        STD_CUDA_CHECK(cudaFuncSetAttribute(run_together<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+        STD_CUDA_CHECK(cudaFuncSetAttribute(run_cooperative<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                             static_cast<int>(bytes)));
         STD_CUDA_CHECK(
-            cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, run_together<Kernel>, Kernel::threads, bytes));
+            cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, run_cooperative<Kernel>, Kernel::threads, bytes));
         return int64_t{each} * multiprocessors();
     }
 
-    // After most_together with the same `more`.
+    // After max_cooperative_blocks with the same `more`.
     template <class Kernel>
-    void launch_together(Kernel kernel, int64_t blocks, int64_t more) const {
+    void launch_cooperative(Kernel kernel, int64_t blocks, int64_t extra_shared) const {
         void* arguments[] = {&kernel};
-        STD_CUDA_CHECK(cudaLaunchCooperativeKernel(run_together<Kernel>, static_cast<unsigned>(blocks), Kernel::threads,
-                                                   arguments, sizeof(typename Kernel::Shared) + more, stream_));
+        STD_CUDA_CHECK(cudaLaunchCooperativeKernel(run_cooperative<Kernel>, static_cast<unsigned>(blocks),
+                                                   Kernel::threads, arguments,
+                                                   sizeof(typename Kernel::Shared) + extra_shared, stream_));
     }
 
     int multiprocessors() const { return attribute(cudaDevAttrMultiProcessorCount); }
-    int generation() const { return attribute(cudaDevAttrComputeCapabilityMajor); }  // 8 = sm_80 and its kin
+    int compute_capability_major() const {
+        return attribute(cudaDevAttrComputeCapabilityMajor);
+    }  // 8 = sm_80 and its kin
 
    private:
     int attribute(cudaDeviceAttr which) const {
@@ -133,45 +136,45 @@ HYBRIDOPS_INLINE A sigmoid(A x) {
 
 // The larger magnitude, where a NaN stays.
 template <class A>
-HYBRIDOPS_INLINE A max_magnitude(A most, A x) {
+HYBRIDOPS_INLINE A max_magnitude(A largest, A x) {
     const A magnitude = x < 0 ? -x : x;
-    return magnitude > most || magnitude != magnitude ? magnitude : most;
+    return magnitude > largest || magnitude != magnitude ? magnitude : largest;
 }
 
 // n values of A in registers, read from and written to n of T that stand together: in one instruction up to 16 bytes.
 template <class A, int n>
-struct Lanes {
+struct Vec {
     A lane[n];
     HYBRIDOPS_INLINE A& operator[](int i) { return lane[i]; }
     HYBRIDOPS_INLINE const A& operator[](int i) const { return lane[i]; }
 };
 
 template <class T, int n>
-struct alignas(n * sizeof(T) < 16 ? n * sizeof(T) : 16) InMemory {
+struct alignas(n * sizeof(T) < 16 ? n * sizeof(T) : 16) AlignedVec {
     T lane[n];
 };
 
 template <class A, int n, class T>
-HYBRIDOPS_INLINE Lanes<A, n> load(const T* from) {
-    const InMemory<T, n> in = *reinterpret_cast<const InMemory<T, n>*>(from);
-    Lanes<A, n> out;
+HYBRIDOPS_INLINE Vec<A, n> load(const T* from) {
+    const AlignedVec<T, n> in = *reinterpret_cast<const AlignedVec<T, n>*>(from);
+    Vec<A, n> out;
 #pragma unroll
     for (int i = 0; i < n; ++i) out[i] = static_cast<A>(in.lane[i]);
     return out;
 }
 
 template <class A, int n, class T>
-HYBRIDOPS_INLINE void store(T* to, const Lanes<A, n>& values) {
-    InMemory<T, n> out;
+HYBRIDOPS_INLINE void store(T* to, const Vec<A, n>& values) {
+    AlignedVec<T, n> out;
 #pragma unroll
     for (int i = 0; i < n; ++i) out.lane[i] = static_cast<T>(values[i]);
-    *reinterpret_cast<InMemory<T, n>*>(to) = out;
+    *reinterpret_cast<AlignedVec<T, n>*>(to) = out;
 }
 
 // Whether load<A, n> and store may be used there; null is as good as any address.
 template <int n, class... T>
 bool aligned(const T*... address) {
-    return ((reinterpret_cast<uintptr_t>(address) % alignof(InMemory<T, n>) == 0) && ...);
+    return ((reinterpret_cast<uintptr_t>(address) % alignof(AlignedVec<T, n>) == 0) && ...);
 }
 
 }  // namespace hybridops

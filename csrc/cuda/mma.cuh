@@ -25,7 +25,7 @@ struct Fragments {
 
 // What it sums, in each pair of tiles: row g, columns 2q and 2q + 1, and the same of row g + 8.
 template <int m_tiles, int n_tiles>
-struct Sums {
+struct Accumulators {
     float at[m_tiles][n_tiles][4];
 };
 
@@ -58,7 +58,7 @@ HYBRIDOPS_INLINE void mma(float (&sum)[4], const Words& g, const Words& g_8, con
 
 // sums += a b
 template <class T, int m_tiles, int n_tiles>
-HYBRIDOPS_INLINE void multiply(Sums<m_tiles, n_tiles>& sums, const Fragments<m_tiles, n_tiles>& f) {
+HYBRIDOPS_INLINE void multiply_accumulate(Accumulators<m_tiles, n_tiles>& sums, const Fragments<m_tiles, n_tiles>& f) {
 #pragma unroll
     for (int part = 0; part < 4; part += 2)
 #pragma unroll
@@ -78,10 +78,10 @@ HYBRIDOPS_INLINE uint32_t tf32(float x) {
 
 // From global to shared memory by way of L2 alone, which all multiprocessors share; zeros where not `wanted`, and then
 // nothing is read.
-HYBRIDOPS_INLINE void copy_async(Words* to, const void* from, bool wanted) {
+HYBRIDOPS_INLINE void copy_async(Words* to, const void* from, bool predicate) {
 #if __CUDA_ARCH__ >= 800
     const auto shared = static_cast<uint32_t>(__cvta_generic_to_shared(to));
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(wanted ? 16 : 0)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(predicate ? 16 : 0)
                  : "memory");
 #endif
 }

@@ -13,9 +13,9 @@ from math import prod
 import torch
 from torch import Tensor
 
-MOST_PIXELS = 2**31 - 2**10  # of a step, and a block more: they are counted through in 32 bits
+MAX_PIXELS = 2**31 - 2**10  # of a step, and a block more: they are counted through in 32 bits
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-OLDEST = (3, 6)  # of PyTorch 2.10 on CUDA; older ones multiply no float64
+MIN_VERSION = (3, 6)  # of PyTorch 2.10 on CUDA; older ones multiply no float64
 INSTALL = "install it with `pip install triton` (Linux only)"
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")  # as Triton reads it
 
@@ -25,8 +25,8 @@ def _find_reason() -> str | None:
         return f"Triton is not installed: {INSTALL}"
     if not INTERPRETED and torch.version.cuda is None:
         return "this torch is built without CUDA, and TRITON_INTERPRET=1 is not set"
-    if version() < OLDEST:
-        return "Triton {}.{} is too old, {}.{} or newer is needed: {}".format(*version(), *OLDEST, INSTALL)
+    if version() < MIN_VERSION:
+        return "Triton {}.{} is too old, {}.{} or newer is needed: {}".format(*version(), *MIN_VERSION, INSTALL)
     return None
 
 
@@ -57,6 +57,6 @@ def unsupported_reason(family: str, x: Tensor, spatial_dims: int) -> str | None:
         return "the Triton kernels need compute capability 8.0 or newer"
     if family == "conv_lstm" and spatial_dims > 2:
         return f"the Triton ConvLSTM takes 1 or 2 spatial dimensions, not {spatial_dims}"
-    if family == "conv_lstm" and prod((x.shape[0], *x.shape[-spatial_dims:])) > MOST_PIXELS:
-        return f"the Triton ConvLSTM takes up to {MOST_PIXELS} pixels a step, not {tuple(x.shape)}"
+    if family == "conv_lstm" and prod((x.shape[0], *x.shape[-spatial_dims:])) > MAX_PIXELS:
+        return f"the Triton ConvLSTM takes up to {MAX_PIXELS} pixels a step, not {tuple(x.shape)}"
     return None

@@ -25,7 +25,7 @@ SCORES = {
     "many pairs": Config({"BLOCK_S": 32, "BLOCK_T": 64}, num_warps=4),
 }
 ATTENTION = {
-    # BLOCK_T × MOST_VALUES values are in registers: with 64 keys, or four warps, they spill under Triton 3.6
+    # BLOCK_T × MAX_VALUE_CHANNELS values are in registers: with 64 keys, or four warps, they spill under Triton 3.6
     "one query": Config({"BLOCK_S": 1, "BLOCK_T": 32}, num_warps=8, num_stages=1),
     "few pairs": Config({"BLOCK_S": 16, "BLOCK_T": 16}, num_warps=4, num_stages=1, max_registers=255),
     "many pairs": Config({"BLOCK_S": 32, "BLOCK_T": 32}, num_warps=8, num_stages=1, max_registers=255),
@@ -38,11 +38,11 @@ GRADIENTS = {
     "many rows": Config({"BLOCK_X": 32, "BLOCK_Y": 16, "BLOCK_A": 64}, num_warps=8, max_registers=255),
 }
 # Programs that fill a GPU of about 130 multiprocessors some times over: with fewer, smaller blocks are taken.
-MANY_PROGRAMS = 1024
+MIN_PROGRAMS_LARGE = 1024
 # ... and that just fill it: with fewer, the keys of a query are shared out among up to so many.
-ENOUGH_PROGRAMS, MOST_SPLITS = 128, 16
+TARGET_PROGRAMS, MAX_SPLITS = 128, 16
 # Value channels that a program sums up in registers; beyond, the context is a library product.
-MOST_VALUES = 256
+MAX_VALUE_CHANNELS = 256
 
 
 # --------------------------------------------------------------------------------------------------- what is here
@@ -310,7 +310,7 @@ def _scores_config(table: dict[str, Config], batch: int, queries: int, keys: int
         return table["one query"]
     blocks = table["many pairs"].blocks
     programs = batch * triton.cdiv(queries, blocks["BLOCK_S"]) * triton.cdiv(keys, blocks["BLOCK_T"])
-    return table["many pairs" if programs >= MANY_PROGRAMS else "few pairs"]
+    return table["many pairs" if programs >= MIN_PROGRAMS_LARGE else "few pairs"]
 
 
 def _splits(config: Config, batch: int, queries: int, keys: int) -> int:
@@ -318,19 +318,19 @@ def _splits(config: Config, batch: int, queries: int, keys: int) -> int:
     programs = max(1, batch * triton.cdiv(queries, config.blocks["BLOCK_S"]))
     blocks = triton.cdiv(keys, config.blocks["BLOCK_T"])
     splits = 1
-    while 2 * splits <= min(blocks, MOST_SPLITS) and splits * programs < ENOUGH_PROGRAMS:
+    while 2 * splits <= min(blocks, MAX_SPLITS) and splits * programs < TARGET_PROGRAMS:
         splits *= 2
     return splits
 
 
 def _fits_registers(value: Tensor) -> bool:
     """Whether a program sums up the context: in float64 it would take the registers twice over."""
-    return 0 < value.shape[2] <= MOST_VALUES and value.dtype != torch.float64
+    return 0 < value.shape[2] <= MAX_VALUE_CHANNELS and value.dtype != torch.float64
 
 
 def _gradients_config(acc: torch.dtype, batch: int, rows: int, width: int) -> Config:
     programs = math.prod(_gradients_grid(GRADIENTS["many rows"], batch, rows, width))
-    return GRADIENTS["many rows" if programs >= MANY_PROGRAMS and acc == torch.float32 else "few rows"]
+    return GRADIENTS["many rows" if programs >= MIN_PROGRAMS_LARGE and acc == torch.float32 else "few rows"]
 
 
 def _gradients_grid(config: Config, batch: int, rows: int, width: int) -> tuple[int, int, int]:

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from hybridops.triton.additive_scores_kernels import pair_scores
-from hybridops.triton.launch import place
+from hybridops.triton.launch import grid_position
 from hybridops.triton.math import cast, offset, product
 
 
@@ -17,7 +17,7 @@ def attention_kernel(
     scores_ptr, mask_ptr, value_ptr, context_ptr, top_ptr, total_ptr,
     mask_b, mask_s, mask_t, value_b, value_t, value_d,
     ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, SCALE: tl.constexpr, WIDTH: tl.constexpr,
-    FOUR: tl.constexpr, TWO: tl.constexpr, ONE: tl.constexpr, LARGEST_V: tl.constexpr,
+    FOUR: tl.constexpr, TWO: tl.constexpr, ONE: tl.constexpr, MAX_V: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
@@ -26,7 +26,7 @@ def attention_kernel(
     (Milakov & Gimelshein 2018, https://arxiv.org/abs/1805.02867). Of several shares (B,S,SPLITS,D) each is left a sum,
     beside its maximum and the sum of its exponentials, (B,S,SPLITS). The scores (B,S,T) are written if wanted.
     """
-    b, block, split = place(tl.cdiv(S, BLOCK_S), SPLITS)
+    b, block, split = grid_position(tl.cdiv(S, BLOCK_S), SPLITS)
     s = block * BLOCK_S + tl.arange(0, BLOCK_S)[:, None]
     d = tl.arange(0, BLOCK_D)[None]
     value_ptr += b * value_b
@@ -43,7 +43,7 @@ def attention_kernel(
         scores = pair_scores(
             q_ptr, k_ptr, v_ptr, q_exp_ptr, q_bound_ptr, k_exp_ptr, k_bound_ptr, bias_ptr, b, s, t, S, T, A,
             q_b, q_s, q_a, k_b, k_t, k_a, v_a, bias_b, bias_s, bias_t, tl.zeros((BLOCK_S, BLOCK_T), tl.float32),
-            ACTIVATION, SLOPE, SCALE, WIDTH, FOUR, TWO, ONE, LARGEST_V,
+            ACTIVATION, SLOPE, SCALE, WIDTH, FOUR, TWO, ONE, MAX_V,
         )  # fmt: skip
         attended = (s < S) & (t < T)
         if scores_ptr is not None:

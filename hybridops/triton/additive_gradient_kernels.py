@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from hybridops.triton.additive_scores_kernels import activate, magnitude
-from hybridops.triton.launch import place
+from hybridops.triton.launch import grid_position
 from hybridops.triton.math import cast, exponential, offset, reciprocal
 
 
@@ -22,7 +22,7 @@ def gradients_kernel(
     dx (B,X,A) = v_a Σ_y grad act'(x + y), and where dv is wanted, dv (B,blocks of X,A) = Σ_{x,y} grad act(x + y)
     """
     blocks = tl.cdiv(X, BLOCK_X)
-    b, n_block, a_block = place(blocks, tl.cdiv(A, BLOCK_A))
+    b, n_block, a_block = grid_position(blocks, tl.cdiv(A, BLOCK_A))
     n = n_block * BLOCK_X + tl.arange(0, BLOCK_X)
     a = a_block * BLOCK_A + tl.arange(0, BLOCK_A)
     inside = (n < X)[:, None] & (a < A)[None]

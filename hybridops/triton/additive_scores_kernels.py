@@ -14,14 +14,14 @@ import torch
 import triton
 import triton.language as tl
 
-from hybridops.triton.launch import place
+from hybridops.triton.launch import grid_position
 from hybridops.triton.math import exponential, offset, reciprocal, tanh
 
 # Sums of |q| + |k| up to which the product of four factors 1 + PQ is finite, of two, and one; and Σ|v| up to which the
 # numerators over such products are. (1 + e^21)^4 = 3e36 = (1 + e^42)^2, 1 + e^86 = 2e37; the last keeps 1/x normal.
 RANGE = {
-    torch.float32: {"FOUR": 10.5, "TWO": 21.0, "ONE": 43.0, "LARGEST_V": 1e10},
-    torch.float64: {"FOUR": 80.0, "TWO": 170.0, "ONE": 350.0, "LARGEST_V": 1e30},
+    torch.float32: {"FOUR": 10.5, "TWO": 21.0, "ONE": 43.0, "MAX_V": 1e10},
+    torch.float64: {"FOUR": 80.0, "TWO": 170.0, "ONE": 350.0, "MAX_V": 1e30},
 }
 
 
@@ -30,7 +30,7 @@ def exponentials_kernel(
     x_ptr, e_ptr, bounds_ptr, N, x_b, x_n, x_a, A: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_A: tl.constexpr
 ):  # fmt: skip
     """e (B,A',N') = e^2x, A' and N' multiples of four, and bounds (B,N) = max_a |x|"""
-    b, block, _ = place(tl.cdiv(N, BLOCK_N), 1)
+    b, block, _ = grid_position(tl.cdiv(N, BLOCK_N), 1)
     n = block * BLOCK_N + tl.arange(0, BLOCK_N)
     e_ptr += b * padded(A) * padded(N)
     bounds = tl.zeros((BLOCK_N,), bounds_ptr.dtype.element_ty)
@@ -49,11 +49,11 @@ def scores_kernel(
     q_ptr, k_ptr, v_ptr, q_exp_ptr, q_bound_ptr, k_exp_ptr, k_bound_ptr, bias_ptr, S, T, A,
     q_b, q_s, q_a, k_b, k_t, k_a, v_a, bias_b, bias_s, bias_t, scores_ptr,
     ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, SCALE: tl.constexpr, WIDTH: tl.constexpr,
-    FOUR: tl.constexpr, TWO: tl.constexpr, ONE: tl.constexpr, LARGEST_V: tl.constexpr,
+    FOUR: tl.constexpr, TWO: tl.constexpr, ONE: tl.constexpr, MAX_V: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """A tile of scores (B,S,T)"""
-    b, s_block, t_block = place(tl.cdiv(S, BLOCK_S), tl.cdiv(T, BLOCK_T))
+    b, s_block, t_block = grid_position(tl.cdiv(S, BLOCK_S), tl.cdiv(T, BLOCK_T))
     # a column and a row from the start: loads are then laid out as what they are broadcast to
     s = s_block * BLOCK_S + tl.arange(0, BLOCK_S)[:, None]
     t = t_block * BLOCK_T + tl.arange(0, BLOCK_T)[None]
@@ -61,7 +61,7 @@ def scores_kernel(
         q_ptr, k_ptr, v_ptr, q_exp_ptr, q_bound_ptr, k_exp_ptr, k_bound_ptr, bias_ptr, b, s, t, S, T, A,
         q_b, q_s, q_a, k_b, k_t, k_a, v_a, bias_b, bias_s, bias_t,
         tl.zeros((BLOCK_S, BLOCK_T), scores_ptr.dtype.element_ty),
-        ACTIVATION, SLOPE, SCALE, WIDTH, FOUR, TWO, ONE, LARGEST_V,
+        ACTIVATION, SLOPE, SCALE, WIDTH, FOUR, TWO, ONE, MAX_V,
     )  # fmt: skip
     tl.store(scores_ptr + (b * S + s) * T + t, scores, (s < S) & (t < T))
 
@@ -71,7 +71,7 @@ def pair_scores(
     q_ptr, k_ptr, v_ptr, q_exp_ptr, q_bound_ptr, k_exp_ptr, k_bound_ptr, bias_ptr, b, s, t, S, T, A,
     q_b, q_s, q_a, k_b, k_t, k_a, v_a, bias_b, bias_s, bias_t, scores,
     ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, SCALE: tl.constexpr, WIDTH: tl.constexpr,
-    FOUR: tl.constexpr, TWO: tl.constexpr, ONE: tl.constexpr, LARGEST_V: tl.constexpr,
+    FOUR: tl.constexpr, TWO: tl.constexpr, ONE: tl.constexpr, MAX_V: tl.constexpr,
 ):  # fmt: skip
     """scale Σ_a v_a act(q + k) + bias of queries s, a column, and keys t, a row; `scores` is zeros of that shape
 
@@ -86,7 +86,7 @@ def pair_scores(
         v = tl.load(v_ptr + offset(a, v_a), a < A, 0.0).to(scores.dtype)
         q_bound = tl.max(tl.load(q_bound_ptr + b * S + s, s < S, 0.0))
         bound = q_bound + tl.max(tl.load(k_bound_ptr + b * T + t, t < T, 0.0))
-        factored = tl.sum(tl.abs(v)) <= LARGEST_V
+        factored = tl.sum(tl.abs(v)) <= MAX_V
         if factored & (bound <= FOUR):
             scores = quotients(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, scores, A, 4)
             scores = tl.sum(v) - 2 * scores

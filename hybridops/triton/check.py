@@ -163,7 +163,7 @@ def additive_attention_launches() -> Iterator[Launch]:
         blocks = additive_attention.SCORES if activation == "tanh" else ("many pairs",)
         yield from attention_launches(name, dtype, activation, blocks)
         for enough, (case, size) in product((0, 1 << 30), SIZES.items()):
-            additive_attention.MANY_PROGRAMS = enough
+            additive_attention.MIN_PROGRAMS_LARGE = enough
             yield from recorded("additive_attention", f"{name}, {case}", run_gradients, dtype, activation, size)
     # sizes of one are constants
     yield from recorded("additive_attention", "one of everything", run_attention, torch.float32, "tanh", 1, 1)
@@ -179,7 +179,8 @@ def attention_launches(name: str, dtype: torch.dtype, activation: str, blocks: I
     """With the keys of a query shared out, or not."""
     for config, (case, size) in product(blocks, SIZES.items()):
         additive_attention._scores_config = lambda table, *_, config=config: table[config]
-        for splits, values in ((1, size), (additive_attention.MOST_SPLITS, additive_attention.MOST_VALUES - 64 + size)):
+        widest = additive_attention.MAX_VALUE_CHANNELS - 64 + size
+        for splits, values in ((1, size), (additive_attention.MAX_SPLITS, widest)):
             additive_attention._splits = lambda *_, splits=splits: splits
             yield from recorded("additive_attention", f"{name}, {case}", run_attention, dtype, activation, values, size)
 

@@ -69,7 +69,7 @@ BACKWARD = {
     "float64": [Config({"BLOCK_M": 32, "BLOCK_N": 16, "BLOCK_K": 16}, num_warps=4)],
 }
 # Programs that give each multiprocessor of a large GPU one (an H100 has 132).
-ENOUGH_PROGRAMS = 128
+MIN_PROGRAMS = 128
 
 
 # --------------------------------------------------------------------------------------------------- what is here
@@ -260,7 +260,7 @@ def _config(table: dict[str, list[Config]], x: Tensor, pixels: int, hidden: int)
     configs = table[kinds.get(x.dtype, "half")]
     enough = (
         config for config in configs
-        if hidden % config.blocks["BLOCK_N"] == 0 and _programs(config, pixels, hidden) >= ENOUGH_PROGRAMS
+        if hidden % config.blocks["BLOCK_N"] == 0 and _programs(config, pixels, hidden) >= MIN_PROGRAMS
     )  # fmt: skip
     return next(enough, configs[-1])
 
@@ -278,7 +278,7 @@ def _hoists(config: Config, x: Tensor, pixels: int, hidden: int) -> bool:
     In float32 only where the library rounds as the kernel does.
     """
     library = "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"  # it may also say "none"
-    return (x.dtype != torch.float32 or library == precision(x)) and _programs(config, pixels, hidden) < ENOUGH_PROGRAMS
+    return (x.dtype != torch.float32 or library == precision(x)) and _programs(config, pixels, hidden) < MIN_PROGRAMS
 
 
 def _hoisted(x: Tensor, w_ih: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def launch(kernel: Any, grid: tuple[int, ...], config: Config, *arguments: Any, 
 
 
 @triton.jit
-def place(rows, columns):
+def grid_position(rows, columns):
     """Where a program is in its grid (batch, rows, columns), which `launch` made one axis"""
     program = tl.program_id(0)
     return (program // (rows * columns)).to(tl.int64), program // columns % rows, program % columns

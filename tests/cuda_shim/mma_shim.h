@@ -34,8 +34,8 @@ float dot(uint32_t a, uint32_t b) {
 }
 
 template <class T, int m_tiles, int n_tiles>
-void multiply(Sums<m_tiles, n_tiles>& sums, const Fragments<m_tiles, n_tiles>& own,
-              std::source_location at = std::source_location::current()) {
+void multiply_accumulate(Accumulators<m_tiles, n_tiles>& sums, const Fragments<m_tiles, n_tiles>& own,
+                         std::source_location at = std::source_location::current()) {
     shim::Fibre& self = shim::grid.fibre(threadIdx.x);
     self.shown = &own;
     shim::grid.wait(shim::State::at_warp_barrier, at);
@@ -57,8 +57,8 @@ void multiply(Sums<m_tiles, n_tiles>& sums, const Fragments<m_tiles, n_tiles>& o
     shim::grid.wait(shim::State::at_warp_barrier, at);  // for the others still read
 }
 
-inline void copy_async(Words* to, const void* from, bool wanted) {
-    const shim::Copy copy{to, wanted ? from : nullptr};
+inline void copy_async(Words* to, const void* from, bool predicate) {
+    const shim::Copy copy{to, predicate ? from : nullptr};
     if (shim::order() == "forward") {
         copy.run();
     } else {

@@ -83,7 +83,7 @@ struct NextBlock {
     void operator()(Shared&) const {
         if (threadIdx.x == 0) given[blockIdx.x] = 1.0f + blockIdx.x;
         if (blockIdx.x + leave >= blocks) return;
-        if (with_barrier) wait_for_all_blocks(nullptr, 1);
+        if (with_barrier) grid_barrier(nullptr, 1);
         if (threadIdx.x == 0) to[blockIdx.x] = given[(blockIdx.x + 1) % blocks];
     }
 };
@@ -120,7 +120,7 @@ Tensor next_block(const Tensor& given, int64_t leave, bool with_barrier) {
     Tensor out = torch::stable::empty_like(given);
     const auto blocks = static_cast<unsigned>(given.numel());
     const NextBlock kernel{data<float>(given), data<float>(out), blocks, static_cast<unsigned>(leave), with_barrier};
-    Device(given).launch_together(kernel, blocks, 0);
+    Device(given).launch_cooperative(kernel, blocks, 0);
     return out;
 }
 

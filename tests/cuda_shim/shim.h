@@ -3,7 +3,7 @@
 // fibre goes on first is chosen by the environment variable HYBRIDOPS_SHIM_ORDER = forward | reverse | random: what a
 // missing barrier lets through in one order shows in another. Shared memory is NaN at first and exactly as large as the
 // kernel says, for AddressSanitizer. A barrier that only some threads of a block or warp reach is an error.
-// HYBRIDOPS_SHIM_MULTIPROCESSORS says how many the device has, with room for one block each, and HYBRIDOPS_SHIM_GENERATION
+// HYBRIDOPS_SHIM_MULTIPROCESSORS says how many the device has, with room for one block each, and HYBRIDOPS_SHIM_COMPUTE_CAPABILITY
 // of what generation it is, 8 for sm_80 and its kin.
 #pragma once
 #include <cxxabi.h>
@@ -30,7 +30,7 @@
 #endif
 
 #define HYBRIDOPS_INLINE inline
-#define HYBRIDOPS_BOTH inline
+#define HYBRIDOPS_HOST_DEVICE inline
 #define HYBRIDOPS_DISPATCH_KEY CPU
 
 struct Index {
@@ -115,7 +115,7 @@ struct Free {
 class Grid {
    public:
     template <class Kernel>
-    void run(const Kernel& kernel, unsigned first_block, unsigned blocks, size_t more_shared = 0) {
+    void run(const Kernel& kernel, unsigned first_block, unsigned blocks, size_t extra_shared = 0) {
         using Shared = typename Kernel::Shared;
         const std::unique_ptr<char, Free> name(abi::__cxa_demangle(typeid(Kernel).name(), nullptr, nullptr, nullptr));
         launched.append(name.get()).append("\n");
@@ -123,7 +123,7 @@ class Grid {
         call_ = &body;
         body_ = [](const void* call, char* shared) { (*static_cast<decltype(&body)>(call))(shared); };
         constexpr size_t alignment = std::max<size_t>(alignof(Shared), 16);
-        const size_t size = sizeof(Shared) + more_shared;
+        const size_t size = sizeof(Shared) + extra_shared;
         shared_.clear();
         for (unsigned i = 0; i < blocks; ++i) {
             shared_.emplace_back(
@@ -236,7 +236,7 @@ T __shfl_xor_sync(unsigned, T value, int distance, std::source_location at = std
 
 namespace hybridops {
 
-inline void wait_for_all_blocks(unsigned*, unsigned, std::source_location at = std::source_location::current()) {
+inline void grid_barrier(unsigned*, unsigned, std::source_location at = std::source_location::current()) {
     shim::grid.wait(shim::State::at_grid_barrier, at);
 }
 
@@ -251,17 +251,17 @@ class Device {
     }
 
     template <class Kernel>
-    int64_t most_together(const Kernel&, int64_t more) const {
-        return sizeof(typename Kernel::Shared) + more <= 163 * 1024 ? multiprocessors() : 0;  // as on sm_80
+    int64_t max_cooperative_blocks(const Kernel&, int64_t extra_shared) const {
+        return sizeof(typename Kernel::Shared) + extra_shared <= 163 * 1024 ? multiprocessors() : 0;  // as on sm_80
     }
 
     template <class Kernel>
-    void launch_together(const Kernel& kernel, int64_t blocks, int64_t more) const {
-        shim::grid.run(kernel, 0, static_cast<unsigned>(blocks), more);
+    void launch_cooperative(const Kernel& kernel, int64_t blocks, int64_t extra_shared) const {
+        shim::grid.run(kernel, 0, static_cast<unsigned>(blocks), extra_shared);
     }
 
     int multiprocessors() const { return std::stoi(shim::setting("HYBRIDOPS_SHIM_MULTIPROCESSORS", "16")); }
-    int generation() const { return std::stoi(shim::setting("HYBRIDOPS_SHIM_GENERATION", "8")); }
+    int compute_capability_major() const { return std::stoi(shim::setting("HYBRIDOPS_SHIM_COMPUTE_CAPABILITY", "8")); }
 };
 
 inline float reciprocal(float x) { return 1 / x; }

@@ -98,16 +98,16 @@ def test_sizes(launched, monkeypatch, plan, sizes):
 
 
 @pytest.mark.parametrize(
-    ("generation", "hidden", "dtype", "plan"),
+    ("compute_capability", "hidden", "dtype", "plan"),
     [
         (7, 8, torch.float16, "library"), (9, 8, torch.float32, "library"), (9, 8, torch.float16, "large"),
         (9, 128, torch.float16, "library"), (8, 128, torch.float16, "large"),
     ],
     ids=["before sm_80", "full precision", "sm_90", "many channels on sm_90", "many channels"],
 )  # fmt: skip
-def test_devices(launched, monkeypatch, generation, hidden, dtype, plan):
+def test_devices(launched, monkeypatch, compute_capability, hidden, dtype, plan):
     set_device(monkeypatch, "large")
-    monkeypatch.setenv("HYBRIDOPS_SHIM_GENERATION", str(generation))
+    monkeypatch.setenv("HYBRIDOPS_SHIM_COMPUTE_CAPABILITY", str(compute_capability))
     inputs = cast(conv_lstm_inputs(hidden=hidden, channels=8, space=(2, 3), steps=1), dtype)
     with_gradients(fused_conv_lstm, inputs, backend="native")
     assert launched() == KERNELS[plan]

@@ -60,7 +60,7 @@ def test_blocks_of_pairs(monkeypatch, config, activation):
 @activations
 @pytest.mark.parametrize("programs", [0, 1 << 30], ids=["many rows", "few rows"])
 def test_blocks_of_rows(monkeypatch, programs, activation):
-    monkeypatch.setattr(additive_attention, "MANY_PROGRAMS", programs)
+    monkeypatch.setattr(additive_attention, "MIN_PROGRAMS_LARGE", programs)
     check(torch.float32, activation)
 
 
@@ -156,7 +156,7 @@ def test_far_gradients(dim):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_block_size_on_a_gpu(monkeypatch, dtype, size):
     monkeypatch.setattr(additive_attention, "_scores_config", lambda table, *_: table[size])
-    monkeypatch.setattr(additive_attention, "MANY_PROGRAMS", 0)
+    monkeypatch.setattr(additive_attention, "MIN_PROGRAMS_LARGE", 0)
     inputs = attention_inputs(queries=70, keys=131, width=66, values=40)
     assert_parity(plain_attention, fused_attention, inputs, dtype, "cuda", backend="triton")
 
