@@ -12,7 +12,8 @@ from hybridops.checks import accumulation_dtype
 from hybridops.native import refuse_forward_mode
 from hybridops.triton.additive_attention_kernels import attention_kernel, combine_kernel, softmax_kernel
 from hybridops.triton.additive_gradient_kernels import gradients_kernel
-from hybridops.triton.additive_scores_kernels import RANGE, exponentials_kernel, scores_kernel
+from hybridops.triton.additive_scores_kernels import QUOTIENT_RANGE, exponentials_kernel, scores_kernel
+from hybridops.triton.arguments import Pairs, Strided, strided
 from hybridops.triton.launch import Config, launch, op
 from hybridops.triton.math import precision
 from hybridops.triton.sizes import check_pairs, check_sizes
@@ -117,7 +118,7 @@ def _exponentials(
     grid = (batch, triton.cdiv(rows, EXPONENTIALS.blocks["BLOCK_N"]))
     launch(
         exponentials_kernel, grid, EXPONENTIALS,
-        x, exponentials, bounds, rows, *x.stride(), A=width,
+        strided(x), exponentials, bounds, rows, A=width,
     )  # fmt: skip
     return exponentials, bounds
 
@@ -148,7 +149,7 @@ def _scores(
     config = _scores_config(SCORES, batch, queries, keys)
     grid = (batch, triton.cdiv(queries, config.blocks["BLOCK_S"]), triton.cdiv(keys, config.blocks["BLOCK_T"]))
     pairs, constants = _pairs(q, k, v, score_bias, scale, activation, negative_slope, key_exponentials, key_bounds)
-    launch(scores_kernel, grid, config, *pairs, scores, **constants)
+    launch(scores_kernel, grid, config, pairs, scores, **constants)
     return scores
 
 
@@ -157,16 +158,16 @@ def _pairs(q, k, v, score_bias, scale, activation, negative_slope, key_exponenti
     batch, queries, keys, width = check_pairs(q, k, v)
     padded = (batch, _round_up(width, 4), _round_up(keys, 4))
     check_sizes(key_exponentials=(key_exponentials, padded), key_bounds=(key_bounds, (batch, keys)))
-    bias, bias_strides = _broadcast(score_bias, (batch, queries, keys))
     if activation == "tanh":
         factors = (*_exponentials(q), *((key_exponentials, key_bounds) if key_bounds is not None else _exponentials(k)))
     else:  # the kernel walks along the channels
         q, k = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k))
         factors = (None,) * 4
-    strides = (*q.stride(), *k.stride(), v.stride(0), *bias_strides)
+    bias = _broadcast(score_bias, (batch, queries, keys))
+    strides = (*q.stride(), *k.stride(), v.stride(0), *bias[1:])
     constants = {"ACTIVATION": activation, "SLOPE": negative_slope, "SCALE": scale}
-    constants |= {"WIDTH": _power_of_two(width), **RANGE[accumulation_dtype(q.dtype)]}
-    return (q, k, v, *factors, bias, queries, keys, width, *strides), constants
+    constants |= {"WIDTH": _power_of_two(width), "RANGE": QUOTIENT_RANGE[accumulation_dtype(q.dtype)]}
+    return Pairs(q, k, v, bias.ptr, *factors, queries, keys, width, *strides), constants
 
 
 def _weights_fake(q, k, v, score_bias, scale, activation, negative_slope, key_exponentials, key_bounds, mask):
@@ -194,8 +195,8 @@ def _weights(
     scores = _scores(q, k, v, score_bias, scale, activation, negative_slope, key_exponentials, key_bounds)
     weights = torch.empty_like(scores, dtype=q.dtype)
     batch, queries, keys = scores.shape
-    mask, mask_strides = _broadcast(mask, scores.shape)
-    launch(softmax_kernel, (batch * queries,), SOFTMAX, scores, mask, weights, queries, keys, *mask_strides)
+    mask = _broadcast(mask, scores.shape)
+    launch(softmax_kernel, (batch * queries,), SOFTMAX, scores, mask, weights, queries, keys)
     return weights
 
 
@@ -234,23 +235,21 @@ def _attention(
     scores_out = torch.empty_like(weights, dtype=accumulation_dtype(q.dtype)) if need_weights else None
     config = _scores_config(ATTENTION, batch, queries, keys)
     splits = _splits(config, batch, queries, keys)
-    shared_out = splits > 1
-    parts = context.new_empty(batch, queries, splits, value.shape[2], dtype=torch.float32) if shared_out else context
-    tops, totals = parts.new_empty(2, batch, queries, splits) if shared_out else (None, None)
-    mask, mask_strides = _broadcast(mask, (batch, queries, keys))
+    parts = context.new_empty(batch, queries, splits, value.shape[2], dtype=torch.float32) if splits > 1 else context
+    maxima, sums = parts.new_empty(2, batch, queries, splits) if splits > 1 else (None, None)
+    mask = _broadcast(mask, (batch, queries, keys))
     pairs, constants = _pairs(*scores)
     grid = (batch, triton.cdiv(queries, config.blocks["BLOCK_S"]), splits)
     block_d = max(16, _power_of_two(value.shape[2]))
     launch(
-        attention_kernel, grid, config, *pairs, scores_out, mask, value, parts, tops, totals,
-        *mask_strides, *value.stride(),
+        attention_kernel, grid, config, pairs, scores_out, mask, strided(value), parts, maxima, sums,
         **constants, D=value.shape[2], BLOCK_D=block_d, SPLITS=splits, PRECISION=precision(value),
     )  # fmt: skip
-    if shared_out:
+    if splits > 1:
         sizes = {"D": value.shape[2], "BLOCK_D": block_d, "SPLITS": splits}
-        launch(combine_kernel, (batch * queries,), COMBINE, parts, tops, totals, context, **sizes)
+        launch(combine_kernel, (batch * queries,), COMBINE, parts, maxima, sums, context, **sizes)
     if need_weights:
-        launch(softmax_kernel, (batch * queries,), SOFTMAX, scores_out, mask, weights, queries, keys, *mask_strides)
+        launch(softmax_kernel, (batch * queries,), SOFTMAX, scores_out, mask, weights, queries, keys)
     return context, weights
 
 
@@ -296,8 +295,8 @@ def _row_gradients(
     dv = grad.new_empty(batch, grid[1], width) if with_dv else None
     launch(
         gradients_kernel, grid, config,
-        grad, x, y, v, dx, dv, rows, others, *grad.stride(), *x.stride(), *y.stride(), v.stride(0),
-        A=width, TWO=RANGE[grad.dtype]["TWO"], **act,
+        strided(grad), strided(x), strided(y), v, v.stride(0), dx, dv, rows, others,
+        A=width, RANGE=QUOTIENT_RANGE[grad.dtype], **act,
     )  # fmt: skip
     return dv
 
@@ -337,9 +336,9 @@ def _gradients_grid(config: Config, batch: int, rows: int, width: int) -> tuple[
     return batch, triton.cdiv(rows, config.blocks["BLOCK_X"]), triton.cdiv(width, config.blocks["BLOCK_A"])
 
 
-def _broadcast(tensor: Tensor | None, shape: tuple[int, ...]) -> tuple[Tensor | None, tuple[int, ...]]:
-    """The tensor and its strides in that shape."""
-    return (None, (0, 0, 0)) if tensor is None else (tensor, tensor.expand(shape).stride())
+def _broadcast(tensor: Tensor | None, shape: tuple[int, ...]) -> Strided:
+    """The tensor, with its strides in that shape."""
+    return strided(None if tensor is None else tensor.expand(shape))
 
 
 def _round_up(size: int, multiple: int) -> int:

@@ -47,9 +47,10 @@ class Launch(NamedTuple):
     module: str
     kernel: str
     case: str
-    signature: tuple[tuple[str, str], ...]
-    constants: tuple[tuple[str, Any], ...]
-    aligned: tuple[int, ...]  # arguments that are multiples of 16
+    signature: tuple[tuple[str, Any], ...]
+    # Where in the arguments: its index and, of an element of a tuple, that within it.
+    constants: tuple[tuple[tuple[int, ...], Any], ...]
+    aligned: tuple[tuple[int, ...], ...]  # what is a multiple of 16
     config: Config
 
     @property
@@ -90,7 +91,7 @@ def compiled(launch: Launch, arch: int) -> Usage:
         fn=getattr(module, launch.kernel),
         signature=dict(launch.signature),
         constexprs=dict(launch.constants),
-        attrs={(index,): [["tt.divisibility", 16]] for index in launch.aligned},
+        attrs={path: [["tt.divisibility", 16]] for path in launch.aligned},
     )
     result = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options(launch.config))
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -220,22 +221,26 @@ def specialised(
     module: str, case: str, kernel: Any, config: Config, values: tuple[Any, ...], constants: dict[str, Any]
 ) -> Launch:
     """As Triton's own launcher does it: None and 1 are constants, and it looks for multiples of 16."""
-    fixed = constants | config.blocks
-    signature, aligned = {}, []
-    for index, (name, value) in enumerate(zip(kernel.arg_names, (*values, *fixed), strict=True)):
-        if name in fixed:
-            signature[name] = "constexpr"
-        elif isinstance(value, Tensor):
-            signature[name] = POINTERS[value.dtype]
-            aligned.append(index)
-        elif value is None or value == 1:
-            signature[name] = "constexpr"
-            fixed[name] = value
-        else:
-            signature[name] = "i32"
-            if value % 16 == 0:
-                aligned.append(index)
-    return Launch(module, kernel.__name__, case, tuple(signature.items()), tuple(fixed.items()), tuple(aligned), config)
+    named = constants | config.blocks
+    fixed = {(kernel.arg_names.index(name),): value for name, value in named.items()}
+    aligned: list[tuple[int, ...]] = []
+
+    def kind(value: Any, path: tuple[int, ...]) -> Any:
+        if path in fixed:
+            return "constexpr"
+        if isinstance(value, tuple):
+            kinds = [kind(element, (*path, index)) for index, element in enumerate(value)]
+            return type(value)(*kinds) if hasattr(value, "_fields") else tuple(kinds)
+        if value is None or (not isinstance(value, Tensor) and value == 1):
+            fixed[path] = value
+            return "constexpr"
+        if isinstance(value, Tensor) or value % 16 == 0:
+            aligned.append(path)
+        return POINTERS[value.dtype] if isinstance(value, Tensor) else "i32"
+
+    arguments = zip(kernel.arg_names, (*values, *named), strict=True)
+    signature = tuple((name, kind(value, (index,))) for index, (name, value) in enumerate(arguments))
+    return Launch(module, kernel.__name__, case, signature, tuple(fixed.items()), tuple(aligned), config)
 
 
 if __name__ == "__main__":

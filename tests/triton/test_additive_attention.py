@@ -27,7 +27,7 @@ from tests.problems import (
 
 pytest.importorskip("triton")
 from hybridops.triton import additive_attention
-from hybridops.triton.additive_scores_kernels import RANGE
+from hybridops.triton.additive_scores_kernels import QUOTIENT_RANGE
 
 interpreted = pytest.mark.interpreted
 activations = pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -66,11 +66,11 @@ def test_blocks_of_rows(monkeypatch, programs, activation):
 
 @interpreted
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("limit", ["FOUR", "TWO", "ONE"])
+@pytest.mark.parametrize("limit", ["merged", "paired", "single"])
 @pytest.mark.parametrize("side", [0.999, 1.001], ids=["within", "beyond"])
 def test_ranges(limit, side, dtype):
     """All channels of a row alike: the product of many factors is as large as the row's bound lets it be."""
-    reach = 0.5 * side * RANGE[dtype][limit]
+    reach = 0.5 * side * getattr(QUOTIENT_RANGE[dtype], limit)
     edge = torch.linspace(-reach, reach, 21, dtype=torch.float64)[None, :, None].expand(1, 21, 9)
     check(dtype, inputs=attention_inputs(batch=1, queries=21, keys=21, width=9) | {"query": edge, "key": edge})
 
