@@ -49,11 +49,14 @@ struct AttentionArgs {
     A* states;                       // (splits,B,S,3), null where no CombineSplits follows
 };
 
+HYBRIDOPS_ENTRY(additive_attention_kernel)
+
 template <class T, class A, class Act, class Tile>
 struct AttentionForward {
     using Scores = ScoreTile<T, A, Act, Tile>;
     using State = SoftmaxState<A>;
     static constexpr int threads = Tile::threads, min_blocks_per_sm = Scores::min_blocks_per_sm, warps = threads / 32;
+    static auto entry() { return &additive_attention_kernel<AttentionForward>; }
     // 16 bytes of a value in a thread, for some queries: the sums of products are 32 registers, in float64 too. With
     // few queries, warps have different keys.
     static constexpr int columns_per_thread = 16 / sizeof(T), max_rows_per_thread = sizeof(T) == 2 ? 4 : 8;
@@ -223,11 +226,14 @@ struct AttentionForward {
     }
 };
 
+HYBRIDOPS_ENTRY(additive_attention_combine_kernel)
+
 // A row of the context, where the keys are shared out, and of the weights, where they are wanted: a thread an element
 // of the one, then of the other.
 template <class T, class A>
 struct CombineSplits {
     static constexpr int threads = 256, min_blocks_per_sm = 4;
+    static auto entry() { return &additive_attention_combine_kernel<CombineSplits>; }
     struct Shared {};
 
     int64_t batch, queries, keys, width;  // B, S, T, D

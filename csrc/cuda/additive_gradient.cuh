@@ -47,9 +47,12 @@ struct DirectValues {
     HYBRIDOPS_INLINE A slope(A x, A y, A value) const { return act.slope(x + y, value); }
 };
 
+HYBRIDOPS_ENTRY(additive_scores_backward_kernel)
+
 template <class T, class A, class Act>
 struct ScoresBackward {
     static constexpr int threads = 256, min_blocks_per_sm = sizeof(A) == 4 ? 2 : 1;
+    static auto entry() { return &additive_scores_backward_kernel<ScoresBackward>; }
     static constexpr int warps = threads / 32, columns = 32;
     static constexpr int rows_per_thread = 8, tile_rows = warps * rows_per_thread, tile_others = 16;
     static constexpr bool factored = std::is_same_v<Act, Tanh>;
@@ -143,7 +146,7 @@ struct ScoresBackward {
         bool in_range = false;
         if constexpr (factored) {
             bounds = block_max(bounds, shared.warp_bounds);
-            in_range = bounds.row + bounds.other <= FactoredRange<A>::paired;
+            in_range = bounds.row + bounds.other <= QuotientRange<A>::paired;
         } else {
             __syncthreads();  // the tile before has been read
         }
@@ -188,10 +191,13 @@ struct ScoresBackward {
     }
 };
 
+HYBRIDOPS_ENTRY(additive_sum_parts_kernel)
+
 // out[i] = v[i % width] * (the sum of part[i] over all parts), without v where it is null
 template <class T, class A>
 struct SumParts {
     static constexpr int threads = 256, min_blocks_per_sm = 4;
+    static auto entry() { return &additive_sum_parts_kernel<SumParts>; }
     struct Shared {};
 
     const A* parts;  // (number, count)

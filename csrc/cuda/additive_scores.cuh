@@ -16,15 +16,15 @@ namespace hybridops {
 // Where the sums of exponents may go: |q| + |k| at most `merged` keeps a product of four 1 + PQ finite, `paired` one of two,
 // `single` one of them; beyond, and for NaN, the direct tanh is taken.
 template <class A>
-struct FactoredRange;
+struct QuotientRange;
 template <>
-struct FactoredRange<float> {
+struct QuotientRange<float> {
     static constexpr float merged = 10.5f;  // (1 + e^21)^4 = 3e36
     static constexpr float paired = 21.0f;  // (1 + e^42)^2 = 3e36
     static constexpr float single = 43.0f;  // 1 + e^86 = 2e37
 };
 template <>
-struct FactoredRange<double> {
+struct QuotientRange<double> {
     static constexpr double merged = 80.0;   // (1 + e^160)^4 = 8e277
     static constexpr double paired = 170.0;  // (1 + e^340)^2 = 2e295
     static constexpr double single = 350.0;  // 1 + e^700 = 1e304
@@ -216,8 +216,8 @@ struct ScoreTile {
         if constexpr (factored) {
             bounds = block_max(bounds, shared.warp_bounds);
             const A bound = bounds.row + bounds.other;
-            if (bound <= FactoredRange<A>::single) form = Form::single;
-            if (bound <= FactoredRange<A>::merged) form = Form::merged;
+            if (bound <= QuotientRange<A>::single) form = Form::single;
+            if (bound <= QuotientRange<A>::merged) form = Form::merged;
         } else {
             __syncthreads();  // the chunk before has been read
         }
@@ -262,11 +262,14 @@ struct ScoreTile {
     }
 };
 
+HYBRIDOPS_ENTRY(additive_scores_kernel)
+
 template <class T, class A, class Act, class Tile>
 struct ScoresForward {
     using Scores = ScoreTile<T, A, Act, Tile>;
     using Shared = typename Scores::Shared;
     static constexpr int threads = Tile::threads, min_blocks_per_sm = Scores::min_blocks_per_sm;
+    static auto entry() { return &additive_scores_kernel<ScoresForward>; }
 
     Scores tile;
     A* scores;  // (B,S,T)

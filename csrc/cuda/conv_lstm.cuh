@@ -51,6 +51,7 @@ struct PeepholeVec {
 
 template <class T, class A>
 struct StepForwardArgs {
+    static constexpr bool backward = false;
     StepShape shape;
     const T* from_x;  // (pixels,4H): W_ih * x, null = zeros
     const A* bias;    // (4H), null = zeros
@@ -107,9 +108,12 @@ struct StepForwardArgs {
     }
 };
 
+HYBRIDOPS_ENTRY(conv_lstm_pointwise_kernel)
+
 template <class T, class A, int n>
 struct StepForward {
     static constexpr int threads = 256, min_blocks_per_sm = sizeof(A) == 4 ? 3 : 1;
+    static auto entry() { return &conv_lstm_pointwise_kernel<StepForward>; }
     struct Shared {};
     StepForwardArgs<T, A> args;
     const T* from_h;  // (pixels,4H): W_hh * h, null = zeros
@@ -127,6 +131,7 @@ struct StepForward {
 
 template <class T, class A>
 struct StepBackwardArgs {
+    static constexpr bool backward = true;
     StepShape shape;
     const T* grad_h;      // (pixels,H): of this step's output, null = zeros
     const A* dh_last;     // (pixels,H): of the last step's state, null = zeros
@@ -178,9 +183,12 @@ struct StepBackwardArgs {
     }
 };
 
+HYBRIDOPS_ENTRY(conv_lstm_pointwise_backward_kernel)
+
 template <class T, class A, int n>
 struct StepBackward {
     static constexpr int threads = 256, min_blocks_per_sm = sizeof(A) == 4 ? 3 : 1;
+    static auto entry() { return &conv_lstm_pointwise_backward_kernel<StepBackward>; }
     struct Shared {};
     StepBackwardArgs<T, A> args;
     const T* dh;  // (pixels,H): from the step behind, null = zeros
@@ -192,10 +200,13 @@ struct StepBackward {
     }
 };
 
+HYBRIDOPS_ENTRY(conv_lstm_add_weight_gradient_kernel)
+
 // sum += part
 template <class T, class A>
 struct AddInPlace {
     static constexpr int threads = 256, min_blocks_per_sm = 4;
+    static auto entry() { return &conv_lstm_add_weight_gradient_kernel<AddInPlace>; }
     struct Shared {};
     const T* part;
     A* sum;

@@ -6,9 +6,19 @@
 
 namespace hybridops {
 
+HYBRIDOPS_COOPERATIVE_ENTRY(conv_lstm_persistent_kernel)
+HYBRIDOPS_COOPERATIVE_ENTRY(conv_lstm_persistent_backward_kernel)
+
 template <class T, class Args, class Tile>
 struct PersistentSteps {
     static constexpr int threads = Tile::threads, min_blocks_per_sm = 1;
+    static auto entry() {
+        if constexpr (Args::backward) {
+            return &conv_lstm_persistent_backward_kernel<PersistentSteps>;
+        } else {
+            return &conv_lstm_persistent_kernel<PersistentSteps>;
+        }
+    }
     struct Shared {
         Words pixels[Tile::stages][Tile::pixels * 4], weights[][Tile::columns * 4];
     };

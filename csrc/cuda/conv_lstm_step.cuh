@@ -211,10 +211,20 @@ HYBRIDOPS_INLINE void epilogue(const Args& args, const Accumulators<Tile::m_tile
         }
 }
 
+HYBRIDOPS_ENTRY(conv_lstm_step_kernel)
+HYBRIDOPS_ENTRY(conv_lstm_step_backward_kernel)
+
 // Args: StepForwardArgs or StepBackwardArgs. vectors: channels come in whole 16 bytes, aligned.
 template <class T, class Args, class Tile, bool vectors>
 struct FusedStep {
     static constexpr int threads = Tile::threads, min_blocks_per_sm = Tile::min_blocks_per_sm;
+    static auto entry() {
+        if constexpr (Args::backward) {
+            return &conv_lstm_step_backward_kernel<FusedStep>;
+        } else {
+            return &conv_lstm_step_kernel<FusedStep>;
+        }
+    }
     struct Shared {
         Words pixels[Tile::stages][Tile::pixels * 4], weights[Tile::stages][Tile::columns * 4];
     };
@@ -235,11 +245,14 @@ struct FusedStep {
     }
 };
 
+HYBRIDOPS_ENTRY(conv_lstm_pack_weights_kernel)
+
 // Weights in the order in which convolve() takes them, (chunks of k, groups, columns of a group, chunk), zeros where there
 // are none.
 template <class T>
 struct PackWeights {
     static constexpr int threads = 256, min_blocks_per_sm = 1;
+    static auto entry() { return &conv_lstm_pack_weights_kernel<PackWeights>; }
     struct Shared {};
     const T* from;
     int64_t channel, gate, k, y, x;  // strides, k of the channels that are summed over

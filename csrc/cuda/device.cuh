@@ -24,22 +24,25 @@
 
 namespace hybridops {
 
-template <class Kernel>
-__global__ void __launch_bounds__(Kernel::threads, Kernel::min_blocks_per_sm) run(const Kernel kernel) {
-    __shared__ typename Kernel::Shared shared;
-    kernel(shared);
-}
+// Defines an entry point, the function that is launched, under the name that profilers show.
+#define HYBRIDOPS_ENTRY(name)                                                                                 \
+    template <class Kernel>                                                                                   \
+    __global__ void __launch_bounds__(Kernel::threads, Kernel::min_blocks_per_sm) name(const Kernel kernel) { \
+        __shared__ typename Kernel::Shared shared;                                                            \
+        kernel(shared);                                                                                       \
+    }
 
-// The same with `more` bytes behind Shared, which then ends with an array of no stated length, and all blocks at once on
-// the device, so that they can wait for one another.
-template <class Kernel>
-__global__ void __launch_bounds__(Kernel::threads, Kernel::min_blocks_per_sm) run_cooperative(const Kernel kernel) {
-    extern __shared__ __align__(16) char memory[];
-    kernel(*reinterpret_cast<typename Kernel::Shared*>(memory));
-}
+// The same for launch_cooperative(). Shared memory is as large as the launch says: Shared may end with an array of no
+// stated length.
+#define HYBRIDOPS_COOPERATIVE_ENTRY(name)                                                                     \
+    template <class Kernel>                                                                                   \
+    __global__ void __launch_bounds__(Kernel::threads, Kernel::min_blocks_per_sm) name(const Kernel kernel) { \
+        extern __shared__ __align__(16) char memory[];                                                        \
+        kernel(*reinterpret_cast<typename Kernel::Shared*>(memory));                                          \
+    }
 
-// Until all blocks of run_cooperative have come here for the `times`-th time, and all that they wrote is to be seen by all, in
-// L2. `arrived` is zero at first.
+// Waits until every block of a cooperative launch has been here `times` times, counted from 1. What any block wrote before
+// is then visible to all of them, in L2. The counter is zero before the first time.
 HYBRIDOPS_INLINE void grid_barrier(unsigned* barrier_counter, unsigned times) {
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -65,30 +68,31 @@ class Device {
     void launch(const Kernel& kernel, int64_t blocks) const {
         STD_TORCH_CHECK(blocks <= INT32_MAX, "hybridops: too large for one launch: ", blocks, " blocks");
         if (blocks == 0) return;
-        run<<<static_cast<unsigned>(blocks), Kernel::threads, 0, stream_>>>(kernel);
+        const auto entry = Kernel::entry();
+        entry<<<static_cast<unsigned>(blocks), Kernel::threads, 0, stream_>>>(kernel);
         STD_CUDA_KERNEL_LAUNCH_CHECK();
     }
 
-    // Blocks of run_cooperative that there can be; none where the device has not that much memory.
+    // How many blocks launch_cooperative() can have; 0 where the device has not that much shared memory.
     template <class Kernel>
     int64_t max_cooperative_blocks(const Kernel&, int64_t extra_shared) const {
         const int64_t bytes = sizeof(typename Kernel::Shared) + extra_shared;
         if (!attribute(cudaDevAttrCooperativeLaunch) || bytes > attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin))
             return 0;
         int each = 0;
-        STD_CUDA_CHECK(cudaFuncSetAttribute(run_cooperative<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+        STD_CUDA_CHECK(cudaFuncSetAttribute(Kernel::entry(), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                             static_cast<int>(bytes)));
-        STD_CUDA_CHECK(
-            cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, run_cooperative<Kernel>, Kernel::threads, bytes));
+        STD_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, Kernel::entry(), Kernel::threads, bytes));
         return int64_t{each} * multiprocessors();
     }
 
-    // After max_cooperative_blocks with the same `more`.
+    // All blocks run at once, so that they can wait for one another in grid_barrier(). `extra_shared` bytes of shared
+    // memory follow Shared. To be called after max_cooperative_blocks() with as many.
     template <class Kernel>
     void launch_cooperative(Kernel kernel, int64_t blocks, int64_t extra_shared) const {
         void* arguments[] = {&kernel};
-        STD_CUDA_CHECK(cudaLaunchCooperativeKernel(run_cooperative<Kernel>, static_cast<unsigned>(blocks),
-                                                   Kernel::threads, arguments,
+        const auto* entry = reinterpret_cast<const void*>(Kernel::entry());
+        STD_CUDA_CHECK(cudaLaunchCooperativeKernel(entry, static_cast<unsigned>(blocks), Kernel::threads, arguments,
                                                    sizeof(typename Kernel::Shared) + extra_shared, stream_));
     }
 

@@ -33,6 +33,14 @@
 #define HYBRIDOPS_HOST_DEVICE inline
 #define HYBRIDOPS_DISPATCH_KEY CPU
 
+// An entry point is here the name it would have.
+#define HYBRIDOPS_ENTRY(name)      \
+    template <class Kernel>        \
+    constexpr const char* name() { \
+        return #name;              \
+    }
+#define HYBRIDOPS_COOPERATIVE_ENTRY HYBRIDOPS_ENTRY
+
 struct Index {
     unsigned x;
 };
@@ -118,6 +126,7 @@ class Grid {
     void run(const Kernel& kernel, unsigned first_block, unsigned blocks, size_t extra_shared = 0) {
         using Shared = typename Kernel::Shared;
         const std::unique_ptr<char, Free> name(abi::__cxa_demangle(typeid(Kernel).name(), nullptr, nullptr, nullptr));
+        if constexpr (requires { Kernel::entry(); }) launched.append(Kernel::entry()()).append(" ");
         launched.append(name.get()).append("\n");
         const auto body = [&](char* shared) { kernel(*reinterpret_cast<Shared*>(shared)); };
         call_ = &body;

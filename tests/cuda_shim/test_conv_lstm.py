@@ -21,10 +21,12 @@ from tests.processes import run_python
 SIZES = {"batch": 2, "channels": 8, "hidden": 40, "space": (7, 10)}
 MULTIPROCESSORS = {"persistent": 16, "small": 5, "large": 1}
 KERNELS = {
-    "library": {"StepForward<", "StepBackward<"},
-    "persistent": {"PersistentSteps<Tile<4, 4, 1,", "PersistentSteps<Tile<1, 4, 1,"},
-    "small": {"FusedStep<Tile<4, 4, 1,", "FusedStep<Tile<1, 4, 1,"},
-    "large": {"FusedStep<Tile<4, 4, 2,", "FusedStep<Tile<1, 4, 2,"},
+    "library": {"conv_lstm_pointwise_kernel", "conv_lstm_pointwise_backward_kernel"},
+    "persistent": {
+        "conv_lstm_persistent_kernel Tile<4, 4, 1,", "conv_lstm_persistent_backward_kernel Tile<1, 4, 1,"
+    },
+    "small": {"conv_lstm_step_kernel Tile<4, 4, 1,", "conv_lstm_step_backward_kernel Tile<1, 4, 1,"},
+    "large": {"conv_lstm_step_kernel Tile<4, 4, 2,", "conv_lstm_step_backward_kernel Tile<1, 4, 2,"},
 }
 plans = pytest.mark.parametrize("plan", list(MULTIPROCESSORS))
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -32,7 +34,7 @@ DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
 @pytest.fixture
 def launched(shim, monkeypatch):
-    """What ran of the kernels for steps since this was last called."""
+    """Which kernels for steps ran since this was last called: entry points, as a profiler shows them, and tiles."""
     torch.ops.load_library(str(shim))
     monkeypatch.setattr(torch.ops, "hybridops", torch.ops.hybridops_shim)
     names = ctypes.CDLL(str(shim)).hybridops_shim_launched
@@ -40,8 +42,10 @@ def launched(shim, monkeypatch):
     names()
 
     def steps() -> set[str]:
-        found = re.findall(r"::(\w+Steps?<|Step\w+<)[^\n]*?(Tile<\d, \d, \d,|\n)", names().decode())
-        return {(kernel + tile).strip() for kernel, tile in found}
+        found = re.findall(
+            r"^(conv_lstm_(?:pointwise|step|persistent)\w*)[^\n]*?(Tile<\d, \d, \d,|$)", names().decode(), re.MULTILINE
+        )
+        return {f"{entry} {tile}".strip() for entry, tile in found}
 
     return steps
 
@@ -94,7 +98,7 @@ def test_dtypes(launched, monkeypatch, plan, dtype, order):
 def test_sizes(launched, monkeypatch, plan, sizes):
     set_device(monkeypatch, plan, "random")
     check(torch.float16, **sizes)
-    assert "StepBackward<" not in launched()
+    assert "conv_lstm_pointwise_backward_kernel" not in launched()
 
 
 @pytest.mark.parametrize(
