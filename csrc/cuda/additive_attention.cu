@@ -1,4 +1,4 @@
-// The additive_* ops on a GPU: arguments are checked and outputs allocated here, the kernels launched.
+// The additive_* ops on a GPU: they check arguments, allocate outputs and launch the kernels.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -23,7 +23,10 @@ Pairs<T> make_pairs(const Tensor& q, const Tensor& k, const Tensor& v, bool keys
         keys_as_rows ? keys : queries, keys_as_rows ? queries : keys, data<const T>(v), q.size(0), q.size(2), vectors};
 }
 
-// The exponentials of prepared keys are not looked at: to read one takes a GPU longer than to compute it.
+// Fewer rows than this would leave more than half of a wide tile idle. Then others are read once for each row instead.
+constexpr int64_t min_wide_rows = WideTile::rows / 2;
+
+// Exponentials of prepared keys are ignored: a GPU computes one faster than it reads it.
 Tensor additive_scores_forward(const Tensor& q, const Tensor& k, const Tensor& v, int64_t activation,
                                double negative_slope, const std::optional<Tensor>&, const std::optional<Tensor>&) {
     check_pairs("additive_scores_forward", q, k, v, activation);
@@ -39,8 +42,7 @@ Tensor additive_scores_forward(const Tensor& q, const Tensor& k, const Tensor& v
                 using Kernel = ScoresForward<scalar_t, A, decltype(act), decltype(tile)>;
                 device.launch(Kernel{{pairs, act}, data<A>(scores)}, Kernel::blocks(pairs));
             };
-            // Up to half a tile of 16 rows idle, or else every other is read anew for each row.
-            if (pairs.rows.count < 8) {
+            if (pairs.rows.count < min_wide_rows) {
                 launch(NarrowTile{});
             } else {
                 launch(WideTile{});
@@ -50,7 +52,7 @@ Tensor additive_scores_forward(const Tensor& q, const Tensor& k, const Tensor& v
     return scores;
 }
 
-// context and, unless it is empty, weights
+// Computes the context and, unless it is empty, the weights.
 template <class Tile, class T, class A, class Act>
 void launch_attention(const Device& device, const ScoreTile<T, A, Act, Tile>& tile, const Tensor& value,
                       const std::optional<Tensor>& mask, const std::optional<Tensor>& score_bias, double scale,
@@ -107,7 +109,7 @@ std::tuple<Tensor, Tensor> additive_attention_forward(const Tensor& q, const Ten
         const auto pairs = make_pairs<scalar_t>(qc, kc, vc, false);
         with_activation<A>(static_cast<Activation>(activation), negative_slope, [&](auto act) {
             using Act = decltype(act);
-            if (q.size(1) < 8) {
+            if (q.size(1) < min_wide_rows) {
                 const ScoreTile<scalar_t, A, Act, NarrowTile> tile{pairs, act};
                 launch_attention(device, tile, values, mask, score_bias, scale, context, weights);
             } else {
@@ -132,7 +134,7 @@ std::tuple<Tensor, Tensor, Tensor> additive_scores_backward(const Tensor& grad, 
         return {dq, dk, dv};
     }
     const Tensor gc = dense(grad), qc = dense(q), kc = dense(k), vc = dense(v);
-    const bool keys_as_rows = k.size(1) > q.size(1);  // a thread holds eight rows: the longer side has them
+    const bool keys_as_rows = k.size(1) > q.size(1);  // a thread holds eight rows, so the longer side are the rows
     const Tensor &d_rows = keys_as_rows ? dk : dq, &d_others = keys_as_rows ? dq : dk;
     HYBRIDOPS_DISPATCH_DTYPE(q.scalar_type(), "additive_scores_backward", {
         using A = Accumulator<scalar_t>;
@@ -140,9 +142,8 @@ std::tuple<Tensor, Tensor, Tensor> additive_scores_backward(const Tensor& grad, 
             using Kernel = ScoresBackward<scalar_t, A, decltype(act)>;
             using Sum = SumParts<scalar_t, A>;
             const auto pairs = make_pairs<scalar_t>(qc, kc, vc, keys_as_rows);
-            // Blocks enough for some on each multiprocessor, by a number that is not the machine's: the same sums on
-            // all.
-            const int64_t splits = std::min(Kernel::row_tiles(pairs), ceil_div(512, Kernel::blocks(pairs, 1)));
+            const int64_t splits =
+                std::min(Kernel::row_tiles(pairs), ceil_div(4 * target_blocks, Kernel::blocks(pairs, 1)));
             const int64_t others = batch * pairs.others.count * width;
             Tensor d_others_parts = new_empty(q, {splits, others}, accumulator_type(q));
             Tensor dv_parts = new_empty(q, {splits * batch, width}, accumulator_type(q));

@@ -1,11 +1,12 @@
-// The attention kernel on a GPU.
-// context = sum_t softmax(scale * scores + bias)_t value_t over the keys t that the mask lets through; the others'
-// weights are exactly zero, and all is of a query that has none. NaN and inf do what they do in torch.softmax.
+// The attention kernel on a GPU:
+//   context = sum_t softmax(scale * scores + bias)_t value_t    over the keys t that the mask lets through
+// The weights of the other keys are exactly zero; a query without any key has zeros for weights and context. NaN and inf
+// do what they do in torch.softmax.
 //
-// A block has some queries, and all keys or a share of them. It takes a stretch of keys at a time: scores into shared
-// memory, there the exponentials of their distance to the largest so far, then their products with the values. A larger
-// maximum shrinks the sums so far (Milakov & Gimelshein 2018, arXiv:1805.02867). What shares of the keys give is put
-// together by CombineSplits, which also turns scores into weights where these are wanted.
+// A block has a tile of queries, and all keys or a split of them. It takes `key_block` keys at a time: their scores go to
+// shared memory, are replaced there by exp(score - maximum so far), and are multiplied by the values. When the maximum
+// rises, the sums so far are rescaled (online softmax: Milakov & Gimelshein 2018, arXiv:1805.02867). CombineSplits adds up
+// the splits. It also computes the weights, if they are wanted.
 #pragma once
 #include <limits>
 
@@ -13,7 +14,7 @@
 
 namespace hybridops {
 
-// Of a query, over the keys so far. Where `highest` is -inf it is not subtracted.
+// The softmax of a query over the keys so far. A max_score of -inf is not subtracted, since -inf - -inf is NaN.
 template <class A>
 struct SoftmaxState {
     A max_score = -std::numeric_limits<A>::infinity(), exp_sum = 0;
@@ -24,11 +25,12 @@ struct SoftmaxState {
     HYBRIDOPS_INLINE void store(A* to) const { to[0] = max_score, to[1] = exp_sum, to[2] = attended; }
 
     HYBRIDOPS_INLINE A shift() const { return max_score == -std::numeric_limits<A>::infinity() ? A(0) : max_score; }
-    // What a sum over exponentials is to be multiplied with. Scores of -inf alone: infinity, and 0 * infinity = NaN.
+    // The factor that normalizes sums of exponentials. With scores of -inf alone it is infinite, and 0 * inf = NaN as in
+    // torch.softmax.
     HYBRIDOPS_INLINE A inverse() const { return attended == 0 ? A(0) : 1 / exp_sum; }
 };
 
-// Its elements for a query, from a key on; null if there are none.
+// The elements of query s from key t on; null stays null.
 template <class T>
 HYBRIDOPS_INLINE const T* row_ptr(const Broadcast<T>& x, int64_t b, int64_t s, int64_t t) {
     return x.data ? x.data + b * x.batch + s * x.query + t * x.key : nullptr;
@@ -42,12 +44,16 @@ struct AttentionArgs {
     Broadcast<bool> mask;
     Broadcast<A> bias;
     A scale;
-    int64_t splits, keys_per_split;  // among how many blocks the keys of a query are shared out, and how many each has
-    A* scores;                       // (B,S,T), scaled and with their bias; null: not wanted
-    T* context;                      // (B,S,D), written where there is one split
-    A* sums;                         // (splits,B,S,D), null where a stretch has all keys
-    A* states;                       // (splits,B,S,3), null where no CombineSplits follows
+    int64_t splits, keys_per_split;  // how many splits the keys of a query have, and how many keys are in each
+    A* scores;                       // (B,S,T), scaled and with bias; null = not wanted
+    T* context;                      // (B,S,D), written if there is one split
+    A* sums;                         // (splits,B,S,D), unused if a key_block has all keys: then null
+    A* states;                       // (splits,B,S,3), null if no CombineSplits follows
 };
+
+// About one block for each of the 132 multiprocessors of an H100. A fixed number, so that sums have the same order, and the
+// same bits, on every GPU. The backward, of which two blocks fit on a multiprocessor, aims at four times as many.
+constexpr int64_t target_blocks = 128;
 
 HYBRIDOPS_ENTRY(additive_attention_kernel)
 
@@ -57,13 +63,15 @@ struct AttentionForward {
     using State = SoftmaxState<A>;
     static constexpr int threads = Tile::threads, min_blocks_per_sm = Scores::min_blocks_per_sm, warps = threads / 32;
     static auto entry() { return &additive_attention_kernel<AttentionForward>; }
-    // 16 bytes of a value in a thread, for some queries: the sums of products are 32 registers, in float64 too. With
-    // few queries, warps have different keys.
+    // A thread accumulates 16 bytes of a value row for some queries, in up to 32 registers, in float64 too. With few
+    // queries, warps take different keys.
     static constexpr int columns_per_thread = 16 / sizeof(T), max_rows_per_thread = sizeof(T) == 2 ? 4 : 8;
     static constexpr int rows_per_thread = Tile::rows < max_rows_per_thread ? Tile::rows : max_rows_per_thread;
     static constexpr int row_groups = Tile::rows / rows_per_thread, key_groups = warps / row_groups;
     static constexpr int columns = 32 * columns_per_thread;
-    static constexpr int row_stride = Tile::rows == 1 ? 1 : Tile::rows + 4;  // for threads with a key each: other banks
+    // Padded, so that threads with consecutive keys hit other banks.
+    static constexpr int row_stride = Tile::rows == 1 ? 1 : Tile::rows + 4;
+    // Keys at a time. Shared memory stays within the 48 KiB that a block has without cudaFuncSetAttribute.
     static constexpr int key_block = Tile::rows == 1 ? 512 : 512 / sizeof(A);
     static_assert(key_block % Tile::others == 0 && Tile::rows % rows_per_thread == 0 && warps % row_groups == 0);
 
@@ -72,7 +80,7 @@ struct AttentionForward {
             typename Scores::Shared tile;
             alignas(16) A sums[key_groups][Tile::rows][columns];
         };
-        alignas(16) A weights[key_block][row_stride];  // first scores
+        alignas(16) A weights[key_block][row_stride];  // scores, then exponentials
         A rescale[Tile::rows], inverse[Tile::rows];
     };
 
@@ -83,10 +91,9 @@ struct AttentionForward {
         return p.batch * ceil_div(p.rows.count, Tile::rows) * splits;
     }
 
-    // How many keys a block is to have: so many that there is a block for every multiprocessor, by a number that is not
-    // the machine's: the same sums on all.
+    // As many splits as give about target_blocks, each of whole tiles.
     static int64_t keys_per_split(const Pairs<T>& p) {
-        const int64_t tiles = ceil_div(p.others.count, Tile::others), splits = 128 / blocks(p, 1);
+        const int64_t tiles = ceil_div(p.others.count, Tile::others), splits = target_blocks / blocks(p, 1);
         return ceil_div(tiles, splits > 1 ? splits : 1) * Tile::others;
     }
 
@@ -115,7 +122,8 @@ struct AttentionForward {
         }
     }
 
-    // From scores to exponentials: a warp a row, and a thread comes back to what it wrote itself.
+    // Replaces scores by exponentials, a warp for each row. A thread reads again only what it wrote itself, so there is no
+    // barrier in between.
     template <int n>
     HYBRIDOPS_INLINE void softmax(Shared& shared, State (&states)[n], int64_t b, int64_t row0, int64_t key0,
                                   int count) const {
@@ -164,8 +172,8 @@ struct AttentionForward {
         }
     }
 
-    // Adds the products of a stretch's weights with its values to the sums, which become the context where no other
-    // keys follow, here or elsewhere. Ends with a barrier.
+    // Adds weights times values of a key_block to the sums. After the last one, and without splits, they become the context.
+    // Ends with a barrier.
     HYBRIDOPS_INLINE void add_values(Shared& shared, int64_t b, int64_t split, int64_t row0, int64_t key0, int count,
                                      bool is_first, bool is_last) const {
         const int64_t queries = tile.pairs.rows.count;
@@ -213,7 +221,7 @@ struct AttentionForward {
     template <class Value>
     static HYBRIDOPS_INLINE void add_products(Vec<A, columns_per_thread> (&sums)[rows_per_thread], const Shared& shared,
                                               int group, int first_row, int count, const Value& value_of) {
-#pragma unroll 4
+#pragma unroll 4  // so that several loads of values are in flight
         for (int t = group; t < count; t += key_groups) {
             const Vec<A, columns_per_thread> value = value_of(t);
             const auto weights = load<A, rows_per_thread>(&shared.weights[t][first_row]);
@@ -228,11 +236,11 @@ struct AttentionForward {
 
 HYBRIDOPS_ENTRY(additive_attention_combine_kernel)
 
-// A row of the context, where the keys are shared out, and of the weights, where they are wanted: a thread an element
-// of the one, then of the other.
+// Computes a row of the context from the splits, and a row of the weights from the scores, or only one of the two. A thread
+// has one element: those of the context come first, then the weights.
 template <class T, class A>
 struct CombineSplits {
-    static constexpr int threads = 256, min_blocks_per_sm = 4;
+    static constexpr int threads = 256, min_blocks_per_sm = 4;  // takes 56 of 64 registers in float32
     static auto entry() { return &additive_attention_combine_kernel<CombineSplits>; }
     struct Shared {};
 
@@ -241,7 +249,7 @@ struct CombineSplits {
     const A *sums, *states;  // (splits,B,S,D), (splits,B,S,3)
     const A* scores;         // (B,S,T)
     Broadcast<bool> mask;
-    T *context, *weights;  // (B,S,D), (B,S,T); null: nothing to do
+    T *context, *weights;  // (B,S,D), (B,S,T); null = not wanted
 
     HYBRIDOPS_INLINE void operator()(Shared&) const {
         const int64_t rows = batch * queries, column_tiles = ceil_div(columns(), threads),
@@ -266,7 +274,7 @@ struct CombineSplits {
             context[row * width + column] = static_cast<T>(sum * all.inverse());
         } else {
             const bool* allowed = row_ptr(mask, row / queries, row % queries, t);
-            // a NaN in the row does not reach where none may look
+            // The weight of a masked key is zero, even if there is a NaN in the row.
             const A weight = !allowed || *allowed ? exp(scores[row * keys + t] - all.shift()) * all.inverse() : A(0);
             weights[row * keys + t] = static_cast<T>(weight);
         }

@@ -1,8 +1,7 @@
-// The gradients of the scores on a GPU.
-// A block owns 32 columns a of some tiles of rows of one batch entry, against all others. With z = x + y:
+// The gradients of the scores on a GPU. With rows x, others y, z = x + y, and ds the gradients of the scores:
 //   dx_r = v sum_o ds act'(z)     dy_o = v sum_r ds act'(z)     dv = sum_ro ds act(z)
-// dx is complete in a block; what it has of dy and dv goes to memory of its own and is added up by SumParts, in one
-// order.
+// A block has 32 channels, some tiles of rows of one batch entry, and all others. So it has all terms of dx. Its parts of
+// dy and dv go to memory of its own. SumParts adds up the parts of all blocks, without atomics: always in the same order.
 #pragma once
 #include "additive_scores.cuh"
 
@@ -12,13 +11,13 @@ template <class T, class A>
 struct ScoresBackwardArgs {
     Pairs<T> pairs;
     const A* grad;   // (B,S,T)
-    int64_t splits;  // blocks that share the tiles of rows
+    int64_t splits;  // the number of blocks that share the tiles of rows of a batch entry
     T* d_rows;       // (B,rows,width)
     A* d_others;     // (splits,B,others,width), without the factor v
     A* dv;           // (splits,B,width)
 };
 
-// The values of act for a few x and a y, and its slope: from e^2x and e^2y ...
+// act(x + y) for n values of x and one y, and its slope. This one takes e^2x and e^2y.
 template <class A>
 struct FactoredTanh {
     // Two share a reciprocal: 1/a = b * 1/(ab), 1/b = a * 1/(ab).
@@ -35,7 +34,7 @@ struct FactoredTanh {
     HYBRIDOPS_INLINE A slope(A, A, A value) const { return 1 - value * value; }
 };
 
-// ... or from x and y.
+// This one takes x and y.
 template <class A, class Act>
 struct DirectValues {
     Act act;
@@ -51,14 +50,15 @@ HYBRIDOPS_ENTRY(additive_scores_backward_kernel)
 
 template <class T, class A, class Act>
 struct ScoresBackward {
-    static constexpr int threads = 256, min_blocks_per_sm = sizeof(A) == 4 ? 2 : 1;
+    static constexpr int threads = 256,
+                         min_blocks_per_sm = sizeof(A) == 4 ? 2 : 1;  // 128 registers without spills; in float64 168
     static auto entry() { return &additive_scores_backward_kernel<ScoresBackward>; }
     static constexpr int warps = threads / 32, columns = 32;
     static constexpr int rows_per_thread = 8, tile_rows = warps * rows_per_thread, tile_others = 16;
     static constexpr bool factored = std::is_same_v<Act, Tanh>;
 
     struct Shared {
-        alignas(16) A grad[tile_others][tile_rows + 4];  // neighbouring others lie in different banks
+        alignas(16) A grad[tile_others][tile_rows + 4];  // padded: consecutive others are in different banks
         A y[tile_others][columns];
         A sums[warps][tile_others][columns];
         Bounds<A> warp_bounds[warps];
@@ -127,8 +127,8 @@ struct ScoresBackward {
         args.dv[part * p.width + column] = sum;
     }
 
-    // Brings a tile's gradients and others to shared memory, between barriers: these as exponentials, which is said,
-    // where the factored form is exact for them and all rows.
+    // Loads a tile's gradients and others to shared memory, between two barriers. Returns whether the others are
+    // exponentials: they are where the factored tanh is in range for all pairs of the tile.
     HYBRIDOPS_INLINE bool stage(Shared& shared, int64_t b, int64_t row0, int64_t other0, int64_t column,
                                 A row_bound) const {
         const Pairs<T>& p = args.pairs;
@@ -148,13 +148,13 @@ struct ScoresBackward {
             bounds = block_max(bounds, shared.warp_bounds);
             in_range = bounds.row + bounds.other <= QuotientRange<A>::paired;
         } else {
-            __syncthreads();  // the tile before has been read
+            __syncthreads();  // the previous tile has been read
         }
 #pragma unroll
         for (int i = 0; i < each; ++i) shared.y[warp + i * warps][lane] = in_range ? exp(2 * y[i]) : y[i];
         const A* grad = args.grad + b * p.rows.count * p.others.count;
         for (int i = threadIdx.x; i < tile_rows * tile_others; i += threads) {
-            // neighbouring threads take neighbours in memory
+            // Consecutive threads read consecutive addresses.
             const int r = p.rows.step == 1 ? i % tile_rows : i / tile_others;
             const int o = p.rows.step == 1 ? i / tile_rows : i % tile_others;
             const bool valid = row0 + r < p.rows.count && other0 + o < p.others.count;
@@ -164,8 +164,8 @@ struct ScoresBackward {
         return in_range;
     }
 
-    // A warp's rows against the others of a tile. Rows from `mine` on are not there: they add zeros in the factored
-    // form, but a zero gradient times an infinite value of an activation would be NaN.
+    // Adds the pairs of a warp's rows and the others of a tile. Rows from `valid_rows` on do not exist. With the factored
+    // tanh they add zeros; otherwise they are left out, since a zero gradient times an infinite activation is NaN.
     template <class Form>
     static HYBRIDOPS_INLINE void pairs(Shared& shared, A (&dx)[rows_per_thread], A& dv, const A (&x)[rows_per_thread],
                                        int valid_rows, int count, const Form& form) {
@@ -193,10 +193,10 @@ struct ScoresBackward {
 
 HYBRIDOPS_ENTRY(additive_sum_parts_kernel)
 
-// out[i] = v[i % width] * (the sum of part[i] over all parts), without v where it is null
+// out[i] = v[i % width] * sum of part[i] over all parts. Without the factor if v is null.
 template <class T, class A>
 struct SumParts {
-    static constexpr int threads = 256, min_blocks_per_sm = 4;
+    static constexpr int threads = 256, min_blocks_per_sm = 4;  // takes 28 of 64 registers
     static auto entry() { return &additive_sum_parts_kernel<SumParts>; }
     struct Shared {};
 

@@ -1,8 +1,10 @@
-// The score kernel of additive attention on a GPU. The score is symmetric in queries and keys, so that a kernel knows `rows`
-// and `others`, and the launcher says which is which. T storage type, A accumulator type.
+// The score kernel of additive attention on a GPU. T storage type, A accumulator type.
 //
-// A block computes a tile of pairs, a thread some of them in registers. Channels come through shared memory in chunks,
-// as exponentials where the factored form is exact for the whole chunk, else as they are.
+// The score is symmetric in queries and keys. So the kernel has `rows` and `others`, and the launcher decides which of the
+// two the queries are.
+//
+// A block computes a tile of pairs, and a thread some of these in registers. Channels are staged through shared memory in
+// chunks: as exponentials e^2x where the factored tanh is in range for the whole chunk, else as they are.
 #pragma once
 #include <limits>
 
@@ -13,8 +15,10 @@ namespace hybridops {
 
 #include "../math/additive_score.h"
 
-// Where the sums of exponents may go: |q| + |k| at most `merged` keeps a product of four 1 + PQ finite, `paired` one of two,
-// `single` one of them; beyond, and for NaN, the direct tanh is taken.
+// How large |q| + |k| may be for the factored tanh. Up to `merged`, a product of four 1 + PQ is finite; up to `paired`, of
+// two; up to `single`, one of them, and its reciprocal is a normal number. Beyond that, and for NaN, tanh itself is
+// computed. Up to |v| = `max_v` the numerators over these products are finite too: four terms 2 |v| (1 + PQ)^3 are at most
+// 8 max_v (1 + e^21)^3 = 2e37. (csrc/cpu has such ranges for |q| and |k| each.)
 template <class A>
 struct QuotientRange;
 template <>
@@ -22,19 +26,21 @@ struct QuotientRange<float> {
     static constexpr float merged = 10.5f;  // (1 + e^21)^4 = 3e36
     static constexpr float paired = 21.0f;  // (1 + e^42)^2 = 3e36
     static constexpr float single = 43.0f;  // 1 + e^86 = 2e37
+    static constexpr float max_v = 1e9f;
 };
 template <>
 struct QuotientRange<double> {
     static constexpr double merged = 80.0;   // (1 + e^160)^4 = 8e277
     static constexpr double paired = 170.0;  // (1 + e^340)^2 = 2e295
     static constexpr double single = 350.0;  // 1 + e^700 = 1e304
+    static constexpr double max_v = 1e9;
 };
 
 template <class T>
 struct Side {
     const T* data;  // (B,count,width)
     int64_t count;
-    int64_t step;  // of a (B,S,T) tensor, from one to the next
+    int64_t step;  // the stride along this side in a (B,S,T) tensor
 };
 
 template <class T>
@@ -45,7 +51,7 @@ struct Pairs {
     bool vectors;  // whether four channels may be read at a time
 };
 
-// Four channels from a0 on, zeros behind the last.
+// Four channels from a0 on, zeros past the last.
 template <class A, class T>
 HYBRIDOPS_INLINE Vec<A, 4> load_channels(const T* row, int64_t a0, int64_t width, bool vectors) {
     if (vectors && a0 < width) return load<A, 4>(row + a0);
@@ -55,13 +61,13 @@ HYBRIDOPS_INLINE Vec<A, 4> load_channels(const T* row, int64_t a0, int64_t width
     return x;
 }
 
-// The largest magnitudes among the rows and among the others that a block has read.
+// The largest magnitudes among the rows and among the others.
 template <class A>
 struct Bounds {
     A row, other;
 };
 
-// Those of all threads, and a barrier; the next use needs one in between.
+// The bounds of all threads of a block. It is a barrier too. Between two calls there must be another one.
 template <int warps, class A>
 HYBRIDOPS_INLINE Bounds<A> block_max(Bounds<A> valid_rows, Bounds<A> (&warp_bounds)[warps]) {
 #pragma unroll
@@ -78,9 +84,9 @@ HYBRIDOPS_INLINE Bounds<A> block_max(Bounds<A> valid_rows, Bounds<A> (&warp_boun
     return valid_rows;
 }
 
-// How sum_a v_a act(x_a + y_a) is computed. Of four channels, without the sum of v in the factored forms, whose v is
-// -2v.
-struct Merged {  // x, y: exponentials
+// Ways to compute sum_a v_a act(x_a + y_a) over four channels. In the factored ones, v is -2v, and the sum of v is left
+// out: tanh = 1 - 2r.
+struct Merged {  // one reciprocal for four channels; x, y: exponentials
     template <class A>
     HYBRIDOPS_INLINE A operator()(const Vec<A, 4>& x, const Vec<A, 4>& y, const Vec<A, 4>& v) const {
         const auto f = sum_of_quotients(v[0], x[0] * y[0] + 1, v[1], x[1] * y[1] + 1, v[2], x[2] * y[2] + 1, v[3],
@@ -89,7 +95,7 @@ struct Merged {  // x, y: exponentials
     }
 };
 
-struct Single {
+struct Single {  // one reciprocal for each channel; x, y: exponentials
     template <class A>
     HYBRIDOPS_INLINE A operator()(const Vec<A, 4>& x, const Vec<A, 4>& y, const Vec<A, 4>& v) const {
         A sum = 0;
@@ -100,7 +106,7 @@ struct Single {
 };
 
 template <class Act>
-struct Direct {  // x, y as they are
+struct Direct {  // the activation itself
     Act act;
     template <class A>
     HYBRIDOPS_INLINE A operator()(const Vec<A, 4>& x, const Vec<A, 4>& y, const Vec<A, 4>& v) const {
@@ -111,7 +117,8 @@ struct Direct {  // x, y as they are
     }
 };
 
-// How 256 threads share a tile: in rows, in others, and `lanes` of them in the channels of a pair.
+// How the 256 threads of a block share a tile: row_threads × other_threads, with threads_per_pair for the channels of each
+// pair. A thread computes rows_per_thread × others_per_thread pairs.
 template <int row_threads_, int other_threads_, int threads_per_pair_, int rows_per_thread_, int others_per_thread_>
 struct ThreadTile {
     static constexpr int row_threads = row_threads_, other_threads = other_threads_,
@@ -120,21 +127,21 @@ struct ThreadTile {
     static constexpr int rows = row_threads * rows_per_thread, others = other_threads * others_per_thread;
     static constexpr int threads = row_threads * other_threads * threads_per_pair;
 };
-// 16 pairs a thread: nine reads of 16 bytes from shared memory for 224 multiply-adds. No more than 16 rows by 64
-// others, or there would be fewer tiles than multiprocessors: four threads share the channels of a pair.
+// 16 pairs a thread: 9 reads of 16 bytes from shared memory for 224 multiply-adds. A tile is 16 × 64 pairs, with four
+// threads for the channels of a pair. Larger tiles would often be fewer than there are multiprocessors.
 using WideTile = ThreadTile<4, 16, 4, 4, 4>;
-// For one row, or few: a warp a pair. What is read once is the limit here, not the arithmetic.
+// For one row, or few: a warp for each pair. Here memory is the limit, not arithmetic: nothing is read twice.
 using NarrowTile = ThreadTile<1, 8, 32, 1, 4>;
 
 template <class T, class A, class Act, class Tile>
 struct ScoreTile {
     static constexpr int threads = Tile::threads;
-    // With 16 pairs a thread it takes up to 212 registers: within 128, for two blocks, the compiler spills.
+    // With 16 pairs a thread it takes up to 212 registers (make cuda-check). Two blocks would leave it 128, and it spills.
     static constexpr int min_blocks_per_sm =
         sizeof(A) == 4 && Tile::others_per_thread * Tile::rows_per_thread < 16 ? 2 : 1;
     static constexpr int staged_rows = Tile::rows + Tile::others + 1;  // rows, others, v
     static constexpr int v_row = staged_rows - 1;
-    static constexpr int min_chunk = 256 / sizeof(A);  // channels at a time
+    static constexpr int min_chunk = 256 / sizeof(A);  // channels; more bytes would not fit into 48 KiB in attention
     static constexpr int chunk = Tile::threads_per_pair * 4 > min_chunk ? Tile::threads_per_pair * 4 : min_chunk;
     static constexpr int vectors = chunk / 4;
     static constexpr int loads_per_thread =
@@ -143,8 +150,8 @@ struct ScoreTile {
     enum class Form { merged, single, direct };
 
     struct Shared {
-        // more than a chunk: eight threads that read 16 bytes each, of as many rows or as few as they have lanes, read
-        // 32 different banks
+        // Rows are padded so that eight threads that read 16 bytes each read 32 different banks, whether they are of one
+        // pair, and read one row, or of several.
         alignas(16) A channels[staged_rows][chunk + 4 * Tile::threads_per_pair % 32];
         Bounds<A> warp_bounds[threads / 32];
     };
@@ -152,7 +159,8 @@ struct ScoreTile {
     Pairs<T> pairs;
     Act act;
 
-    // Calls take(row, other, score) for each pair of the tile from (row0, other0) on, counted from there, in a thread.
+    // Computes the tile from (row0, other0) on. Calls emit(row, other, score) once for each pair, in one of its threads;
+    // row and other count from (row0, other0).
     template <class Take>
     HYBRIDOPS_INLINE void operator()(Shared& shared, int64_t b, int64_t row0, int64_t other0, const Take& emit) const {
         const Pairs<T>& p = pairs;
@@ -186,7 +194,7 @@ struct ScoreTile {
         }
     }
 
-    // Brings a chunk to shared memory, between barriers, and says in which form.
+    // Loads a chunk to shared memory, between two barriers, and returns in which form.
     HYBRIDOPS_INLINE Form stage(Shared& shared, int64_t b, int64_t row0, int64_t other0, int64_t a0) const {
         const Pairs<T>& p = pairs;
         Vec<A, 4> x[loads_per_thread];
@@ -195,7 +203,7 @@ struct ScoreTile {
         for (int i = 0; i < loads_per_thread; ++i) {
             const int index = threadIdx.x + i * threads, line = index / vectors;
             const bool is_row = line < Tile::rows, is_v = line == v_row;
-            // (by value: a reference to one of two would have both copied to local memory)
+            // By value: a reference to one of the two sides would have both copied to local memory.
             const int64_t side_count = is_row ? p.rows.count : p.others.count;
             const T* side = is_row ? p.rows.data : p.others.data;
             const int64_t at = is_row ? row0 + line : other0 + line - Tile::rows;
@@ -206,8 +214,8 @@ struct ScoreTile {
                 A largest = 0;
 #pragma unroll
                 for (int m = 0; m < 4; ++m) largest = max_magnitude(largest, x[i][m]);
-                // Times the (1 + PQ)^3 of a merged numerator, a larger v, or an infinite one, would overflow.
-                if (is_v) largest = largest <= A(1e9) ? A(0) : std::numeric_limits<A>::infinity();
+                // A v that is too large rules out the factored forms.
+                if (is_v) largest = largest <= QuotientRange<A>::max_v ? A(0) : std::numeric_limits<A>::infinity();
                 bounds.row = max_magnitude(bounds.row, is_row ? largest : A(0));
                 bounds.other = max_magnitude(bounds.other, is_row ? A(0) : largest);
             }
@@ -219,7 +227,7 @@ struct ScoreTile {
             if (bound <= QuotientRange<A>::single) form = Form::single;
             if (bound <= QuotientRange<A>::merged) form = Form::merged;
         } else {
-            __syncthreads();  // the chunk before has been read
+            __syncthreads();  // the previous chunk has been read
         }
 #pragma unroll
         for (int i = 0; i < loads_per_thread; ++i) {
@@ -234,11 +242,12 @@ struct ScoreTile {
         return form;
     }
 
-    // Adds the pairs' sums over a chunk: with `sums_v`, of the factored forms, sum(v) is missing in what `term` gives.
+    // Adds the sums over a chunk to the scores. `sums_v`: for the factored forms, whose terms lack the sum of v.
     template <bool sums_v, class Term>
     static HYBRIDOPS_INLINE void add(A (&scores)[Tile::rows_per_thread][Tile::others_per_thread], const Shared& shared,
                                      int row, int other, int lane, int count, const Term& term) {
-        // Added up by itself first: sum(v) and the quotients cancel in part, and their rounding stays that of a chunk.
+        // A chunk is summed separately first. sum(v) and the quotients partly cancel, so the rounding error of a chunk stays
+        // one of its own size.
         A sums[Tile::rows_per_thread][Tile::others_per_thread] = {}, sum_v = 0;
         for (int a = 4 * lane; a < count; a += 4 * Tile::threads_per_pair) {
             const auto v = load<A, 4>(&shared.channels[v_row][a]);

@@ -1,6 +1,6 @@
-// The pointwise half of the ConvLSTM's recurrences on a GPU, one step forward and one back: on what a library's
-// convolution left in memory (StepForward, StepBackward), or on the sums of conv_lstm_step.cuh while they are in registers.
-// Images stand channels-last; a thread takes n channels of a pixel. T storage type, A accumulator type.
+// The pointwise part of a ConvLSTM step on a GPU, forward and backward. It runs as a kernel of its own on the result of a
+// library convolution (StepForward, StepBackward), or as the epilogue of conv_lstm_step.cuh on sums in registers.
+// Images are channels-last; a thread computes n channels of a pixel. T storage type, A accumulator type.
 #pragma once
 #include "../conv_lstm_args.h"
 #include "device.cuh"
@@ -9,15 +9,15 @@ namespace hybridops {
 
 #include "../math/lstm_gates.h"
 
-// Where a thread's channels stand.
+// Offsets of a thread's first channel.
 struct Offsets {
     int64_t state;           // in a (pixels,H) tensor
-    int64_t gate;            // in a (pixels,4H) one, of the first gate; the next is `hidden` further
+    int64_t gate;            // in a (pixels,4H) tensor, of the first gate; gates are `hidden` apart
     int64_t pixel, channel;  // within the image
 };
 
 struct StepShape {
-    int64_t pixels, area, hidden;  // of all images, of one; H
+    int64_t pixels, area, hidden;  // pixels of all images, pixels of one image, H
 
     HYBRIDOPS_HOST_DEVICE int64_t states() const { return pixels * hidden; }
     HYBRIDOPS_INLINE Offsets offsets(int64_t pixel, int64_t channel) const {
@@ -25,7 +25,7 @@ struct StepShape {
     }
 };
 
-// Where step t begins in a tensor of `size` values a step; null stays null.
+// The start of step t in a tensor of `size` values a step; null stays null.
 template <class T>
 HYBRIDOPS_HOST_DEVICE T* at_step(T* first, int64_t t, int64_t size) {
     return first ? first + t * size : nullptr;
@@ -60,9 +60,9 @@ struct StepForwardArgs {
     T* h;             // (pixels,H), null = not wanted
     A* c;             // (pixels,H), null = not wanted
     T* gates;         // (pixels,4H), null = not wanted; may be from_x
-    bool all_cells;   // in a sequence: whether c is kept of every step
+    bool all_cells;   // in a sequence: whether c has every step, or is overwritten step by step
 
-    // Where these are the first step of a sequence: the i-th.
+    // The arguments of step i, given those of the first step of a sequence.
     HYBRIDOPS_HOST_DEVICE StepForwardArgs at(int64_t i) const {
         const int64_t size = shape.states(), cells = all_cells ? size : 0;
         StepForwardArgs step = *this;
@@ -73,9 +73,9 @@ struct StepForwardArgs {
         step.gates = at_step(gates, i, 4 * size);
         return step;
     }
-    HYBRIDOPS_HOST_DEVICE const T* next_conv_input() const { return h; }  // which the next step convolves
+    HYBRIDOPS_HOST_DEVICE const T* next_conv_input() const { return h; }  // what the next step convolves
 
-    // a: what has been summed of the pre-activations, and then the gates
+    // a: in, the convolutions' part of the pre-activations; out, the gates
     template <int n>
     HYBRIDOPS_INLINE void operator()(const Offsets& at, Vec<A, n> (&a)[4]) const {
 #pragma unroll
@@ -108,11 +108,16 @@ struct StepForwardArgs {
     }
 };
 
+// 256 threads: three blocks leave a thread 85 registers, and in float32 vectors of four take up to 66 (sm_90, make
+// cuda-check). In float64 they take 120.
+template <class A>
+constexpr int pointwise_blocks_per_sm = sizeof(A) == 4 ? 3 : 1;
+
 HYBRIDOPS_ENTRY(conv_lstm_pointwise_kernel)
 
 template <class T, class A, int n>
 struct StepForward {
-    static constexpr int threads = 256, min_blocks_per_sm = sizeof(A) == 4 ? 3 : 1;
+    static constexpr int threads = 256, min_blocks_per_sm = pointwise_blocks_per_sm<A>;
     static auto entry() { return &conv_lstm_pointwise_kernel<StepForward>; }
     struct Shared {};
     StepForwardArgs<T, A> args;
@@ -138,11 +143,11 @@ struct StepBackwardArgs {
     const T* gates;       // (pixels,4H), may be da
     const A *c, *c_prev;  // (pixels,H), c_prev null = zeros
     PeepholeTensor<A> peephole;
-    A* dc;          // (pixels,H): of c by way of the later steps, then of c_prev
+    A* dc;          // (pixels,H): in, the gradient of c from the later steps; out, that of c_prev
     T* da;          // (pixels,4H)
     int64_t steps;  // in a sequence
 
-    // Where these are the first step of a sequence, but for dh_last: the i-th from its end.
+    // The arguments of the i-th step from the end, given those of a sequence. Only the last step has dh_last.
     HYBRIDOPS_HOST_DEVICE StepBackwardArgs at(int64_t i) const {
         const int64_t size = shape.states(), t = steps - 1 - i;
         StepBackwardArgs step = *this;
@@ -154,9 +159,9 @@ struct StepBackwardArgs {
         step.da = at_step(da, t, 4 * size);
         return step;
     }
-    HYBRIDOPS_HOST_DEVICE const T* next_conv_input() const { return da; }  // which the step before convolves
+    HYBRIDOPS_HOST_DEVICE const T* next_conv_input() const { return da; }  // what the previous step convolves
 
-    // dh: from the step behind
+    // dh: the gradient of h from the next step
     template <int n>
     HYBRIDOPS_INLINE void operator()(const Offsets& at, const Vec<A, n> (&dh)[1]) const {
         const auto grad = load_or_zeros<A, n>(grad_h, at.state), last = load_or_zeros<A, n>(dh_last, at.state);
@@ -187,11 +192,11 @@ HYBRIDOPS_ENTRY(conv_lstm_pointwise_backward_kernel)
 
 template <class T, class A, int n>
 struct StepBackward {
-    static constexpr int threads = 256, min_blocks_per_sm = sizeof(A) == 4 ? 3 : 1;
+    static constexpr int threads = 256, min_blocks_per_sm = pointwise_blocks_per_sm<A>;
     static auto entry() { return &conv_lstm_pointwise_backward_kernel<StepBackward>; }
     struct Shared {};
     StepBackwardArgs<T, A> args;
-    const T* dh;  // (pixels,H): from the step behind, null = zeros
+    const T* dh;  // (pixels,H): the gradient of h from the next step, null = zeros
 
     HYBRIDOPS_INLINE void operator()(Shared&) const {
         const int64_t state = (int64_t{blockIdx.x} * threads + threadIdx.x) * n, hidden = args.shape.hidden;
@@ -205,7 +210,7 @@ HYBRIDOPS_ENTRY(conv_lstm_add_weight_gradient_kernel)
 // sum += part
 template <class T, class A>
 struct AddInPlace {
-    static constexpr int threads = 256, min_blocks_per_sm = 4;
+    static constexpr int threads = 256, min_blocks_per_sm = 4;  // takes 10 of 64 registers
     static auto entry() { return &conv_lstm_add_weight_gradient_kernel<AddInPlace>; }
     struct Shared {};
     const T* part;

@@ -1,6 +1,7 @@
-// All steps of the ConvLSTM as one kernel, forward or back, for problems so small that all blocks of a step are on the GPU
-// at once: a block keeps its pixels, its channels and, in shared memory, its columns of the recurrent weights. Between two
-// steps all blocks wait for one another, and what the next step convolves, halo included, goes through L2.
+// All steps of the ConvLSTM in one cooperative kernel, forward or backward. For small problems, whose blocks of a step all
+// run at once. A block keeps the same pixels and channels, and its columns of the recurrent weights in shared memory.
+// Between two steps there is a grid barrier, and what the next step convolves, with the pixels of other blocks around its
+// own, goes through L2.
 #pragma once
 #include "conv_lstm_step.cuh"
 
@@ -11,7 +12,7 @@ HYBRIDOPS_COOPERATIVE_ENTRY(conv_lstm_persistent_backward_kernel)
 
 template <class T, class Args, class Tile>
 struct PersistentSteps {
-    static constexpr int threads = Tile::threads, min_blocks_per_sm = 1;
+    static constexpr int threads = Tile::threads, min_blocks_per_sm = 1;  // shared memory is the limit, not registers
     static auto entry() {
         if constexpr (Args::backward) {
             return &conv_lstm_persistent_backward_kernel<PersistentSteps>;
@@ -22,10 +23,10 @@ struct PersistentSteps {
     struct Shared {
         Words pixels[Tile::stages][Tile::pixels * 4], weights[][Tile::columns * 4];
     };
-    Convolution<T> convolution;  // of the first step; of h alone
-    Args args;                   // likewise
+    Convolution<T> convolution;  // of the first step: of h alone, without x
+    Args args;                   // of the first step
     int64_t steps;
-    unsigned* barrier_counter;  // zero
+    unsigned* barrier_counter;  // of grid_barrier(), zero
 
     int64_t weight_bytes() const {
         return int64_t{convolution.chunks(convolution.h)} * sizeof(Words[Tile::columns * 4]);

@@ -1,24 +1,28 @@
-// A step of the ConvLSTM as one kernel, forward or back: its convolution as a product of patches (pixels × k) and weights
-// (k × columns) on tensor cores, which never exist as a matrix (an implicit GEMM), and on its sums, while they are in
-// registers, the pointwise half of the step (conv_lstm.cuh).
+// A step of the ConvLSTM in one kernel, forward or backward: an implicit GEMM on tensor cores, and the pointwise part of
+// the step (conv_lstm.cuh) as its epilogue. The product is of patches (pixels × k) and weights (k × columns). Patches are
+// never stored as a matrix: a block copies each chunk of k from the images.
 //
-// k runs over the images that are convolved, the kernel's taps, and an image's channels in chunks (mma.cuh), the last one
-// filled up with zeros. Columns stand in groups of 16 hidden channels, and within a group in tiles of 8 by gate and half,
-// such that a thread sums all gates of four channels that stand together: channel 4q + 2 half + j of a group is column
-// 2q + j of a tile. The backward convolves da, which has no gates to tell apart in its columns: one gate.
+// k runs over the images x and h, the taps of the kernel, and the channels of an image. Channels come in chunks (mma.cuh);
+// the last chunk is padded with zeros.
+//
+// Columns are in groups of 16 hidden channels. A group has a tile of 8 columns for each gate and half of the channels:
+// channel 4q + 2 half + j of a group is column 2q + j of a tile. So the thread that holds columns 2q and 2q + 1 of every
+// tile has all gates of four consecutive channels. The backward convolves da. Its columns are channels without gates, so
+// it has one "gate".
 #pragma once
 #include "conv_lstm.cuh"
 #include "mma.cuh"
 
 namespace hybridops {
 
-constexpr int channel_group = 16;  // hidden channels
+constexpr int channel_group = 16;  // hidden channels in a group of columns
 
-// How much of the product a block has, and a warp of it.
+// How the product is tiled: a block has `pixels` × `columns` of it, in warps_m × warps_n warps. A warp has m_tiles × n_tiles
+// tiles of mma, 16 pixels × 8 columns each. Copies are `stages` deep.
 template <int gates_, int warps_m_, int warps_n_, int m_tiles_, int groups_, int stages_>
 struct Tile {
     static constexpr int gates = gates_, warps_n = warps_n_, m_tiles = m_tiles_, stages = stages_;
-    static constexpr int min_blocks_per_sm = 2;
+    static constexpr int min_blocks_per_sm = 2;  // leaves the 256 threads of a large tile 128 registers, without spills
     static constexpr int warp_groups = groups_, n_tiles = 2 * gates * warp_groups;
     static constexpr int threads = 32 * warps_m_ * warps_n;
     static constexpr int pixels = 16 * m_tiles * warps_m_, groups = warp_groups * warps_n;
@@ -34,8 +38,8 @@ struct Images {
 
 template <class T>
 struct Convolution {
-    Images<T> x, h;        // convolved with their weights and summed; x null in the backward, h there the da behind
-    const Words* weights;  // as PackWeights lays them out: of x, if it is here, then of h
+    Images<T> x, h;  // the convolutions of both are summed. In the backward x is null, and h is da of the next step
+    const Words* weights;  // as PackWeights lays them out: of x, unless it is null, then of h
     int64_t groups;        // of columns
     int height, width, kernel_h, kernel_w;
 
@@ -44,14 +48,14 @@ struct Convolution {
     }
     HYBRIDOPS_HOST_DEVICE int chunks() const { return (x.data ? chunks(x) : 0) + (h.data ? chunks(h) : 0); }
 
-    // The k-th chunk of them, for the columns of a block.
+    // The k-th chunk of the weights, from the first group of a block on.
     template <class Tile>
     HYBRIDOPS_INLINE const Words* weight_chunk(int k, int64_t first_group) const {
         return weights + (k * groups + first_group) * (channel_group * Tile::gates * 4);
     }
 };
 
-// One chunk of k: an image, a tap, the first channel.
+// Where a chunk of k is: the image (x or h), the tap, the first channel.
 template <class T>
 struct KIterator {
     const Convolution<T>& convolution;
@@ -74,7 +78,8 @@ struct KIterator {
     }
 };
 
-// A thread's share in copying the patches of a block's pixels: the same 16 bytes of every chunk, of some rows.
+// Copies the patches of a block's pixels to shared memory, a chunk of k at a time. A thread copies 16 bytes of some rows,
+// always at the same place in the chunk.
 template <class T, class Tile, bool vectors>
 class PatchLoader {
    public:
@@ -83,7 +88,7 @@ class PatchLoader {
         for (int i = 0; i < rows; ++i) {
             pixel_[i] = first_pixel + (threadIdx.x + i * Tile::threads) / 4;
             x_[i] = static_cast<int>(pixel_[i] % c.width);
-            // Behind the last image: no tap of the kernel reaches into it
+            // A pixel past the last image gets a y from which no tap of the kernel reaches into an image.
             y_[i] = pixel_[i] < pixels ? static_cast<int>(pixel_[i] / c.width % c.height) : -c.kernel_h;
         }
     }
@@ -117,13 +122,13 @@ class PatchLoader {
     int y_[rows], x_[rows];
 };
 
-// What a block has of a step: where it begins, and where its thread stands in it.
+// The tile of a block: its first pixel and group of columns, and where the thread is in it.
 template <class Tile>
 struct TileCoord {
     int64_t pixel, first_group;
     int lane = threadIdx.x % 32, warp_n = threadIdx.x / 32 % Tile::warps_n, warp_m = threadIdx.x / 32 / Tile::warps_n;
 
-    // Blocks that have the same pixels stand next to one another: the L2 cache then holds these.
+    // Neighbouring blocks have the same pixels, so that these are read from L2.
     HYBRIDOPS_INLINE explicit TileCoord(const StepShape& shape) {
         const int64_t parts = ceil_div(shape.hidden, channel_group * Tile::groups);
         pixel = blockIdx.x / parts * Tile::pixels;
@@ -134,14 +139,14 @@ struct TileCoord {
     }
 };
 
-// To shared memory, all threads of a block together.
+// Copies to shared memory, by all threads of a block.
 template <int threads, int words>
 HYBRIDOPS_INLINE void copy_words(Words* to, const Words* from) {
     for (int i = threadIdx.x; i < words; i += threads) copy_async(to + i, from + i, true);
 }
 
-// sums = the convolution. copy_weights(k) copies the k-th chunk of the weights, if it is not there yet, and weights(k) is
-// where it then stands.
+// sums = the convolution. copy_weights(k) starts the copy of the k-th chunk of the weights, if one is needed; weights(k) is
+// where the chunk is afterwards.
 template <class T, class Tile, bool vectors, class CopyWeights, class Weights>
 HYBRIDOPS_INLINE void convolve(Accumulators<Tile::m_tiles, Tile::n_tiles>& sums, const Convolution<T>& convolution,
                                const TileCoord<Tile>& coord, const PatchLoader<T, Tile, vectors>& patches,
@@ -157,16 +162,17 @@ HYBRIDOPS_INLINE void convolve(Accumulators<Tile::m_tiles, Tile::n_tiles>& sums,
             next.advance();
             ++copied;
         }
-        commit_copies();  // an empty group too: groups are counted
+        commit_copies();  // of an empty group too, because wait_for_copies() counts groups
     };
     for (int stage = 0; stage < Tile::stages - 1; ++stage) copy_next();
     sums = {};
     for (int k = 0; k < chunks; ++k) {
         wait_for_copies<Tile::stages - 2>();
-        __syncthreads();  // all have the k-th chunk, and none still reads the one before, over which the next is copied
+        // Chunk k has arrived for all threads, and none reads chunk k - 1 any more, which the next copy overwrites.
+        __syncthreads();
         copy_next();
         Fragments<Tile::m_tiles, Tile::n_tiles> f;
-        // Row g, bytes 16 q: lane after lane
+        // Thread (g, q) loads the q-th 16 bytes of row g, so lane i loads the i-th word of the tile.
 #pragma unroll
         for (int i = 0; i < 2 * Tile::m_tiles; ++i) {
             Words& row = f.a[i / 2][i % 2];
@@ -182,7 +188,7 @@ HYBRIDOPS_INLINE void convolve(Accumulators<Tile::m_tiles, Tile::n_tiles>& sums,
     }
 }
 
-// The pointwise half of the step.
+// The pointwise part of the step.
 template <class Tile, bool vectors, class Args>
 HYBRIDOPS_INLINE void epilogue(const Args& args, const Accumulators<Tile::m_tiles, Tile::n_tiles>& sums,
                                const TileCoord<Tile>& coord) {
@@ -214,7 +220,7 @@ HYBRIDOPS_INLINE void epilogue(const Args& args, const Accumulators<Tile::m_tile
 HYBRIDOPS_ENTRY(conv_lstm_step_kernel)
 HYBRIDOPS_ENTRY(conv_lstm_step_backward_kernel)
 
-// Args: StepForwardArgs or StepBackwardArgs. vectors: channels come in whole 16 bytes, aligned.
+// Args: StepForwardArgs or StepBackwardArgs. vectors: whether the channels of a pixel are whole, aligned vectors of 16 bytes.
 template <class T, class Args, class Tile, bool vectors>
 struct FusedStep {
     static constexpr int threads = Tile::threads, min_blocks_per_sm = Tile::min_blocks_per_sm;
@@ -247,15 +253,15 @@ struct FusedStep {
 
 HYBRIDOPS_ENTRY(conv_lstm_pack_weights_kernel)
 
-// Weights in the order in which convolve() takes them, (chunks of k, groups, columns of a group, chunk), zeros where there
-// are none.
+// Copies weights to the order in which convolve() reads them: (chunks of k, groups, columns of a group, chunk), padded with
+// zeros.
 template <class T>
 struct PackWeights {
-    static constexpr int threads = 256, min_blocks_per_sm = 1;
+    static constexpr int threads = 256, min_blocks_per_sm = 1;  // takes 28 registers: no limit needed
     static auto entry() { return &conv_lstm_pack_weights_kernel<PackWeights>; }
     struct Shared {};
     const T* from;
-    int64_t channel, gate, k, y, x;  // strides, k of the channels that are summed over
+    int64_t channel, gate, k, y, x;  // strides of `from`; k is the channel that is summed over
     int64_t hidden, gates, channels, kernel_h, kernel_w, groups;
     T* to;
 

@@ -1,9 +1,16 @@
-// What kernels and launchers take from CUDA: how a kernel is launched, its arithmetic, vectors of values in memory.
+// How a kernel is launched, its arithmetic, vector loads and stores: what kernels and launchers take from CUDA.
 //
-// A kernel is a struct of its arguments, with `threads` in a block, blocks that are to be `resident` on a
-// multiprocessor (a bound on registers), the `Shared` memory of a block, and a body operator()(Shared&). Blocks stand
-// in one row: a body finds its place from blockIdx.x. So that the tests can run the same bodies on a CPU, all that
-// needs nvcc or a GPU is in this file and mma.cuh, and tests/cuda_shim/shim.h and mma_shim.h have it in plain C++.
+// A kernel is a struct of its arguments, with
+//   threads              how many threads a block has
+//   min_blocks_per_sm    how many blocks must fit on a multiprocessor. It limits the registers of a thread: there are
+//                        65536, so 256 threads get 65536 / (256 * min_blocks_per_sm) each
+//   entry()              the __global__ function that is launched
+//   Shared               the shared memory of a block
+//   operator()(Shared&)  the body
+// Grids have one dimension, blockIdx.x.
+//
+// Only this file and mma.cuh need nvcc or a GPU. tests/cuda_shim/shim.h and mma_shim.h define the same in plain C++, so
+// that the tests run the same bodies on a CPU.
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
@@ -48,14 +55,15 @@ HYBRIDOPS_INLINE void grid_barrier(unsigned* barrier_counter, unsigned times) {
     if (threadIdx.x == 0) {
         __threadfence();
         atomicAdd(barrier_counter, 1u);
+        // The sign of the difference stays right where the counter wraps around at 2^32.
         while (static_cast<int>(*const_cast<volatile unsigned*>(barrier_counter) - times * gridDim.x) < 0) {
-        }  // the difference, for it counts on past 2^32
+        }
         __threadfence();
     }
     __syncthreads();
 }
 
-// The device of a tensor, made current while this lives, and its stream that the caller works on.
+// The device of a tensor, which is the current device while this object lives, and the caller's stream on it.
 class Device {
    public:
     explicit Device(const Tensor& x) : guard_(x.get_device_index()) {
@@ -99,7 +107,7 @@ class Device {
     int multiprocessors() const { return attribute(cudaDevAttrMultiProcessorCount); }
     int compute_capability_major() const {
         return attribute(cudaDevAttrComputeCapabilityMajor);
-    }  // 8 = sm_80 and its kin
+    }  // 8: sm_80, sm_86, ...
 
    private:
     int attribute(cudaDeviceAttr which) const {
@@ -113,8 +121,8 @@ class Device {
     cudaStream_t stream_;
 };
 
-// One instruction, good to 1 ulp; results below 2^-126 are zero (PTX ISA, rcp.approx.ftz.f32). A division takes about
-// ten.
+// 1/x in one instruction, to 1 ulp, where a division takes about ten. Results below 2^-126 are flushed to zero (PTX ISA,
+// rcp.approx.ftz.f32).
 HYBRIDOPS_INLINE float reciprocal(float x) {
     float y;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -138,14 +146,15 @@ HYBRIDOPS_INLINE A sigmoid(A x) {
     return reciprocal(1 + exp(-x));
 }
 
-// The larger magnitude, where a NaN stays.
+// max(largest, |x|). NaN, once seen, stays.
 template <class A>
 HYBRIDOPS_INLINE A max_magnitude(A largest, A x) {
     const A magnitude = x < 0 ? -x : x;
     return magnitude > largest || magnitude != magnitude ? magnitude : largest;
 }
 
-// n values of A in registers, read from and written to n of T that stand together: in one instruction up to 16 bytes.
+// n values of type A in registers. load() and store() move them from and to n consecutive values of type T in memory, up
+// to 16 bytes an instruction.
 template <class A, int n>
 struct Vec {
     A lane[n];
@@ -175,7 +184,7 @@ HYBRIDOPS_INLINE void store(T* to, const Vec<A, n>& values) {
     *reinterpret_cast<AlignedVec<T, n>*>(to) = out;
 }
 
-// Whether load<A, n> and store may be used there; null is as good as any address.
+// Whether the addresses are aligned for load<A, n> and store. Null is.
 template <int n, class... T>
 bool aligned(const T*... address) {
     return ((reinterpret_cast<uintptr_t>(address) % alignof(AlignedVec<T, n>) == 0) && ...);

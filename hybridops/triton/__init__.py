@@ -1,7 +1,7 @@
-"""The Triton back end: whether it is here, and what it takes. The kernels are imported where it is, and only there.
+"""The Triton back end: whether it is available, and which tensors it supports. Kernels are imported only if it is.
 
-They run on NVIDIA GPUs from compute capability 8.0 on; or, if TRITON_INTERPRET=1 is set before Python starts, in
-Triton's interpreter on the CPU, which is for testing them.
+They run on NVIDIA GPUs of compute capability 8.0 or newer. If TRITON_INTERPRET=1 is set before Python starts, they run
+in Triton's interpreter on the CPU, which is for tests.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from math import prod
 import torch
 from torch import Tensor
 
-MAX_PIXELS = 2**31 - 2**10  # of a step, and a block more: they are counted through in 32 bits
+# Of a step. Pixels are numbered in 32 bits, and up to a block (128, of the largest) past the last one.
+MAX_PIXELS = 2**31 - 2**10
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-MIN_VERSION = (3, 6)  # of PyTorch 2.10 on CUDA; older ones multiply no float64
+MIN_VERSION = (3, 6)  # what PyTorch 2.10 for CUDA requires; older ones have no matrix product in float64
 INSTALL = "install it with `pip install triton` (Linux only)"
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")  # as Triton reads it
 
@@ -41,12 +42,12 @@ _UNAVAILABLE = _find_reason()
 
 
 def unavailable_reason() -> str | None:
-    """None where the kernels can be imported and run, at least on some device; else why not."""
+    """None if the kernels can be imported, and run on some device; else why not."""
     return _UNAVAILABLE
 
 
 def unsupported_reason(family: str, x: Tensor, spatial_dims: int) -> str | None:
-    """None if the kernels take tensors like x, else what they do not take."""
+    """None if the kernels support tensors like x, else what they do not support."""
     device = "cpu" if INTERPRETED else "cuda"
     if x.device.type != device:
         where = "in Triton's interpreter on the CPU" if INTERPRETED else "on CUDA"

@@ -18,7 +18,7 @@ from hybridops.triton.launch import Config, launch, op
 from hybridops.triton.math import precision
 from hybridops.triton.sizes import check_pairs, check_sizes
 
-# The block sizes that the kernels run with, all there are: `python -m hybridops.triton.check` compiles each.
+# All configurations of the kernels. `python -m hybridops.triton.check` compiles each; none was timed on a GPU yet.
 EXPONENTIALS = Config({"BLOCK_N": 32, "BLOCK_A": 32}, num_warps=4)
 SCORES = {
     "one query": Config({"BLOCK_S": 1, "BLOCK_T": 128}, num_warps=4),
@@ -26,7 +26,7 @@ SCORES = {
     "many pairs": Config({"BLOCK_S": 32, "BLOCK_T": 64}, num_warps=4),
 }
 ATTENTION = {
-    # BLOCK_T × MAX_VALUE_CHANNELS values are in registers: with 64 keys, or four warps, they spill under Triton 3.6
+    # BLOCK_T × MAX_VALUE_CHANNELS values are in registers. With 64 keys, or four warps, Triton 3.6 spills.
     "one query": Config({"BLOCK_S": 1, "BLOCK_T": 32}, num_warps=8, num_stages=1),
     "few pairs": Config({"BLOCK_S": 16, "BLOCK_T": 16}, num_warps=4, num_stages=1, max_registers=255),
     "many pairs": Config({"BLOCK_S": 32, "BLOCK_T": 32}, num_warps=8, num_stages=1, max_registers=255),
@@ -35,14 +35,14 @@ COMBINE = Config({}, num_warps=4)
 SOFTMAX = Config({"BLOCK_T": 512}, num_warps=4)
 GRADIENTS = {
     "few rows": Config({"BLOCK_X": 16, "BLOCK_Y": 16, "BLOCK_A": 32}, num_warps=4, max_registers=255),
-    # in float64 it would spill
+    # not for float64, where it spills
     "many rows": Config({"BLOCK_X": 32, "BLOCK_Y": 16, "BLOCK_A": 64}, num_warps=8, max_registers=255),
 }
-# Programs that fill a GPU of about 130 multiprocessors some times over: with fewer, smaller blocks are taken.
+# Large blocks need so many programs: about eight for each of the 132 multiprocessors of an H100. Otherwise small ones.
 MIN_PROGRAMS_LARGE = 1024
-# ... and that just fill it: with fewer, the keys of a query are shared out among up to so many.
+# The keys of a query are split until there are so many programs, about one for each multiprocessor, or so many splits.
 TARGET_PROGRAMS, MAX_SPLITS = 128, 16
-# Value channels that a program sums up in registers; beyond, the context is a library product.
+# Value channels that a program accumulates in registers. With more, the context is a matrix product of the library.
 MAX_VALUE_CHANNELS = 256
 
 
@@ -73,7 +73,7 @@ def additive_attention_forward(
     key_exponentials: tuple[Tensor, Tensor] | None = None,
     need_weights: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Without the weights nothing of the size (B,S,T) is written, where a row of the context fits in registers."""
+    """If a row of the context fits in registers, and the weights are not needed, nothing of size (B,S,T) is written."""
     refuse_forward_mode(q, k, v, value, score_bias)
     scores = (q, k, v, score_bias, scale, activation, negative_slope, *(key_exponentials or (None, None)))
     if _fits_registers(value):
@@ -83,7 +83,7 @@ def additive_attention_forward(
 
 
 def prepare_keys(k: Tensor, activation: str) -> tuple[Tensor, Tensor] | None:
-    """The exponentials of the keys (B,A',T') and their bounds (B,T), which the forward otherwise computes each time."""
+    """The exponentials of the keys (B,A',T') and their bounds (B,T), which the forward computes each time otherwise."""
     return _exponentials(k.detach()) if activation == "tanh" else None
 
 
@@ -111,7 +111,7 @@ def _exponentials_fake(x: Tensor) -> tuple[Tensor, Tensor]:
 def _exponentials(
     x: Tensor,  # (B,N,A)
 ) -> tuple[Tensor, Tensor]:
-    """e^2x with the channels first, and one channel after the other for as many as share a reciprocal; and max|x|."""
+    """e^2x (B,A',N'), channels first, A' and N' rounded up to multiples of four; and max_a |x| (B,N)."""
     check_sizes(x=(x, ("B", "N", "A")))
     exponentials, bounds = _exponentials_fake(x)
     batch, rows, width = x.shape
@@ -154,7 +154,7 @@ def _scores(
 
 
 def _pairs(q, k, v, score_bias, scale, activation, negative_slope, key_exponentials, key_bounds):
-    """What the kernels take that compute scores: arguments and constants."""
+    """The argument and the constants of kernels that compute scores."""
     batch, queries, keys, width = check_pairs(q, k, v)
     padded = (batch, _round_up(width, 4), _round_up(keys, 4))
     check_sizes(key_exponentials=(key_exponentials, padded), key_bounds=(key_bounds, (batch, keys)))
@@ -270,7 +270,7 @@ def _scores_backward(
     activation: str,
     negative_slope: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk, dv: each pair is computed twice, in exchange for sums without atomics, always in one order."""
+    """dq, dk, dv. Each pair is computed twice; in return no sum needs atomics, so sums always have the same order."""
     check_sizes(grad=(grad, check_pairs(q, k, v)[:3]))
     dq, dk, _ = _scores_backward_fake(grad, q, k, v, activation, negative_slope)
     act = {"ACTIVATION": activation, "SLOPE": negative_slope}
@@ -288,7 +288,7 @@ def _row_gradients(
     with_dv: bool,
     act: dict[str, str | float],
 ) -> Tensor | None:
-    """The gradient of one side of the sums, and parts of v's, one a block of rows."""
+    """Writes the gradient of one side. Returns that of v in parts (B,blocks,A), one for each block of rows."""
     (batch, rows, width), others = x.shape, y.shape[1]
     config = _gradients_config(grad.dtype, batch, rows, width)
     grid = _gradients_grid(config, batch, rows, width)
@@ -313,7 +313,7 @@ def _scores_config(table: dict[str, Config], batch: int, queries: int, keys: int
 
 
 def _splits(config: Config, batch: int, queries: int, keys: int) -> int:
-    """Among how many programs the keys of a block of queries are shared out: a power of two."""
+    """How many programs split the keys of a block of queries: a power of two."""
     programs = max(1, batch * triton.cdiv(queries, config.blocks["BLOCK_S"]))
     blocks = triton.cdiv(keys, config.blocks["BLOCK_T"])
     splits = 1
@@ -323,7 +323,7 @@ def _splits(config: Config, batch: int, queries: int, keys: int) -> int:
 
 
 def _fits_registers(value: Tensor) -> bool:
-    """Whether a program sums up the context: in float64 it would take the registers twice over."""
+    """Whether a program accumulates the context in registers, of which float64 would need twice as many."""
     return 0 < value.shape[2] <= MAX_VALUE_CHANNELS and value.dtype != torch.float64
 
 

@@ -80,7 +80,8 @@ def pair_scores(
 ):  # fmt: skip
     """scale Σ_a v_a act(q + k) + bias of queries s, a column, and keys t, a row; b_scores is zeros of that shape
 
-    A is no constant: a loop over few channels would be unrolled as a whole, and its loads take all registers.
+    A is not a constant: Triton would unroll a loop over few channels completely, and its loads would take all
+    registers.
     """
     if ACTIVATION == "tanh":
         a = tl.arange(0, WIDTH)

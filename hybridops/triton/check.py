@@ -2,9 +2,9 @@
 
     python -m hybridops.triton.check [--arch 90] [--only conv_lstm] [--jobs 2]
 
-Says for each what it takes of registers, shared memory and stack, and fails where registers are spilled (the stack is
-where they go) or where there is not as much shared memory. What is compiled is what the ops launch: they are run here
-on small tensors of each kind, and each launch is noted, not carried out.
+Prints the registers, shared memory and stack of each. Fails if one spills registers, which go to the stack, or needs
+more shared memory than there is. What is compiled is what the ops launch: they run here on small tensors of each kind,
+and each launch is recorded, not carried out.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SIZES = {"even": 64, "odd": 63}
 
 
 class Launch(NamedTuple):
-    """A kernel as one launch specialises it, to be sent to another process."""
+    """A kernel as one launch specialises it. It can be sent to another process."""
 
     module: str
     kernel: str
@@ -113,8 +113,9 @@ def all_launches() -> Iterator[Launch]:
 
 
 def conv_lstm_launches() -> Iterator[Launch]:
-    """All arguments given, with channels that are multiples of a vector and that are not; the fewest arguments; and the
-    input convolved ahead, which happens in the last blocks alone: others are taken where they make enough programs."""
+    """With all arguments, and channels that are multiples of a vector and that are not; with the fewest arguments; and
+    with the input convolved ahead. The last happens only with the smallest blocks: larger ones are taken where there
+    are enough programs."""
     dtypes = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32, "float64": torch.float64}
     for kind, dtype in dtypes.items():
         torch.backends.cuda.matmul.fp32_precision = "tf32" if kind == "tf32" else "ieee"
@@ -155,7 +156,7 @@ def run_conv_lstm_backward(dtype: torch.dtype, channels: int, hidden: int, least
 
 
 def additive_attention_launches() -> Iterator[Launch]:
-    """Without the exponentials there is less in a kernel: of relu and leaky_relu only the largest blocks."""
+    """For relu and leaky_relu only the largest blocks: without exponentials, a kernel is smaller."""
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     for dtype, activation in product((torch.bfloat16, torch.float32, torch.float64), ACTIVATIONS):
         if activation != "tanh" and dtype != torch.float32:
@@ -177,7 +178,7 @@ def additive_attention_launches() -> Iterator[Launch]:
 
 
 def attention_launches(name: str, dtype: torch.dtype, activation: str, blocks: Iterable[str]) -> Iterator[Launch]:
-    """With the keys of a query shared out, or not."""
+    """With and without splits of the keys."""
     for config, (case, size) in product(blocks, SIZES.items()):
         additive_attention._scores_config = lambda table, *_, config=config: table[config]
         widest = additive_attention.MAX_VALUE_CHANNELS - 64 + size
@@ -206,7 +207,7 @@ def attention_inputs(dtype: torch.dtype, size: int) -> tuple[Tensor, ...]:
 
 
 def recorded(module: str, case: str, run: Callable[..., None], *arguments: Any) -> list[Launch]:
-    """What `run` launches. Nothing is, so it is the launches that count, not what is in the tensors."""
+    """What `run` would launch. Nothing is launched, so results stay uninitialised."""
     launches: list[Launch] = []
 
     def note(kernel: Any, grid: tuple[int, ...], config: Config, *values: Any, **constants: Any) -> None:
@@ -220,7 +221,7 @@ def recorded(module: str, case: str, run: Callable[..., None], *arguments: Any) 
 def specialised(
     module: str, case: str, kernel: Any, config: Config, values: tuple[Any, ...], constants: dict[str, Any]
 ) -> Launch:
-    """As Triton's own launcher does it: None and 1 are constants, and it looks for multiples of 16."""
+    """As Triton's own launcher does it: None and 1 become constants, and multiples of 16 are marked."""
     named = constants | config.blocks
     fixed = {(kernel.arg_names.index(name),): value for name, value in named.items()}
     aligned: list[tuple[int, ...]] = []

@@ -1,10 +1,11 @@
 """ConvLSTM recurrences in Triton. The contract is that of reference/conv_lstm.py.
 
-A step is one kernel: the convolution as a product of patches (pixels × channels) and weights, whose sums for the four
-gates of a block of pixels and hidden channels go through the gates in registers; in the backward, the transposed
-convolution of da_{t+1}, whose sums go through the backward of the gates at t. A sequence is one op, a loop of launches.
+A step is one kernel: an implicit GEMM of patches (pixels × channels) and weights, with the gates as its epilogue. A
+program has the sums of all four gates for a block of pixels and hidden channels, in registers. The backward's GEMM is
+the transposed convolution of da_{t+1}, and its epilogue the backward of the gates at t. A sequence is one op, which
+launches one kernel a step.
 
-Inside, images stand channels-last with two spatial dimensions: (B,Y,X,H).
+Within the ops images are channels-last with two spatial dimensions: (B,Y,X,H).
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ __all__ = [
     "weight_gradients",
 ]
 
-# The block sizes that the kernels run with, all there are, by what multiplies: tensor cores in half precision or tf32,
-# or the units for float32 and float64. BLOCK_M pixels, BLOCK_N hidden channels, BLOCK_K channels that are summed over.
-# The first of a list whose BLOCK_N divides the hidden channels and that makes enough programs is taken, else the last.
-# A thread has up to 64 sums in the forward and, where the gates' backward needs more besides, 16 in the backward.
+# All configurations of the kernels, by how they multiply: on tensor cores in half precision or tf32, or in float32 and
+# float64 without. BLOCK_M pixels, BLOCK_N hidden channels, BLOCK_K channels that are summed over. The first of a list
+# is taken whose BLOCK_N divides the hidden channels and that makes MIN_PROGRAMS; else the last. A thread has up to 64
+# sums in the forward, and 16 in the backward, whose epilogue needs more registers. `python -m hybridops.triton.check`
+# shows that none spills; none was timed on a GPU yet.
 FORWARD = {
     "half": [
         Config({"BLOCK_M": 128, "BLOCK_N": 32, "BLOCK_K": 32}, num_warps=8, num_stages=3),
@@ -69,7 +71,7 @@ BACKWARD = {
     ],
     "float64": [Config({"BLOCK_M": 32, "BLOCK_N": 16, "BLOCK_K": 16}, num_warps=4)],
 }
-# Programs that give each multiprocessor of a large GPU one (an H100 has 132).
+# About one program for each multiprocessor of a large GPU (an H100 has 132).
 MIN_PROGRAMS = 128
 
 
@@ -125,13 +127,13 @@ def conv_lstm_backward_from_states(
     peephole: Tensor | None,  # (3,H) or (3,H,S*)
     need_dh0: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The gates come back by the library's convolution."""
+    """The gates are recomputed by the library's convolution."""
     gates = gates_from_states(x, h0, hs, cs, c0, w_ih, w_hh, bias, peephole)
     return conv_lstm_backward(grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0)
 
 
 def _with_rows(tensor: Tensor | None, weight: Tensor) -> Tensor | None:
-    """One spatial dimension (X), if the weight (4H,H,K*) has but one, as two (1,X)."""
+    """If the weight (4H,H,K*) has one spatial dimension: with a second one, (X) as (1,X)."""
     per_channel = tensor is None or tensor.dim() == 2
     return tensor if per_channel or weight.dim() == 4 else tensor.unsqueeze(-2)
 
@@ -270,10 +272,10 @@ def _programs(config: Config, pixels: int, hidden: int) -> int:
 def _hoists(config: Config, x: Tensor, pixels: int, hidden: int) -> bool:
     """Whether W_ih * x is computed for all steps by one library convolution, ahead of the recurrence.
 
-    The model: where a step's programs do not fill the GPU, its time is the length of one program's loop, and the part
-    of it that is the input's is worth taking out, since over all T at once it does fill the GPU. Where they do, it is
-    the same work in either place, but ahead it goes through memory: 4H channels a pixel and step, written and read.
-    In float32 only where the library rounds as the kernel does.
+    If the programs of a step do not fill the GPU, a step takes as long as the loop of one program. Then W_ih * x is
+    taken out of that loop, because for all T steps at once it does fill the GPU. Otherwise it is the same work in
+    either place, but ahead it goes through memory: 4H channels a pixel and step, written and read. This is a model, not
+    measured. In float32, the input is hoisted only if the library rounds as the kernel does.
     """
     library = "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"  # it may also say "none"
     return (x.dtype != torch.float32 or library == precision(x)) and _programs(config, pixels, hidden) < MIN_PROGRAMS
@@ -314,7 +316,10 @@ def step_kernel(
     PEEPHOLE_PER_PIXEL: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """From x_t (B,C,Y,X), or W_ih * x_t (B,Y,X,4H), and h, c (B,Y,X,H) to those of the next step, and the gates."""
+    """h_out, c_out (B,Y,X,H) and, if wanted, the gates (B,Y,X,4H) of a step.
+
+    From the image x_t (B,C,Y,X), or `hoisted` = W_ih * x_t (B,Y,X,4H), and h, c (B,Y,X,H). `sizes` is (B,Y,X).
+    """
     m, n, b, y, x, inside = block_of_pixels(sizes, H, KY, BLOCK_M, BLOCK_N)
     acc: tl.constexpr = c_out_ptr.dtype.element_ty
     at = m[:, None] * H + n[None]
@@ -360,9 +365,10 @@ def step_backward_kernel(
     PEEPHOLE_PER_PIXEL: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """dh = W_hhᵀ * da_{t+1}, or as it is given, and grad_h_t; with dc, to da_t and dc of the step before.
+    """da (B,Y,X,4H) of a step and dc_out (B,Y,X,H), the gradient of the cell before it; or dh_out (B,Y,X,H) alone.
 
-    All (B,Y,X,·), but grad_h (B,H,Y,X) by its strides. Where dh_out is given, dh is all that is wanted.
+    The gradient of the step's output is W_hhᵀ * da_next, or dh if it is given, plus grad_h, an image (B,H,Y,X). dc is
+    the gradient of its cell from the next step. If dh_out is given, nothing else is computed. `sizes` is (B,Y,X).
     """
     m, n, b, y, x, inside = block_of_pixels(sizes, H, KY, BLOCK_M, BLOCK_N)
     if dh_out_ptr is not None:
@@ -410,13 +416,13 @@ def step_backward_kernel(
 
 @triton.jit
 def block_of_pixels(sizes, H: tl.constexpr, KY: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Pixels m, channels n, what m is as b, y, x, and which (m,n) there are. m is to be multiplied: 64 bits."""
+    """Pixels m, channels n, m as b, y, x, and which (m,n) exist. m has 64 bits, because offsets are multiples of it."""
     B, Y, X = sizes
     blocks: tl.constexpr = (H + BLOCK_N - 1) // BLOCK_N
     m = tl.program_id(0) // blocks * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(0) % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
     within = m < B * Y * X
-    y = tl.where(within, m // X % Y, -KY)  # beyond the last image: no tap of the kernel reaches into it
+    y = tl.where(within, m // X % Y, -KY)  # past the last image: from there no tap of the kernel reaches into it
     return m.to(tl.int64), n, m // (X * Y), y, m % X, within[:, None] & (n < H)[None]
 
 

@@ -1,10 +1,12 @@
-// What csrc/cuda/device.cuh takes from CUDA, in plain C++: a kernel's blocks run one after the other on the CPU, or all
-// together where they wait for one another, each thread of a block as a fibre that runs until it waits at a barrier. Which
-// fibre goes on first is chosen by the environment variable HYBRIDOPS_SHIM_ORDER = forward | reverse | random: what a
-// missing barrier lets through in one order shows in another. Shared memory is NaN at first and exactly as large as the
-// kernel says, for AddressSanitizer. A barrier that only some threads of a block or warp reach is an error.
-// HYBRIDOPS_SHIM_MULTIPROCESSORS says how many the device has, with room for one block each, and HYBRIDOPS_SHIM_COMPUTE_CAPABILITY
-// of what generation it is, 8 for sm_80 and its kin.
+// What csrc/cuda/device.cuh takes from CUDA, in plain C++, to run kernels on the CPU. Each thread of a block is a fibre,
+// which runs until it waits at a barrier. Blocks run one after the other; those of a cooperative launch run together.
+//
+// It finds errors: shared memory is NaN at first, and exactly as large as the kernel says, so AddressSanitizer sees accesses
+// outside of it. A barrier that not all threads of a block or warp reach is an error. What a missing barrier hides in one
+// order of the threads shows in another. Environment variables:
+//   HYBRIDOPS_SHIM_ORDER               which fibre goes on first: forward, reverse or random
+//   HYBRIDOPS_SHIM_MULTIPROCESSORS     how many the device has, with one block each
+//   HYBRIDOPS_SHIM_COMPUTE_CAPABILITY  its major number: 8 for sm_80, sm_86, ...
 #pragma once
 #include <cxxabi.h>
 #include <torch/csrc/stable/tensor.h>
@@ -58,10 +60,10 @@ inline std::string launched;  // the names of the kernels, in lines
 
 inline std::string order() { return setting("HYBRIDOPS_SHIM_ORDER", "forward"); }
 
-// A stack to run on, and where it was left.
+// A stack, and where execution on it stopped.
 class Context {
    public:
-    // Goes on in `to`; returns when something goes on here.
+    // Continues in `to`; returns when something switches back here.
     void switch_to(Context& to, bool forever = false) {
 #ifdef __SANITIZE_ADDRESS__
         void* shadow = nullptr;
@@ -82,7 +84,7 @@ class Context {
         makecontext(&context_, entry, 0);
     }
 
-    // To be called first thing by an entry: where it came from, which has no stack of its own here.
+    // An entry calls this first, with the context that it was started from, whose stack is not known before.
     void entered_from([[maybe_unused]] Context& from) {
 #ifdef __SANITIZE_ADDRESS__
         __sanitizer_finish_switch_fiber(nullptr, &from.bottom_, &from.size_);
@@ -95,7 +97,7 @@ class Context {
     size_t size_ = 0;
 };
 
-// 16 bytes on their way to shared memory, `from` null: zeros.
+// A copy of 16 bytes to shared memory that is not finished; from null = zeros.
 struct Copy {
     void* to;
     const void* from;
@@ -108,9 +110,9 @@ struct Fibre {
     std::unique_ptr<char[]> stack{new char[stack_size]};
     State state;
     unsigned line;         // of the barrier it waits at
-    uint64_t exchange[2];  // what it shows the others of its warp
+    uint64_t exchange[2];  // what the other lanes of its warp read in a shuffle
     unsigned shuffles;
-    const void* shown;  // likewise
+    const void* shown;  // what they read in a matrix product
     std::vector<Copy> open_copies;
     std::deque<std::vector<Copy>> copies;  // in groups
 };
@@ -119,7 +121,7 @@ struct Free {
     void operator()(char* memory) const { std::free(memory); }
 };
 
-// The blocks that run together.
+// The blocks that run at the same time.
 class Grid {
    public:
     template <class Kernel>
@@ -151,7 +153,7 @@ class Grid {
         self.context.switch_to(main_);
     }
 
-    // Of the block that runs.
+    // A thread of the current block.
     Fibre& fibre(unsigned thread) { return fibres_[(blockIdx.x - first_block_) * threads_ + thread]; }
 
    private:
@@ -180,7 +182,7 @@ class Grid {
         } while (release(count));
     }
 
-    // Lets those go on that wait together; false when all are done.
+    // Releases the threads that have all reached their barrier. False when all are done.
     bool release(unsigned count) {
         bool released = release(0, count, State::at_grid_barrier);
         for (unsigned block = 0; block < count; block += threads_) {
@@ -235,7 +237,8 @@ T __shfl_xor_sync(unsigned, T value, int distance, std::source_location at = std
     static_assert(sizeof(T) <= sizeof(uint64_t));
     const unsigned self = threadIdx.x;
     shim::Fibre& fibre = shim::grid.fibre(self);
-    const unsigned slot = fibre.shuffles++ % 2;  // of two: some may show the next before others have read this one
+    const unsigned slot =
+        fibre.shuffles++ % 2;  // two slots: a lane may write the next value before others have read this one
     std::memcpy(&fibre.exchange[slot], &value, sizeof(T));
     shim::grid.wait(shim::State::at_warp_barrier, at);
     T other;

@@ -22,9 +22,7 @@ SIZES = {"batch": 2, "channels": 8, "hidden": 40, "space": (7, 10)}
 MULTIPROCESSORS = {"persistent": 16, "small": 5, "large": 1}
 KERNELS = {
     "library": {"conv_lstm_pointwise_kernel", "conv_lstm_pointwise_backward_kernel"},
-    "persistent": {
-        "conv_lstm_persistent_kernel Tile<4, 4, 1,", "conv_lstm_persistent_backward_kernel Tile<1, 4, 1,"
-    },
+    "persistent": {"conv_lstm_persistent_kernel Tile<4, 4, 1,", "conv_lstm_persistent_backward_kernel Tile<1, 4, 1,"},
     "small": {"conv_lstm_step_kernel Tile<4, 4, 1,", "conv_lstm_step_backward_kernel Tile<1, 4, 1,"},
     "large": {"conv_lstm_step_kernel Tile<4, 4, 2,", "conv_lstm_step_backward_kernel Tile<1, 4, 2,"},
 }
