@@ -39,9 +39,9 @@ def build(archs: list[str]) -> str:
 
 
 def readable(symbols: list[str]) -> list[str]:
-    """Of run<hybridops::Kernel<...>>, or run_together, what differs from one to the other."""
+    """Of void hybridops::entry<hybridops::Kernel<...>>(...) what is between the return type and the arguments."""
     shown = subprocess.run(["c++filt"], input="\n".join(symbols), capture_output=True, text=True, check=True).stdout
-    kernels = [re.search(r"run\w*<(.*?)>\(", line)[1] for line in shown.splitlines()]
+    kernels = [re.search(r"hybridops::(\w+<.*?>)\(", line)[1] for line in shown.splitlines()]
     return [re.sub(r"(hybridops|c10|torch|headeronly)::|\s(?=>)", "", kernel) for kernel in kernels]
 
 

@@ -1,11 +1,12 @@
-// The attention kernel on a GPU.
-// context = sum_t softmax(scale * scores + bias)_t value_t over the keys t that the mask lets through; the others'
-// weights are exactly zero, and all is of a query that has none. NaN and inf do what they do in torch.softmax.
+// The attention kernel on a GPU:
+//   context = sum_t softmax(scale * scores + bias)_t value_t    over the keys t that the mask lets through
+// The weights of the other keys are exactly zero; a query without any key has zeros for weights and context. NaN and inf
+// do what they do in torch.softmax.
 //
-// A block has some queries, and all keys or a share of them. It takes a stretch of keys at a time: scores into shared
-// memory, there the exponentials of their distance to the largest so far, then their products with the values. A larger
-// maximum shrinks the sums so far (Milakov & Gimelshein 2018, arXiv:1805.02867). What shares of the keys give is put
-// together by FinishAttention, which also turns scores into weights where these are wanted.
+// A block has a tile of queries, and all keys or a split of them. It takes `key_block` keys at a time: their scores go to
+// shared memory, are replaced there by exp(score - maximum so far), and are multiplied by the values. When the maximum
+// rises, the sums so far are rescaled (online softmax: Milakov & Gimelshein 2018, arXiv:1805.02867). CombineSplits adds up
+// the splits. It also computes the weights, if they are wanted.
 #pragma once
 #include <limits>
 
@@ -13,24 +14,25 @@
 
 namespace hybridops {
 
-// Of a query, over the keys so far. Where `highest` is -inf it is not subtracted.
+// The softmax of a query over the keys so far. A max_score of -inf is not subtracted, since -inf - -inf is NaN.
 template <class A>
 struct SoftmaxState {
-    A highest = -std::numeric_limits<A>::infinity(), total = 0;
+    A max_score = -std::numeric_limits<A>::infinity(), exp_sum = 0;
     A attended = 0;  // 1 if the mask has let a key through
 
     static constexpr int size = 3;  // in memory
     static HYBRIDOPS_INLINE SoftmaxState load(const A* from) { return {from[0], from[1], from[2]}; }
-    HYBRIDOPS_INLINE void store(A* to) const { to[0] = highest, to[1] = total, to[2] = attended; }
+    HYBRIDOPS_INLINE void store(A* to) const { to[0] = max_score, to[1] = exp_sum, to[2] = attended; }
 
-    HYBRIDOPS_INLINE A shift() const { return highest == -std::numeric_limits<A>::infinity() ? A(0) : highest; }
-    // What a sum over exponentials is to be multiplied with. Scores of -inf alone: infinity, and 0 * infinity = NaN.
-    HYBRIDOPS_INLINE A inverse() const { return attended == 0 ? A(0) : 1 / total; }
+    HYBRIDOPS_INLINE A shift() const { return max_score == -std::numeric_limits<A>::infinity() ? A(0) : max_score; }
+    // The factor that normalizes sums of exponentials. With scores of -inf alone it is infinite, and 0 * inf = NaN as in
+    // torch.softmax.
+    HYBRIDOPS_INLINE A inverse() const { return attended == 0 ? A(0) : 1 / exp_sum; }
 };
 
-// Its elements for a query, from a key on; null if there are none.
+// The elements of query s from key t on; null stays null.
 template <class T>
-HYBRIDOPS_INLINE const T* row_of(const Broadcast<T>& x, int64_t b, int64_t s, int64_t t) {
+HYBRIDOPS_INLINE const T* row_ptr(const Broadcast<T>& x, int64_t b, int64_t s, int64_t t) {
     return x.data ? x.data + b * x.batch + s * x.query + t * x.key : nullptr;
 }
 
@@ -42,35 +44,44 @@ struct AttentionArgs {
     Broadcast<bool> mask;
     Broadcast<A> bias;
     A scale;
-    int64_t splits, share;  // among how many blocks the keys of a query are shared out, and how many each has
-    A* scores;              // (B,S,T), scaled and with their bias; null: not wanted
-    T* context;             // (B,S,D), written where there is one split
-    A* sums;                // (splits,B,S,D), null where a stretch has all keys
-    A* states;              // (splits,B,S,3), null where no FinishAttention follows
+    int64_t splits, keys_per_split;  // how many splits the keys of a query have, and how many keys are in each
+    A* scores;                       // (B,S,T), scaled and with bias; null = not wanted
+    T* context;                      // (B,S,D), written if there is one split
+    A* sums;                         // (splits,B,S,D), unused if a key_block has all keys: then null
+    A* states;                       // (splits,B,S,3), null if no CombineSplits follows
 };
+
+// About one block for each of the 132 multiprocessors of an H100. A fixed number, so that sums have the same order, and the
+// same bits, on every GPU. The backward, of which two blocks fit on a multiprocessor, aims at four times as many.
+constexpr int64_t target_blocks = 128;
+
+HYBRIDOPS_ENTRY(additive_attention_kernel)
 
 template <class T, class A, class Act, class Tile>
 struct AttentionForward {
     using Scores = ScoreTile<T, A, Act, Tile>;
     using State = SoftmaxState<A>;
-    static constexpr int threads = Tile::threads, resident = Scores::resident, warps = threads / 32;
-    // 16 bytes of a value in a thread, for some queries: the sums of products are 32 registers, in float64 too. With
-    // few queries, warps have different keys.
-    static constexpr int columns_each = 16 / sizeof(T), most_rows_each = sizeof(T) == 2 ? 4 : 8;
-    static constexpr int rows_each = Tile::rows < most_rows_each ? Tile::rows : most_rows_each;
-    static constexpr int row_groups = Tile::rows / rows_each, key_groups = warps / row_groups;
-    static constexpr int columns = 32 * columns_each;
-    static constexpr int row_stride = Tile::rows == 1 ? 1 : Tile::rows + 4;  // for threads with a key each: other banks
-    static constexpr int stretch = Tile::rows == 1 ? 512 : 512 / sizeof(A);
-    static_assert(stretch % Tile::others == 0 && Tile::rows % rows_each == 0 && warps % row_groups == 0);
+    static constexpr int threads = Tile::threads, min_blocks_per_sm = Scores::min_blocks_per_sm, warps = threads / 32;
+    static auto entry() { return &additive_attention_kernel<AttentionForward>; }
+    // A thread accumulates 16 bytes of a value row for some queries, in up to 32 registers, in float64 too. With few
+    // queries, warps take different keys.
+    static constexpr int columns_per_thread = 16 / sizeof(T), max_rows_per_thread = sizeof(T) == 2 ? 4 : 8;
+    static constexpr int rows_per_thread = Tile::rows < max_rows_per_thread ? Tile::rows : max_rows_per_thread;
+    static constexpr int row_groups = Tile::rows / rows_per_thread, key_groups = warps / row_groups;
+    static constexpr int columns = 32 * columns_per_thread;
+    // Padded, so that threads with consecutive keys hit other banks.
+    static constexpr int row_stride = Tile::rows == 1 ? 1 : Tile::rows + 4;
+    // Keys at a time. Shared memory stays within the 48 KiB that a block has without cudaFuncSetAttribute.
+    static constexpr int key_block = Tile::rows == 1 ? 512 : 512 / sizeof(A);
+    static_assert(key_block % Tile::others == 0 && Tile::rows % rows_per_thread == 0 && warps % row_groups == 0);
 
     struct Shared {
         union {
             typename Scores::Shared tile;
             alignas(16) A sums[key_groups][Tile::rows][columns];
         };
-        alignas(16) A weights[stretch][row_stride];  // first scores
-        A shrink[Tile::rows], inverse[Tile::rows];
+        alignas(16) A weights[key_block][row_stride];  // scores, then exponentials
+        A rescale[Tile::rows], inverse[Tile::rows];
     };
 
     Scores tile;  // rows are queries
@@ -80,22 +91,21 @@ struct AttentionForward {
         return p.batch * ceil_div(p.rows.count, Tile::rows) * splits;
     }
 
-    // How many keys a block is to have: so many that there is a block for every multiprocessor, by a number that is not
-    // the machine's: the same sums on all.
-    static int64_t share(const Pairs<T>& p) {
-        const int64_t tiles = ceil_div(p.others.count, Tile::others), splits = 128 / blocks(p, 1);
+    // As many splits as give about target_blocks, each of whole tiles.
+    static int64_t keys_per_split(const Pairs<T>& p) {
+        const int64_t tiles = ceil_div(p.others.count, Tile::others), splits = target_blocks / blocks(p, 1);
         return ceil_div(tiles, splits > 1 ? splits : 1) * Tile::others;
     }
 
     HYBRIDOPS_INLINE void operator()(Shared& shared) const {
         const Pairs<T>& p = tile.pairs;
-        const int64_t down = ceil_div(p.rows.count, Tile::rows), block = blockIdx.x, split = block % args.splits;
-        const int64_t b = block / args.splits / down, row0 = block / args.splits % down * Tile::rows;
-        const int64_t first = split * args.share, left = p.others.count - first;
-        const int64_t end = first + (left < args.share ? left : args.share);
+        const int64_t row_tiles = ceil_div(p.rows.count, Tile::rows), block = blockIdx.x, split = block % args.splits;
+        const int64_t b = block / args.splits / row_tiles, row0 = block / args.splits % row_tiles * Tile::rows;
+        const int64_t first = split * args.keys_per_split, left = p.others.count - first;
+        const int64_t end = first + (left < args.keys_per_split ? left : args.keys_per_split);
         State states[ceil_div(Tile::rows, warps)];
-        for (int64_t key0 = first; key0 < end; key0 += stretch) {
-            const int count = end - key0 < stretch ? static_cast<int>(end - key0) : stretch;
+        for (int64_t key0 = first; key0 < end; key0 += key_block) {
+            const int count = end - key0 < key_block ? static_cast<int>(end - key0) : key_block;
             for (int other0 = 0; other0 < count; other0 += Tile::others)
                 tile(shared.tile, b, row0, key0 + other0,
                      [&](int row, int other, A score) { shared.weights[other0 + other][row] = score; });
@@ -112,7 +122,8 @@ struct AttentionForward {
         }
     }
 
-    // From scores to exponentials: a warp a row, and a thread comes back to what it wrote itself.
+    // Replaces scores by exponentials, a warp for each row. A thread reads again only what it wrote itself, so there is no
+    // barrier in between.
     template <int n>
     HYBRIDOPS_INLINE void softmax(Shared& shared, State (&states)[n], int64_t b, int64_t row0, int64_t key0,
                                   int count) const {
@@ -123,25 +134,25 @@ struct AttentionForward {
             const int row = warp + i * warps;
             const int64_t s = row0 + row;
             if (row >= Tile::rows || s >= queries) continue;  // the whole warp
-            const bool* mask = row_of(args.mask, b, s, key0);
-            const A* bias = row_of(args.bias, b, s, key0);
+            const bool* mask = row_ptr(args.mask, b, s, key0);
+            const A* bias = row_ptr(args.bias, b, s, key0);
             A* scores = args.scores ? args.scores + (b * queries + s) * keys + key0 : nullptr;
             State& state = states[i];
             const State before = state;
             for (int t = lane; t < count; t += 32) {
-                const bool may = !mask || mask[t * args.mask.key];
+                const bool allowed = !mask || mask[t * args.mask.key];
                 const A score = shared.weights[t][row] * args.scale + (bias ? bias[t * args.bias.key] : A(0));
                 if (scores) scores[t] = score;
-                const A x = may ? score : -std::numeric_limits<A>::infinity();
-                state.highest = x > state.highest ? x : state.highest;
-                state.attended = may ? A(1) : state.attended;
+                const A x = allowed ? score : -std::numeric_limits<A>::infinity();
+                state.max_score = x > state.max_score ? x : state.max_score;
+                state.attended = allowed ? A(1) : state.attended;
                 shared.weights[t][row] = x;
             }
 #pragma unroll
             for (int distance = 16; distance > 0; distance /= 2) {
-                const A highest = __shfl_xor_sync(~0u, state.highest, distance);
+                const A max_score = __shfl_xor_sync(~0u, state.max_score, distance);
                 const A attended = __shfl_xor_sync(~0u, state.attended, distance);
-                state.highest = highest > state.highest ? highest : state.highest;
+                state.max_score = max_score > state.max_score ? max_score : state.max_score;
                 state.attended = attended > state.attended ? attended : state.attended;
             }
             A sum = 0;
@@ -152,40 +163,41 @@ struct AttentionForward {
             }
 #pragma unroll
             for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
-            const A shrink = exp(before.highest - state.shift());
-            state.total = before.total * shrink + sum;
+            const A rescale = exp(before.max_score - state.shift());
+            state.exp_sum = before.exp_sum * rescale + sum;
             if (lane == 0) {
-                shared.shrink[row] = shrink;
+                shared.rescale[row] = rescale;
                 shared.inverse[row] = state.inverse();
             }
         }
     }
 
-    // Adds the products of a stretch's weights with its values to the sums, which become the context where no other
-    // keys follow, here or elsewhere. Ends with a barrier.
+    // Adds weights times values of a key_block to the sums. After the last one, and without splits, they become the context.
+    // Ends with a barrier.
     HYBRIDOPS_INLINE void add_values(Shared& shared, int64_t b, int64_t split, int64_t row0, int64_t key0, int count,
                                      bool is_first, bool is_last) const {
         const int64_t queries = tile.pairs.rows.count;
         const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-        const int group = warp % key_groups, first_row = warp / key_groups * rows_each;
+        const int group = warp % key_groups, first_row = warp / key_groups * rows_per_thread;
         const T* values = args.value + (b * tile.pairs.others.count + key0) * args.width;
         for (int64_t column0 = 0; column0 < args.width; column0 += columns) {
-            const int64_t column = column0 + lane * columns_each, left = args.width - column;
-            Lanes<A, columns_each> sums[rows_each] = {};
+            const int64_t column = column0 + lane * columns_per_thread, left = args.width - column;
+            Vec<A, columns_per_thread> sums[rows_per_thread] = {};
             if (args.vectors && left > 0) {
                 add_products(sums, shared, group, first_row, count,
-                             [&](int t) { return load<A, columns_each>(values + t * args.width + column); });
+                             [&](int t) { return load<A, columns_per_thread>(values + t * args.width + column); });
             } else if (left > 0) {
                 add_products(sums, shared, group, first_row, count, [&](int t) {
-                    Lanes<A, columns_each> value;
+                    Vec<A, columns_per_thread> value;
 #pragma unroll
-                    for (int d = 0; d < columns_each; ++d)
+                    for (int d = 0; d < columns_per_thread; ++d)
                         value[d] = d < left ? static_cast<A>(values[t * args.width + column + d]) : A(0);
                     return value;
                 });
             }
 #pragma unroll
-            for (int i = 0; i < rows_each; ++i) store(&shared.sums[group][first_row + i][lane * columns_each], sums[i]);
+            for (int i = 0; i < rows_per_thread; ++i)
+                store(&shared.sums[group][first_row + i][lane * columns_per_thread], sums[i]);
             __syncthreads();
             for (int i = threadIdx.x; i < Tile::rows * columns; i += threads) {
                 const int row = i / columns;
@@ -193,7 +205,7 @@ struct AttentionForward {
                 if (s >= queries || d >= args.width) continue;
                 const int64_t at = (b * queries + s) * args.width + d;
                 const int64_t of_split = split * tile.pairs.batch * queries * args.width + at;
-                A sum = is_first ? A(0) : args.sums[of_split] * shared.shrink[row];
+                A sum = is_first ? A(0) : args.sums[of_split] * shared.rescale[row];
 #pragma unroll
                 for (int g = 0; g < key_groups; ++g) sum += shared.sums[g][row][i % columns];
                 if (is_last && args.splits == 1) {
@@ -207,26 +219,29 @@ struct AttentionForward {
     }
 
     template <class Value>
-    static HYBRIDOPS_INLINE void add_products(Lanes<A, columns_each> (&sums)[rows_each], const Shared& shared,
+    static HYBRIDOPS_INLINE void add_products(Vec<A, columns_per_thread> (&sums)[rows_per_thread], const Shared& shared,
                                               int group, int first_row, int count, const Value& value_of) {
-#pragma unroll 4
+#pragma unroll 4  // so that several loads of values are in flight
         for (int t = group; t < count; t += key_groups) {
-            const Lanes<A, columns_each> value = value_of(t);
-            const auto weights = load<A, rows_each>(&shared.weights[t][first_row]);
+            const Vec<A, columns_per_thread> value = value_of(t);
+            const auto weights = load<A, rows_per_thread>(&shared.weights[t][first_row]);
 #pragma unroll
-            for (int i = 0; i < rows_each; ++i) {
+            for (int i = 0; i < rows_per_thread; ++i) {
 #pragma unroll
-                for (int d = 0; d < columns_each; ++d) sums[i][d] += weights[i] * value[d];
+                for (int d = 0; d < columns_per_thread; ++d) sums[i][d] += weights[i] * value[d];
             }
         }
     }
 };
 
-// A row of the context, where the keys are shared out, and of the weights, where they are wanted: a thread an element
-// of the one, then of the other.
+HYBRIDOPS_ENTRY(additive_attention_combine_kernel)
+
+// Computes a row of the context from the splits, and a row of the weights from the scores, or only one of the two. A thread
+// has one element: those of the context come first, then the weights.
 template <class T, class A>
-struct FinishAttention {
-    static constexpr int threads = 256, resident = 4;
+struct CombineSplits {
+    static constexpr int threads = 256, min_blocks_per_sm = 4;  // takes 56 of 64 registers in float32
+    static auto entry() { return &additive_attention_combine_kernel<CombineSplits>; }
     struct Shared {};
 
     int64_t batch, queries, keys, width;  // B, S, T, D
@@ -234,32 +249,33 @@ struct FinishAttention {
     const A *sums, *states;  // (splits,B,S,D), (splits,B,S,3)
     const A* scores;         // (B,S,T)
     Broadcast<bool> mask;
-    T *context, *weights;  // (B,S,D), (B,S,T); null: nothing to do
+    T *context, *weights;  // (B,S,D), (B,S,T); null = not wanted
 
     HYBRIDOPS_INLINE void operator()(Shared&) const {
-        const int64_t rows = batch * queries, across = ceil_div(columns(), threads), row = blockIdx.x / across;
-        const int64_t column = blockIdx.x % across * threads + threadIdx.x, t = column - (context ? width : 0);
+        const int64_t rows = batch * queries, column_tiles = ceil_div(columns(), threads),
+                      row = blockIdx.x / column_tiles;
+        const int64_t column = blockIdx.x % column_tiles * threads + threadIdx.x, t = column - (context ? width : 0);
         if (column >= columns()) return;
         using State = SoftmaxState<A>;
         State all;
         for (int64_t i = 0; i < splits; ++i) {
             const State one = State::load(states + (i * rows + row) * State::size);
-            all.highest = one.highest > all.highest ? one.highest : all.highest;
+            all.max_score = one.max_score > all.max_score ? one.max_score : all.max_score;
             all.attended = one.attended > all.attended ? one.attended : all.attended;
         }
         A sum = 0;
         for (int64_t i = 0; i < splits; ++i) {
             const State one = State::load(states + (i * rows + row) * State::size);
-            const A shrink = exp(one.highest - all.shift());
-            all.total += one.total * shrink;
-            if (t < 0) sum += sums[(i * rows + row) * width + column] * shrink;
+            const A rescale = exp(one.max_score - all.shift());
+            all.exp_sum += one.exp_sum * rescale;
+            if (t < 0) sum += sums[(i * rows + row) * width + column] * rescale;
         }
         if (t < 0) {
             context[row * width + column] = static_cast<T>(sum * all.inverse());
         } else {
-            const bool* may = row_of(mask, row / queries, row % queries, t);
-            // a NaN in the row does not reach where none may look
-            const A weight = !may || *may ? exp(scores[row * keys + t] - all.shift()) * all.inverse() : A(0);
+            const bool* allowed = row_ptr(mask, row / queries, row % queries, t);
+            // The weight of a masked key is zero, even if there is a NaN in the row.
+            const A weight = !allowed || *allowed ? exp(scores[row * keys + t] - all.shift()) * all.inverse() : A(0);
             weights[row * keys + t] = static_cast<T>(weight);
         }
     }

@@ -1,6 +1,7 @@
-// The ConvLSTM's ops on a GPU. Outputs are allocated here; choose() in conv_lstm_sequence.cuh says whether the steps are a
-// library's convolutions and the kernels of conv_lstm.cuh in turn, or kernels of our own. All goes on the caller's stream
-// and waits for nothing: a call can be captured in a CUDA graph. Arguments are checked by ../conv_lstm_checks.h.
+// The ConvLSTM's ops on a GPU: they allocate the outputs and launch the kernels. choose() in conv_lstm_sequence.cuh says how
+// the steps are computed: by library convolutions with the kernels of conv_lstm.cuh in between, or by fused kernels.
+// Everything runs on the caller's stream without synchronization, so a call can be captured in a CUDA graph. The arguments
+// are checked by ../conv_lstm_checks.h.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -20,7 +21,7 @@ namespace {
 
 using Sizes = std::vector<int64_t>;
 
-// The ATen op of that name; `results` tensors.
+// Calls the ATen op of that name, which returns `results` tensors.
 template <size_t results, class... Args>
 std::array<Tensor, results> call(const char* op, const Args&... args) {
     std::array<StableIValue, std::max(results, sizeof...(Args))> stack{torch::stable::detail::from(args)...};
@@ -32,24 +33,24 @@ std::array<Tensor, results> call(const char* op, const Args&... args) {
 
 Tensor permute(const Tensor& x, const Sizes& order) { return call<1>("aten::permute", x, order)[0]; }
 
-// (N,Y,X,C) seen as (N,C,Y,X), as the library names them, and back; and so a (T,B,Y,X,C) as T*B images.
+// A view of (N,Y,X,C) as (N,C,Y,X), the order of the library, and back; and of (T,B,Y,X,C) as T*B images.
 Tensor channels_second(const Tensor& images) { return permute(images, {0, 3, 1, 2}); }
 Tensor channels_last(const Tensor& images) { return dense(permute(images, {0, 2, 3, 1})); }
 Tensor as_images(const Tensor& x) { return torch::stable::flatten(x, 0, 1); }
 
-// Laid out once, where the library would do it at every call
+// The weight in channels-last order: converted once, where the library would do it in every call.
 Tensor prepared(const Tensor& weight) {
     return torch::stable::contiguous(weight, torch::headeronly::MemoryFormat::ChannelsLast);
 }
 
 Sizes same_padding(int64_t kernel_h, int64_t kernel_w) { return {kernel_h / 2, kernel_w / 2}; }
 
-// weight * images, or with `transposed` what that means for the gradient of images; (N,Y,X,C) -> (N,Y,X,channels)
+// weight * images, or the transposed convolution, which takes gradients of outputs to those of images; both are (N,Y,X,·).
 Tensor convolution(const Tensor& images, const Tensor& weight, bool transposed) {
     const Sizes ones{1, 1}, zeros{0, 0}, padding = same_padding(weight.size(2), weight.size(3));
     const Tensor out = call<1>("aten::convolution", channels_second(images), weight, std::nullopt, ones, padding, ones,
                                transposed, zeros, int64_t{1})[0];
-    // Of another dtype where a caller's backward runs under autocast, which this op obeys
+    // The result has another dtype where a caller's backward runs under autocast, which applies to this op too.
     return channels_last(torch::stable::to(out, images.scalar_type()));
 }
 
@@ -58,11 +59,11 @@ StepShape step_shape(const Tensor& states) {  // (..,Y,X,H)
     return {states.numel() / hidden, area, hidden};
 }
 
-// The pointwise half of a step after a convolution that left its result in memory, null = zeros.
+// The pointwise part of a step, after a library convolution whose result is `convolved`, null = zeros.
 template <template <class, class, int> class Step, class Args, class T>
 void launch_pointwise(const Device& device, const Args& args, const T* convolved) {
     const auto launch = [&](auto step, int n) { device.launch(step, ceil_div(args.shape.states() / n, step.threads)); };
-    if (in_fours(args) && aligned<4>(convolved)) {
+    if (can_vectorize(args) && aligned<4>(convolved)) {
         launch(Step<T, Accumulator<T>, 4>{args, convolved}, 4);
     } else {
         launch(Step<T, Accumulator<T>, 1>{args, convolved}, 1);
@@ -96,11 +97,11 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_forward(const Tensor& x, const Mayb
         args.h = data<scalar_t>(hs);
         args.c = data<A>(cs);
         args.all_cells = kept != Save::nothing;
-        auto sequence = sequence_of<scalar_t>(args, w_hh, x.size(2), x.size(3), inputs, h0, steps);
+        auto sequence = make_sequence<scalar_t>(args, w_hh, x.size(2), x.size(3), inputs, h0, steps);
         const Plan plan = choose(device, sequence, reduced_precision);
         Tensor from_x;
         if (plan != Plan::fused) {
-            // (T,B,Y,X,4H) at once: one large convolution instead of T small ones. The gates are then written over it.
+            // (T,B,Y,X,4H): one large convolution instead of T small ones. The gates are later written over it.
             from_x = torch::stable::view(convolution(as_images(inputs), prepared(w_ih), false),
                                          {steps, x.size(1), x.size(2), x.size(3), 4 * hidden});
             args.from_x = data<const scalar_t>(from_x);
@@ -127,7 +128,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_forward(const Tensor& x, const Mayb
     return {hs, cs, gs};
 }
 
-// da may be the tensor of the gates: an element's gates are read before its gradients are written.
+// da may be the tensor of the gates: a thread reads the gates of its elements before it writes their gradients.
 std::tuple<Tensor, Tensor, Tensor> backward(const Device& device, const MaybeTensor& grad_hs,
                                             const MaybeTensor& grad_hn, const MaybeTensor& grad_cn, const Tensor& gates,
                                             const Tensor& cs, const MaybeTensor& c0, const Tensor& w_hh,
@@ -160,7 +161,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Device& device, const MaybeTen
         args.da = data<scalar_t>(da);
         args.steps = steps;
         const auto sequence =
-            sequence_of<scalar_t>(args, w_hh, gates.size(2), gates.size(3), std::nullopt, std::nullopt, steps);
+            make_sequence<scalar_t>(args, w_hh, gates.size(2), gates.size(3), std::nullopt, std::nullopt, steps);
         const Plan plan = choose(device, sequence, reduced_precision);
         if (plan != Plan::library) {
             run_sequence(device, plan, sequence, {w_hh});
@@ -187,7 +188,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward(const MaybeTensor& grad_hs
                     reduced_precision, torch::stable::empty_like(gates));
 }
 
-// With all states known no recurrence is left in the gates: two convolutions for all steps.
+// All states are known, so the gates of all steps are computed at once, from two convolutions.
 std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward_from_states(
     const MaybeTensor& grad_hs, const MaybeTensor& grad_hn, const MaybeTensor& grad_cn, const Tensor& x,
     const MaybeTensor& h0, const Tensor& hs, const Tensor& cs, const MaybeTensor& c0, const Tensor& w_ih,
@@ -205,7 +206,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward_from_states(
     HYBRIDOPS_DISPATCH_DTYPE(x.scalar_type(), "conv_lstm_backward_from_states", {
         using A = Accumulator<scalar_t>;
         const int64_t size = hs.numel() / steps;
-        // The gates of the steps from `first` on, in place, from the states one step before.
+        // Computes the gates of `number` steps from `first` on, in place, from the states of the previous steps.
         const auto compute = [&](int64_t first, int64_t number, const MaybeTensor& h_prev, const A* c_prev) {
             MaybeTensor from_h;
             if (h_prev) from_h = convolution(*h_prev, recurrent, false);
@@ -242,19 +243,18 @@ void add_weight_gradient(const Device& device, const Tensor& da, const Tensor& x
     if (da.numel() == 0 || dw.numel() == 0) return;
     const int64_t kernel_h = dw.size(2), kernel_w = dw.size(3);
     const Sizes ones{1, 1}, zeros{0, 0};
-    const std::array<bool, 3> of_weight_alone{false, true, false};
+    const std::array<bool, 3> output_mask{false, true, false};
     const Tensor images = channels_second(as_images(dense(x)));
     const Tensor like_weight =
-        torch::stable::new_empty(da, {dw.size(0), dw.size(1), kernel_h, kernel_w});  // its shape is read
-    const auto gradients =
-        call<3>("aten::convolution_backward", channels_second(as_images(da)), images, like_weight, std::nullopt, ones,
-                same_padding(kernel_h, kernel_w), ones, false, zeros, int64_t{1},
-                torch::headeronly::HeaderOnlyArrayRef<bool>(of_weight_alone.data(), of_weight_alone.size()));
-    // of another dtype where a caller's backward runs under autocast, which the op may obey
+        torch::stable::new_empty(da, {dw.size(0), dw.size(1), kernel_h, kernel_w});  // only its shape is read
+    const auto gradients = call<3>("aten::convolution_backward", channels_second(as_images(da)), images, like_weight,
+                                   std::nullopt, ones, same_padding(kernel_h, kernel_w), ones, false, zeros, int64_t{1},
+                                   torch::headeronly::HeaderOnlyArrayRef<bool>(output_mask.data(), output_mask.size()));
+    // The gradient may have another dtype where a caller's backward runs under autocast.
     const Tensor part = dense(torch::stable::to(gradients[1], da.scalar_type()));
     HYBRIDOPS_DISPATCH_DTYPE(da.scalar_type(), "conv_weight_gradient", {
         using A = Accumulator<scalar_t>;
-        const AddPart<scalar_t, A> add{data<const scalar_t>(part), data<A>(dw), dw.numel()};
+        const AddInPlace<scalar_t, A> add{data<const scalar_t>(part), data<A>(dw), dw.numel()};
         device.launch(add, ceil_div(add.count, add.threads));
     });
 }

@@ -1,9 +1,16 @@
-// What kernels and launchers take from CUDA: how a kernel is launched, its arithmetic, vectors of values in memory.
+// How a kernel is launched, its arithmetic, vector loads and stores: what kernels and launchers take from CUDA.
 //
-// A kernel is a struct of its arguments, with `threads` in a block, blocks that are to be `resident` on a
-// multiprocessor (a bound on registers), the `Shared` memory of a block, and a body operator()(Shared&). Blocks stand
-// in one row: a body finds its place from blockIdx.x. So that the tests can run the same bodies on a CPU, all that
-// needs nvcc or a GPU is in this file and mma.cuh, and tests/cuda_shim/shim.h and mma_shim.h have it in plain C++.
+// A kernel is a struct of its arguments, with
+//   threads              how many threads a block has
+//   min_blocks_per_sm    how many blocks must fit on a multiprocessor. It limits the registers of a thread: there are
+//                        65536, so 256 threads get 65536 / (256 * min_blocks_per_sm) each
+//   entry()              the __global__ function that is launched
+//   Shared               the shared memory of a block
+//   operator()(Shared&)  the body
+// Grids have one dimension, blockIdx.x.
+//
+// Only this file and mma.cuh need nvcc or a GPU. tests/cuda_shim/shim.h and mma_shim.h define the same in plain C++, so
+// that the tests run the same bodies on a CPU.
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
@@ -19,40 +26,44 @@
 #include <torch/csrc/stable/macros.h>
 
 #define HYBRIDOPS_INLINE __device__ __forceinline__
-#define HYBRIDOPS_BOTH __host__ __device__ __forceinline__
+#define HYBRIDOPS_HOST_DEVICE __host__ __device__ __forceinline__
 #define HYBRIDOPS_DISPATCH_KEY CUDA
 
 namespace hybridops {
 
-template <class Kernel>
-__global__ void __launch_bounds__(Kernel::threads, Kernel::resident) run(const Kernel kernel) {
-    __shared__ typename Kernel::Shared shared;
-    kernel(shared);
-}
+// Defines an entry point, the function that is launched, under the name that profilers show.
+#define HYBRIDOPS_ENTRY(name)                                                                                 \
+    template <class Kernel>                                                                                   \
+    __global__ void __launch_bounds__(Kernel::threads, Kernel::min_blocks_per_sm) name(const Kernel kernel) { \
+        __shared__ typename Kernel::Shared shared;                                                            \
+        kernel(shared);                                                                                       \
+    }
 
-// The same with `more` bytes behind Shared, which then ends with an array of no stated length, and all blocks at once on
-// the device, so that they can wait for one another.
-template <class Kernel>
-__global__ void __launch_bounds__(Kernel::threads, Kernel::resident) run_together(const Kernel kernel) {
-    extern __shared__ __align__(16) char memory[];
-    kernel(*reinterpret_cast<typename Kernel::Shared*>(memory));
-}
+// The same for launch_cooperative(). Shared memory is as large as the launch says: Shared may end with an array of no
+// stated length.
+#define HYBRIDOPS_COOPERATIVE_ENTRY(name)                                                                     \
+    template <class Kernel>                                                                                   \
+    __global__ void __launch_bounds__(Kernel::threads, Kernel::min_blocks_per_sm) name(const Kernel kernel) { \
+        extern __shared__ __align__(16) char memory[];                                                        \
+        kernel(*reinterpret_cast<typename Kernel::Shared*>(memory));                                          \
+    }
 
-// Until all blocks of run_together have come here for the `times`-th time, and all that they wrote is to be seen by all, in
-// L2. `arrived` is zero at first.
-HYBRIDOPS_INLINE void wait_for_all_blocks(unsigned* arrived, unsigned times) {
+// Waits until every block of a cooperative launch has been here `times` times, counted from 1. What any block wrote before
+// is then visible to all of them, in L2. The counter is zero before the first time.
+HYBRIDOPS_INLINE void grid_barrier(unsigned* barrier_counter, unsigned times) {
     __syncthreads();
     if (threadIdx.x == 0) {
         __threadfence();
-        atomicAdd(arrived, 1u);
-        while (static_cast<int>(*const_cast<volatile unsigned*>(arrived) - times * gridDim.x) < 0) {
-        }  // the difference, for it counts on past 2^32
+        atomicAdd(barrier_counter, 1u);
+        // The sign of the difference stays right where the counter wraps around at 2^32.
+        while (static_cast<int>(*const_cast<volatile unsigned*>(barrier_counter) - times * gridDim.x) < 0) {
+        }
         __threadfence();
     }
     __syncthreads();
 }
 
-// The device of a tensor, made current while this lives, and its stream that the caller works on.
+// The device of a tensor, which is the current device while this object lives, and the caller's stream on it.
 class Device {
    public:
     explicit Device(const Tensor& x) : guard_(x.get_device_index()) {
@@ -65,34 +76,38 @@ class Device {
     void launch(const Kernel& kernel, int64_t blocks) const {
         STD_TORCH_CHECK(blocks <= INT32_MAX, "hybridops: too large for one launch: ", blocks, " blocks");
         if (blocks == 0) return;
-        run<<<static_cast<unsigned>(blocks), Kernel::threads, 0, stream_>>>(kernel);
+        const auto entry = Kernel::entry();
+        entry<<<static_cast<unsigned>(blocks), Kernel::threads, 0, stream_>>>(kernel);
         STD_CUDA_KERNEL_LAUNCH_CHECK();
     }
 
-    // Blocks of run_together that there can be; none where the device has not that much memory.
+    // How many blocks launch_cooperative() can have; 0 where the device has not that much shared memory.
     template <class Kernel>
-    int64_t most_together(const Kernel&, int64_t more) const {
-        const int64_t bytes = sizeof(typename Kernel::Shared) + more;
+    int64_t max_cooperative_blocks(const Kernel&, int64_t extra_shared) const {
+        const int64_t bytes = sizeof(typename Kernel::Shared) + extra_shared;
         if (!attribute(cudaDevAttrCooperativeLaunch) || bytes > attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin))
             return 0;
         int each = 0;
-        STD_CUDA_CHECK(cudaFuncSetAttribute(run_together<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+        STD_CUDA_CHECK(cudaFuncSetAttribute(Kernel::entry(), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                             static_cast<int>(bytes)));
-        STD_CUDA_CHECK(
-            cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, run_together<Kernel>, Kernel::threads, bytes));
+        STD_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, Kernel::entry(), Kernel::threads, bytes));
         return int64_t{each} * multiprocessors();
     }
 
-    // After most_together with the same `more`.
+    // All blocks run at once, so that they can wait for one another in grid_barrier(). `extra_shared` bytes of shared
+    // memory follow Shared. To be called after max_cooperative_blocks() with as many.
     template <class Kernel>
-    void launch_together(Kernel kernel, int64_t blocks, int64_t more) const {
+    void launch_cooperative(Kernel kernel, int64_t blocks, int64_t extra_shared) const {
         void* arguments[] = {&kernel};
-        STD_CUDA_CHECK(cudaLaunchCooperativeKernel(run_together<Kernel>, static_cast<unsigned>(blocks), Kernel::threads,
-                                                   arguments, sizeof(typename Kernel::Shared) + more, stream_));
+        const auto* entry = reinterpret_cast<const void*>(Kernel::entry());
+        STD_CUDA_CHECK(cudaLaunchCooperativeKernel(entry, static_cast<unsigned>(blocks), Kernel::threads, arguments,
+                                                   sizeof(typename Kernel::Shared) + extra_shared, stream_));
     }
 
     int multiprocessors() const { return attribute(cudaDevAttrMultiProcessorCount); }
-    int generation() const { return attribute(cudaDevAttrComputeCapabilityMajor); }  // 8 = sm_80 and its kin
+    int compute_capability_major() const {
+        return attribute(cudaDevAttrComputeCapabilityMajor);
+    }  // 8: sm_80, sm_86, ...
 
    private:
     int attribute(cudaDeviceAttr which) const {
@@ -106,8 +121,8 @@ class Device {
     cudaStream_t stream_;
 };
 
-// One instruction, good to 1 ulp; results below 2^-126 are zero (PTX ISA, rcp.approx.ftz.f32). A division takes about
-// ten.
+// 1/x in one instruction, to 1 ulp, where a division takes about ten. Results below 2^-126 are flushed to zero (PTX ISA,
+// rcp.approx.ftz.f32).
 HYBRIDOPS_INLINE float reciprocal(float x) {
     float y;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -131,47 +146,48 @@ HYBRIDOPS_INLINE A sigmoid(A x) {
     return reciprocal(1 + exp(-x));
 }
 
-// The larger magnitude, where a NaN stays.
+// max(largest, |x|). NaN, once seen, stays.
 template <class A>
-HYBRIDOPS_INLINE A max_magnitude(A most, A x) {
+HYBRIDOPS_INLINE A max_magnitude(A largest, A x) {
     const A magnitude = x < 0 ? -x : x;
-    return magnitude > most || magnitude != magnitude ? magnitude : most;
+    return magnitude > largest || magnitude != magnitude ? magnitude : largest;
 }
 
-// n values of A in registers, read from and written to n of T that stand together: in one instruction up to 16 bytes.
+// n values of type A in registers. load() and store() move them from and to n consecutive values of type T in memory, up
+// to 16 bytes an instruction.
 template <class A, int n>
-struct Lanes {
+struct Vec {
     A lane[n];
     HYBRIDOPS_INLINE A& operator[](int i) { return lane[i]; }
     HYBRIDOPS_INLINE const A& operator[](int i) const { return lane[i]; }
 };
 
 template <class T, int n>
-struct alignas(n * sizeof(T) < 16 ? n * sizeof(T) : 16) InMemory {
+struct alignas(n * sizeof(T) < 16 ? n * sizeof(T) : 16) AlignedVec {
     T lane[n];
 };
 
 template <class A, int n, class T>
-HYBRIDOPS_INLINE Lanes<A, n> load(const T* from) {
-    const InMemory<T, n> in = *reinterpret_cast<const InMemory<T, n>*>(from);
-    Lanes<A, n> out;
+HYBRIDOPS_INLINE Vec<A, n> load(const T* from) {
+    const AlignedVec<T, n> in = *reinterpret_cast<const AlignedVec<T, n>*>(from);
+    Vec<A, n> out;
 #pragma unroll
     for (int i = 0; i < n; ++i) out[i] = static_cast<A>(in.lane[i]);
     return out;
 }
 
 template <class A, int n, class T>
-HYBRIDOPS_INLINE void store(T* to, const Lanes<A, n>& values) {
-    InMemory<T, n> out;
+HYBRIDOPS_INLINE void store(T* to, const Vec<A, n>& values) {
+    AlignedVec<T, n> out;
 #pragma unroll
     for (int i = 0; i < n; ++i) out.lane[i] = static_cast<T>(values[i]);
-    *reinterpret_cast<InMemory<T, n>*>(to) = out;
+    *reinterpret_cast<AlignedVec<T, n>*>(to) = out;
 }
 
-// Whether load<A, n> and store may be used there; null is as good as any address.
+// Whether the addresses are aligned for load<A, n> and store. Null is.
 template <int n, class... T>
 bool aligned(const T*... address) {
-    return ((reinterpret_cast<uintptr_t>(address) % alignof(InMemory<T, n>) == 0) && ...);
+    return ((reinterpret_cast<uintptr_t>(address) % alignof(AlignedVec<T, n>) == 0) && ...);
 }
 
 }  // namespace hybridops

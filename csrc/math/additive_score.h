@@ -1,8 +1,9 @@
-// The additive score and its derivative (Bahdanau et al. 2015, arXiv:1409.0473), for a value type V with arithmetic,
-// comparison by ?: and tanh(V). Included inside the namespace that defines them (so: no include guard).
+// The activations of the additive score (Bahdanau et al. 2015, arXiv:1409.0473) and their derivatives, for a value type V
+// with arithmetic, comparisons in ?: and tanh(V). It is included inside the namespace that defines these, so it has no
+// include guard.
 //
-// Factored tanh: with P = e^2q and Q = e^2k,  tanh(q+k) = 1 - 2r  with  r = 1/(1 + PQ):
-// exponentials once a row, not once a pair, and one reciprocal can serve several pairs.
+// The factored tanh: with P = e^2q and Q = e^2k,  tanh(q+k) = 1 - 2r  with  r = 1/(1 + PQ). So there is one exponential
+// for each row of q and k, not for each pair, and one reciprocal can serve several pairs.
 
 // v1/x1 + v2/x2 + v3/x3 + v4/x4 = numerator / denominator.
 template <class V>
@@ -27,7 +28,7 @@ struct Tanh {
     }
 };
 
-// At the kink and for NaN, value and slope are what PyTorch's are. Relu is not LeakyRelu with slope 0: 0 * inf is NaN.
+// At the kink and for NaN, value and slope are those of PyTorch. Relu is not LeakyRelu with slope 0, since 0 * inf is NaN.
 struct Relu {
     template <class V>
     HYBRIDOPS_INLINE V value(V z) const {

@@ -1,6 +1,6 @@
-// One step of the ConvLSTM after its convolution (Shi et al. 2015, arXiv:1506.04214, eq. 3), forward and backward, for a
-// value type V that has +, -, * and the functions sigmoid(V) and tanh(V): a SIMD vector on the CPU, a float on a GPU.
-// Included inside the namespace that defines them (so: no include guard). HYBRIDOPS_INLINE is that namespace's "inline".
+// One step of the ConvLSTM after its convolutions (Shi et al. 2015, arXiv:1506.04214, eq. 3), forward and backward. The
+// value type V has +, -, * and the functions sigmoid(V) and tanh(V): a SIMD vector on a CPU, a float on a GPU. It is
+// included inside the namespace that defines these, so it has no include guard. HYBRIDOPS_INLINE is its "inline".
 //
 //   f = s(a_f + p_f c')   i = s(a_i + p_i c')   g = tanh(a_g)   c = f c' + i g   o = s(a_o + p_o c)   h = o tanh(c)
 
@@ -14,7 +14,7 @@ struct LstmCell {
     V f, i, g, c;
 };
 
-// Without a peephole its terms are left out, not multiplied by zero: an infinite cell would turn into NaN.
+// Without a peephole its terms are left out. Multiplied by zero, an infinite cell would become NaN.
 template <class V>
 HYBRIDOPS_INLINE LstmCell<V> lstm_cell(V a_f, V a_i, V a_g, V c_prev, bool has_peephole, const Peephole<V>& p) {
     if (has_peephole) {
@@ -46,7 +46,7 @@ struct LstmGradient {
     V da_f, da_i, da_g, da_o, dc_prev;
 };
 
-// dh, dc: gradients of h and of c by way of the later steps; f, i, g, o, c: what the forward step gave.
+// dh, dc: the gradients of h and, from the later steps, of c. f, i, g, o, c: the results of the forward step.
 template <class V>
 HYBRIDOPS_INLINE LstmGradient<V> lstm_backward(V dh, V dc, V f, V i, V g, V o, V c, V c_prev, bool has_peephole,
                                                const Peephole<V>& p) {

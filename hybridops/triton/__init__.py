@@ -1,7 +1,7 @@
-"""The Triton back end: whether it is here, and what it takes. The kernels are imported where it is, and only there.
+"""The Triton back end: whether it is available, and which tensors it supports. Kernels are imported only if it is.
 
-They run on NVIDIA GPUs from compute capability 8.0 on; or, if TRITON_INTERPRET=1 is set before Python starts, in
-Triton's interpreter on the CPU, which is for testing them.
+They run on NVIDIA GPUs of compute capability 8.0 or newer. If TRITON_INTERPRET=1 is set before Python starts, they run
+in Triton's interpreter on the CPU, which is for tests.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from torch import Tensor
 from hybridops.checks import DTYPES
 from hybridops.contract import BackEnd
 
-MOST_PIXELS = 2**31 - 2**10  # of a step, and a block more: they are counted through in 32 bits
-OLDEST = (3, 6)  # of PyTorch 2.10 on CUDA; older ones multiply no float64
+# Of a step. Pixels are numbered in 32 bits, and up to a block (128, of the largest) past the last one.
+MAX_PIXELS = 2**31 - 2**10
+MIN_VERSION = (3, 6)  # what PyTorch 2.10 for CUDA requires; older ones have no matrix product in float64
 INSTALL = "install it with `pip install triton` (Linux only)"
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")  # as Triton reads it
 
@@ -28,8 +29,8 @@ def _find_reason() -> str | None:
         return f"Triton is not installed: {INSTALL}"
     if not INTERPRETED and torch.version.cuda is None:
         return "this torch is built without CUDA, and TRITON_INTERPRET=1 is not set"
-    if version() < OLDEST:
-        return "Triton {}.{} is too old, {}.{} or newer is needed: {}".format(*version(), *OLDEST, INSTALL)
+    if version() < MIN_VERSION:
+        return "Triton {}.{} is too old, {}.{} or newer is needed: {}".format(*version(), *MIN_VERSION, INSTALL)
     return None
 
 
@@ -44,12 +45,12 @@ _UNAVAILABLE = _find_reason()
 
 
 def unavailable_reason(device_type: str | None = None) -> str | None:
-    """None where the kernels can be imported and run, at least on some device; else why not."""
+    """None if the kernels can be imported, and run on some device; else why not."""
     return _UNAVAILABLE
 
 
 def unsupported_reason(family: str, x: Tensor, spatial_dims: int) -> str | None:
-    """None if the kernels take tensors like x, else what they do not take."""
+    """None if the kernels support tensors like x, else what they do not support."""
     device = "cpu" if INTERPRETED else "cuda"
     if x.device.type != device:
         where = "in Triton's interpreter on the CPU" if INTERPRETED else "on CUDA"
@@ -60,8 +61,8 @@ def unsupported_reason(family: str, x: Tensor, spatial_dims: int) -> str | None:
         return "the Triton kernels need compute capability 8.0 or newer"
     if family == "conv_lstm" and spatial_dims > 2:
         return f"the Triton ConvLSTM takes 1 or 2 spatial dimensions, not {spatial_dims}"
-    if family == "conv_lstm" and prod((x.shape[0], *x.shape[-spatial_dims:])) > MOST_PIXELS:
-        return f"the Triton ConvLSTM takes up to {MOST_PIXELS} pixels a step, not {tuple(x.shape)}"
+    if family == "conv_lstm" and prod((x.shape[0], *x.shape[-spatial_dims:])) > MAX_PIXELS:
+        return f"the Triton ConvLSTM takes up to {MAX_PIXELS} pixels a step, not {tuple(x.shape)}"
     return None
 
 

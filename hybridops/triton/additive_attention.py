@@ -12,12 +12,13 @@ from hybridops.checks import accumulation_dtype
 from hybridops.contract import Activation, AttentionInputs
 from hybridops.triton.additive_attention_kernels import attention_kernel, combine_kernel, softmax_kernel
 from hybridops.triton.additive_gradient_kernels import gradients_kernel
-from hybridops.triton.additive_scores_kernels import RANGE, exponentials_kernel, scores_kernel
+from hybridops.triton.additive_scores_kernels import QUOTIENT_RANGE, exponentials_kernel, scores_kernel
+from hybridops.triton.arguments import Pairs, Strided, strided
 from hybridops.triton.launch import Config, launch, op
 from hybridops.triton.math import precision
 from hybridops.triton.sizes import check_pairs, check_sizes
 
-# The block sizes that the kernels run with, all there are: `python -m hybridops.triton.check` compiles each.
+# All configurations of the kernels. `python -m hybridops.triton.check` compiles each; none was timed on a GPU yet.
 EXPONENTIALS = Config({"BLOCK_N": 32, "BLOCK_A": 32}, num_warps=4)
 SCORES = {
     "one query": Config({"BLOCK_S": 1, "BLOCK_T": 128}, num_warps=4),
@@ -25,7 +26,7 @@ SCORES = {
     "many pairs": Config({"BLOCK_S": 32, "BLOCK_T": 64}, num_warps=4),
 }
 ATTENTION = {
-    # BLOCK_T × MOST_VALUES values are in registers: with 64 keys, or four warps, they spill under Triton 3.6
+    # BLOCK_T × MAX_VALUE_CHANNELS values are in registers. With 64 keys, or four warps, Triton 3.6 spills.
     "one query": Config({"BLOCK_S": 1, "BLOCK_T": 32}, num_warps=8, num_stages=1),
     "few pairs": Config({"BLOCK_S": 16, "BLOCK_T": 16}, num_warps=4, num_stages=1, max_registers=255),
     "many pairs": Config({"BLOCK_S": 32, "BLOCK_T": 32}, num_warps=8, num_stages=1, max_registers=255),
@@ -34,15 +35,15 @@ COMBINE = Config({}, num_warps=4)
 SOFTMAX = Config({"BLOCK_T": 512}, num_warps=4)
 GRADIENTS = {
     "few rows": Config({"BLOCK_X": 16, "BLOCK_Y": 16, "BLOCK_A": 32}, num_warps=4, max_registers=255),
-    # in float64 it would spill
+    # not for float64, where it spills
     "many rows": Config({"BLOCK_X": 32, "BLOCK_Y": 16, "BLOCK_A": 64}, num_warps=8, max_registers=255),
 }
-# Programs that fill a GPU of about 130 multiprocessors some times over: with fewer, smaller blocks are taken.
-MANY_PROGRAMS = 1024
-# ... and that just fill it: with fewer, the keys of a query are shared out among up to so many.
-ENOUGH_PROGRAMS, MOST_SPLITS = 128, 16
-# Value channels that a program sums up in registers; beyond, the context is a library product.
-MOST_VALUES = 256
+# Large blocks need so many programs: about eight for each of the 132 multiprocessors of an H100. Otherwise small ones.
+MIN_PROGRAMS_LARGE = 1024
+# The keys of a query are split until there are so many programs, about one for each multiprocessor, or so many splits.
+TARGET_PROGRAMS, MAX_SPLITS = 128, 16
+# Value channels that a program accumulates in registers. With more, the context is a matrix product of the library.
+MAX_VALUE_CHANNELS = 256
 
 
 # --------------------------------------------------------------------------------------------------- what is here
@@ -59,7 +60,7 @@ def additive_attention_forward(
     prepared: tuple[Tensor, Tensor] | None = None,
     need_weights: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Without the weights nothing of the size (B,S,T) is written, where a row of the context fits in registers."""
+    """If a row of the context fits in registers, and the weights are not needed, nothing of size (B,S,T) is written."""
     q, k, v, value, mask, score_bias = inputs
     scores = (q, k, v, score_bias, scale, *activation, *(prepared or (None, None)))
     if _fits_registers(value):
@@ -92,14 +93,14 @@ def _exponentials_fake(x: Tensor) -> tuple[Tensor, Tensor]:
 def _exponentials(
     x: Tensor,  # (B,N,A)
 ) -> tuple[Tensor, Tensor]:
-    """e^2x with the channels first, and one channel after the other for as many as share a reciprocal; and max|x|."""
+    """e^2x (B,A',N'), channels first, A' and N' rounded up to multiples of four; and max_a |x| (B,N)."""
     check_sizes(x=(x, ("B", "N", "A")))
     exponentials, bounds = _exponentials_fake(x)
     batch, rows, width = x.shape
     grid = (batch, triton.cdiv(rows, EXPONENTIALS.blocks["BLOCK_N"]))
     launch(
         exponentials_kernel, grid, EXPONENTIALS,
-        x, exponentials, bounds, rows, *x.stride(), A=width,
+        strided(x), exponentials, bounds, rows, A=width,
     )  # fmt: skip
     return exponentials, bounds
 
@@ -130,25 +131,25 @@ def _scores(
     config = _scores_config(SCORES, batch, queries, keys)
     grid = (batch, triton.cdiv(queries, config.blocks["BLOCK_S"]), triton.cdiv(keys, config.blocks["BLOCK_T"]))
     pairs, constants = _pairs(q, k, v, score_bias, scale, activation, negative_slope, key_exponentials, key_bounds)
-    launch(scores_kernel, grid, config, *pairs, scores, **constants)
+    launch(scores_kernel, grid, config, pairs, scores, **constants)
     return scores
 
 
 def _pairs(q, k, v, score_bias, scale, activation, negative_slope, key_exponentials, key_bounds):
-    """What the kernels take that compute scores: arguments and constants."""
+    """The argument and the constants of kernels that compute scores."""
     batch, queries, keys, width = check_pairs(q, k, v)
     padded = (batch, _round_up(width, 4), _round_up(keys, 4))
     check_sizes(key_exponentials=(key_exponentials, padded), key_bounds=(key_bounds, (batch, keys)))
-    bias, bias_strides = _broadcast(score_bias, (batch, queries, keys))
     if activation == "tanh":
         factors = (*_exponentials(q), *((key_exponentials, key_bounds) if key_bounds is not None else _exponentials(k)))
     else:  # the kernel walks along the channels
         q, k = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k))
         factors = (None,) * 4
-    strides = (*q.stride(), *k.stride(), v.stride(0), *bias_strides)
+    bias = _broadcast(score_bias, (batch, queries, keys))
+    strides = (*q.stride(), *k.stride(), v.stride(0), *bias[1:])
     constants = {"ACTIVATION": activation, "SLOPE": negative_slope, "SCALE": scale}
-    constants |= {"WIDTH": _power_of_two(width), **RANGE[accumulation_dtype(q.dtype)]}
-    return (q, k, v, *factors, bias, queries, keys, width, *strides), constants
+    constants |= {"WIDTH": _power_of_two(width), "RANGE": QUOTIENT_RANGE[accumulation_dtype(q.dtype)]}
+    return Pairs(q, k, v, bias.ptr, *factors, queries, keys, width, *strides), constants
 
 
 def _weights_fake(q, k, v, score_bias, scale, activation, negative_slope, key_exponentials, key_bounds, mask):
@@ -176,8 +177,8 @@ def _weights(
     scores = _scores(q, k, v, score_bias, scale, activation, negative_slope, key_exponentials, key_bounds)
     weights = torch.empty_like(scores, dtype=q.dtype)
     batch, queries, keys = scores.shape
-    mask, mask_strides = _broadcast(mask, scores.shape)
-    launch(softmax_kernel, (batch * queries,), SOFTMAX, scores, mask, weights, queries, keys, *mask_strides)
+    mask = _broadcast(mask, scores.shape)
+    launch(softmax_kernel, (batch * queries,), SOFTMAX, scores, mask, weights, queries, keys)
     return weights
 
 
@@ -216,23 +217,21 @@ def _attention(
     scores_out = torch.empty_like(weights, dtype=accumulation_dtype(q.dtype)) if need_weights else None
     config = _scores_config(ATTENTION, batch, queries, keys)
     splits = _splits(config, batch, queries, keys)
-    shared_out = splits > 1
-    parts = context.new_empty(batch, queries, splits, value.shape[2], dtype=torch.float32) if shared_out else context
-    tops, totals = parts.new_empty(2, batch, queries, splits) if shared_out else (None, None)
-    mask, mask_strides = _broadcast(mask, (batch, queries, keys))
+    parts = context.new_empty(batch, queries, splits, value.shape[2], dtype=torch.float32) if splits > 1 else context
+    maxima, sums = parts.new_empty(2, batch, queries, splits) if splits > 1 else (None, None)
+    mask = _broadcast(mask, (batch, queries, keys))
     pairs, constants = _pairs(*scores)
     grid = (batch, triton.cdiv(queries, config.blocks["BLOCK_S"]), splits)
     block_d = max(16, _power_of_two(value.shape[2]))
     launch(
-        attention_kernel, grid, config, *pairs, scores_out, mask, value, parts, tops, totals,
-        *mask_strides, *value.stride(),
+        attention_kernel, grid, config, pairs, scores_out, mask, strided(value), parts, maxima, sums,
         **constants, D=value.shape[2], BLOCK_D=block_d, SPLITS=splits, PRECISION=precision(value),
     )  # fmt: skip
-    if shared_out:
+    if splits > 1:
         sizes = {"D": value.shape[2], "BLOCK_D": block_d, "SPLITS": splits}
-        launch(combine_kernel, (batch * queries,), COMBINE, parts, tops, totals, context, **sizes)
+        launch(combine_kernel, (batch * queries,), COMBINE, parts, maxima, sums, context, **sizes)
     if need_weights:
-        launch(softmax_kernel, (batch * queries,), SOFTMAX, scores_out, mask, weights, queries, keys, *mask_strides)
+        launch(softmax_kernel, (batch * queries,), SOFTMAX, scores_out, mask, weights, queries, keys)
     return context, weights
 
 
@@ -253,7 +252,7 @@ def _scores_backward(
     activation: str,
     negative_slope: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk, dv: each pair is computed twice, in exchange for sums without atomics, always in one order."""
+    """dq, dk, dv. Each pair is computed twice; in return no sum needs atomics, so sums always have the same order."""
     check_sizes(grad=(grad, check_pairs(q, k, v)[:3]))
     dq, dk, _ = _scores_backward_fake(grad, q, k, v, activation, negative_slope)
     act = {"ACTIVATION": activation, "SLOPE": negative_slope}
@@ -271,15 +270,15 @@ def _row_gradients(
     with_dv: bool,
     act: dict[str, str | float],
 ) -> Tensor | None:
-    """The gradient of one side of the sums, and parts of v's, one a block of rows."""
+    """Writes the gradient of one side. Returns that of v in parts (B,blocks,A), one for each block of rows."""
     (batch, rows, width), others = x.shape, y.shape[1]
     config = _gradients_config(grad.dtype, batch, rows, width)
     grid = _gradients_grid(config, batch, rows, width)
     dv = grad.new_empty(batch, grid[1], width) if with_dv else None
     launch(
         gradients_kernel, grid, config,
-        grad, x, y, v, dx, dv, rows, others, *grad.stride(), *x.stride(), *y.stride(), v.stride(0),
-        A=width, TWO=RANGE[grad.dtype]["TWO"], **act,
+        strided(grad), strided(x), strided(y), v, v.stride(0), dx, dv, rows, others,
+        A=width, RANGE=QUOTIENT_RANGE[grad.dtype], **act,
     )  # fmt: skip
     return dv
 
@@ -292,36 +291,36 @@ def _scores_config(table: dict[str, Config], batch: int, queries: int, keys: int
         return table["one query"]
     blocks = table["many pairs"].blocks
     programs = batch * triton.cdiv(queries, blocks["BLOCK_S"]) * triton.cdiv(keys, blocks["BLOCK_T"])
-    return table["many pairs" if programs >= MANY_PROGRAMS else "few pairs"]
+    return table["many pairs" if programs >= MIN_PROGRAMS_LARGE else "few pairs"]
 
 
 def _splits(config: Config, batch: int, queries: int, keys: int) -> int:
-    """Among how many programs the keys of a block of queries are shared out: a power of two."""
+    """How many programs split the keys of a block of queries: a power of two."""
     programs = max(1, batch * triton.cdiv(queries, config.blocks["BLOCK_S"]))
     blocks = triton.cdiv(keys, config.blocks["BLOCK_T"])
     splits = 1
-    while 2 * splits <= min(blocks, MOST_SPLITS) and splits * programs < ENOUGH_PROGRAMS:
+    while 2 * splits <= min(blocks, MAX_SPLITS) and splits * programs < TARGET_PROGRAMS:
         splits *= 2
     return splits
 
 
 def _fits_registers(value: Tensor) -> bool:
-    """Whether a program sums up the context: in float64 it would take the registers twice over."""
-    return 0 < value.shape[2] <= MOST_VALUES and value.dtype != torch.float64
+    """Whether a program accumulates the context in registers, of which float64 would need twice as many."""
+    return 0 < value.shape[2] <= MAX_VALUE_CHANNELS and value.dtype != torch.float64
 
 
 def _gradients_config(acc: torch.dtype, batch: int, rows: int, width: int) -> Config:
     programs = math.prod(_gradients_grid(GRADIENTS["many rows"], batch, rows, width))
-    return GRADIENTS["many rows" if programs >= MANY_PROGRAMS and acc == torch.float32 else "few rows"]
+    return GRADIENTS["many rows" if programs >= MIN_PROGRAMS_LARGE and acc == torch.float32 else "few rows"]
 
 
 def _gradients_grid(config: Config, batch: int, rows: int, width: int) -> tuple[int, int, int]:
     return batch, triton.cdiv(rows, config.blocks["BLOCK_X"]), triton.cdiv(width, config.blocks["BLOCK_A"])
 
 
-def _broadcast(tensor: Tensor | None, shape: tuple[int, ...]) -> tuple[Tensor | None, tuple[int, ...]]:
-    """The tensor and its strides in that shape."""
-    return (None, (0, 0, 0)) if tensor is None else (tensor, tensor.expand(shape).stride())
+def _broadcast(tensor: Tensor | None, shape: tuple[int, ...]) -> Strided:
+    """The tensor, with its strides in that shape."""
+    return strided(None if tensor is None else tensor.expand(shape))
 
 
 def _round_up(size: int, multiple: int) -> int:

@@ -6,76 +6,76 @@ import triton
 import triton.language as tl
 
 from hybridops.triton.additive_scores_kernels import activate, magnitude
-from hybridops.triton.launch import place
+from hybridops.triton.launch import grid_position
 from hybridops.triton.math import cast, exponential, offset, reciprocal
 
 
 @triton.jit
 def gradients_kernel(
-    grad_ptr, x_ptr, y_ptr, v_ptr, dx_ptr, dv_ptr, X, Y,
-    grad_b, grad_x, grad_y, x_b, x_n, x_a, y_b, y_n, y_a, v_a,
-    A: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, TWO: tl.constexpr,
+    grad, x, y, v_ptr, v_a, dx_ptr, dv_ptr, X, Y,
+    A: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, RANGE: tl.constexpr,
     BLOCK_X: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_A: tl.constexpr,
 ):  # fmt: skip
-    """For rows x and channels a, over all rows y of the other side, each in turn:
+    """Of rows of one side x (B,X,A), over all rows of the other side y (B,Y,A), each in turn; grad is (B,X,Y):
 
     dx (B,X,A) = v_a Σ_y grad act'(x + y), and where dv is wanted, dv (B,blocks of X,A) = Σ_{x,y} grad act(x + y)
     """
     blocks = tl.cdiv(X, BLOCK_X)
-    b, n_block, a_block = place(blocks, tl.cdiv(A, BLOCK_A))
+    b, n_block, a_block = grid_position(blocks, tl.cdiv(A, BLOCK_A))
     n = n_block * BLOCK_X + tl.arange(0, BLOCK_X)
     a = a_block * BLOCK_A + tl.arange(0, BLOCK_A)
     inside = (n < X)[:, None] & (a < A)[None]
-    acc: tl.constexpr = grad_ptr.dtype.element_ty
-    grad_ptr += b * grad_b + offset(n, grad_x)
-    y_ptr += b * y_b + offset(a, y_a)
-    x = tl.load(x_ptr + b * x_b + offset(n, x_n)[:, None] + offset(a, x_a)[None], inside, 0.0).to(acc)
-    dx = tl.zeros((BLOCK_X, BLOCK_A), acc)
-    dv = tl.zeros((BLOCK_X, BLOCK_A), acc)
-    x_bound = tl.max(magnitude(x))
-    x_exp = exponential(2 * x)
+    acc: tl.constexpr = grad.ptr.dtype.element_ty
+    p_grad = grad.ptr + b * grad.batch + offset(n, grad.row)
+    p_y = y.ptr + b * y.batch + offset(a, y.column)
+    p_x = x.ptr + b * x.batch + offset(n, x.row)[:, None] + offset(a, x.column)[None]
+    b_x = tl.load(p_x, inside, 0.0).to(acc)
+    b_dx = tl.zeros((BLOCK_X, BLOCK_A), acc)
+    b_dv = tl.zeros((BLOCK_X, BLOCK_A), acc)
+    x_bound = tl.max(magnitude(b_x))
+    b_x_exp = exponential(2 * b_x)
     for start in range(0, Y, BLOCK_Y):
         end = tl.minimum(start + BLOCK_Y, Y)
         bound = float("inf")
         if ACTIVATION == "tanh":
             rows = start + tl.arange(0, BLOCK_Y)
-            y_block = tl.load(y_ptr[None] + offset(rows, y_n)[:, None], (rows < Y)[:, None] & (a < A)[None], 0.0)
-            bound = x_bound + tl.max(magnitude(y_block.to(acc)))
-        if bound <= TWO:
-            for y in range(start, end, 2):
-                grad1, q1 = gradient_and_exponential(grad_ptr, y_ptr, n, a, X, Y, A, y, grad_y, y_n, acc)
-                grad2, q2 = gradient_and_exponential(grad_ptr, y_ptr, n, a, X, Y, A, y + 1, grad_y, y_n, acc)
-                d1 = 1 + x_exp * q1[None]
-                d2 = 1 + x_exp * q2[None]
-                r = reciprocal(d1 * d2)
-                r1, r2 = r * d2, r * d1
-                dx += 4 * grad1[:, None] * (r1 - r1 * r1)
-                dx += 4 * grad2[:, None] * (r2 - r2 * r2)
+            b_y = tl.load(p_y[None] + offset(rows, y.row)[:, None], (rows < Y)[:, None] & (a < A)[None], 0.0)
+            bound = x_bound + tl.max(magnitude(b_y.to(acc)))
+        if bound <= RANGE.paired:
+            for i in range(start, end, 2):
+                b_grad1, b_q1 = gradient_and_exponential(p_grad, p_y, n, a, X, Y, A, i, grad.column, y.row, acc)
+                b_grad2, b_q2 = gradient_and_exponential(p_grad, p_y, n, a, X, Y, A, i + 1, grad.column, y.row, acc)
+                b_d1 = 1 + b_x_exp * b_q1[None]
+                b_d2 = 1 + b_x_exp * b_q2[None]
+                b_r = reciprocal(b_d1 * b_d2)
+                b_r1, b_r2 = b_r * b_d2, b_r * b_d1
+                b_dx += 4 * b_grad1[:, None] * (b_r1 - b_r1 * b_r1)
+                b_dx += 4 * b_grad2[:, None] * (b_r2 - b_r2 * b_r2)
                 if dv_ptr is not None:
-                    dv += grad1[:, None] * (1 - 2 * r1)
-                    dv += grad2[:, None] * (1 - 2 * r2)
+                    b_dv += b_grad1[:, None] * (1 - 2 * b_r1)
+                    b_dv += b_grad2[:, None] * (1 - 2 * b_r2)
         else:
-            for y in range(start, end):
-                grad = tl.load(grad_ptr + offset(y, grad_y), n < X, 0.0)
-                z = x + tl.load(y_ptr + offset(y, y_n), a < A, 0.0).to(acc)[None]
-                value = activate(z, ACTIVATION, SLOPE)
-                dx += grad[:, None] * slope(z, value, ACTIVATION, SLOPE)
+            for i in range(start, end):
+                b_grad = tl.load(p_grad + offset(i, grad.column), n < X, 0.0)
+                b_z = b_x + tl.load(p_y + offset(i, y.row), a < A, 0.0).to(acc)[None]
+                b_act = activate(b_z, ACTIVATION, SLOPE)
+                b_dx += b_grad[:, None] * slope(b_z, b_act, ACTIVATION, SLOPE)
                 if dv_ptr is not None:
-                    dv += grad[:, None] * value
+                    b_dv += b_grad[:, None] * b_act
 
-    v = tl.load(v_ptr + offset(a, v_a), a < A, 0.0).to(acc)
-    dx_ptr += (b * X + n)[:, None] * A + a[None]
-    tl.store(dx_ptr, cast(dx * v[None], dx_ptr.dtype.element_ty), inside)
+    b_v = tl.load(v_ptr + offset(a, v_a), a < A, 0.0).to(acc)
+    p_dx = dx_ptr + (b * X + n)[:, None] * A + a[None]
+    tl.store(p_dx, cast(b_dx * b_v[None], dx_ptr.dtype.element_ty), inside)
     if dv_ptr is not None:
-        dv_ptr += (b * blocks + n_block) * A + a
-        tl.store(dv_ptr, tl.sum(dv, 0), a < A)
+        p_dv = dv_ptr + (b * blocks + n_block) * A + a
+        tl.store(p_dv, tl.sum(b_dv, 0), a < A)
 
 
 @triton.jit
-def gradient_and_exponential(grad_ptr, y_ptr, n, a, X, Y, A: tl.constexpr, y, grad_y, y_n, acc: tl.constexpr):
-    """Of row y, or of none, if that is beyond the last."""
-    grad = tl.load(grad_ptr + offset(y, grad_y), n < tl.where(y < Y, X, 0), 0.0)
-    return grad, exponential(2 * tl.load(y_ptr + offset(y, y_n), a < tl.where(y < Y, A, 0), 0.0).to(acc))
+def gradient_and_exponential(p_grad, p_y, n, a, X, Y, A: tl.constexpr, i, grad_y, y_n, acc: tl.constexpr):
+    """The gradients of the pairs of row i, and e^2y of it; zeros and ones beyond the last row"""
+    b_grad = tl.load(p_grad + offset(i, grad_y), n < tl.where(i < Y, X, 0), 0.0)
+    return b_grad, exponential(2 * tl.load(p_y + offset(i, y_n), a < tl.where(i < Y, A, 0), 0.0).to(acc))
 
 
 @triton.jit

@@ -1,155 +1,157 @@
 """Kernels of the additive scores.
 
-The factored tanh: with P = e^2q and Q = e^2k, tanh(q+k) = 1 - 2r with r = 1/(1 + PQ): exponentials once a row, not once
-a pair, and one reciprocal serves several pairs. How far |q| + |k| may go for that is said in RANGE; beyond, and for
-infinities and NaN, a tile takes tanh itself.
+The factored tanh: with P = e^2q and Q = e^2k, tanh(q+k) = 1 - 2r with r = 1/(1 + PQ). So there is an exponential a row,
+not a pair, and one reciprocal serves several channels. QUOTIENT_RANGE says how large |q| + |k| may be for that. Beyond,
+and for infinities and NaN, a tile takes tanh itself.
 
-<tensor>_b, _s, _t, _a, _n are the strides of a tensor along the batch, queries, keys, channels, rows of either kind.
-A block is a variable with the tensor's name; everything is computed in the dtype of the scores, `acc`.
+In a kernel, `p_x` is a pointer or a block of pointers into the tensor x, and `b_x` a block of its values. All is
+computed in the dtype of the scores.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from hybridops.triton.launch import place
+from hybridops.triton.launch import grid_position
 from hybridops.triton.math import exponential, offset, reciprocal, tanh
 
-# Sums of |q| + |k| up to which the product of four factors 1 + PQ is finite, of two, and one; and Σ|v| up to which the
-# numerators over such products are. (1 + e^21)^4 = 3e36 = (1 + e^42)^2, 1 + e^86 = 2e37; the last keeps 1/x normal.
-RANGE = {
-    torch.float32: {"FOUR": 10.5, "TWO": 21.0, "ONE": 43.0, "LARGEST_V": 1e10},
-    torch.float64: {"FOUR": 80.0, "TWO": 170.0, "ONE": 350.0, "LARGEST_V": 1e30},
+
+class QuotientRange(NamedTuple):
+    """Largest |q| + |k| for which a product of 1 + PQ is finite, by how many channels share a reciprocal."""
+
+    merged: float  # four
+    paired: float  # two
+    single: float  # one: 1/(1 + PQ) is a normal number too
+    max_v: float  # largest Σ|v|, which such a product is multiplied by
+
+
+# (1 + e^21)^4 = 3e36 = (1 + e^42)^2 and 1 + e^86 = 2e37, where float32 ends at 3e38 and is normal from 1e-38 on. A
+# merged numerator is up to max_v (1 + e^21)^3 = 2e37. In float64 likewise, which ends at 2e308.
+QUOTIENT_RANGE = {
+    torch.float32: QuotientRange(merged=10.5, paired=21.0, single=43.0, max_v=1e10),
+    torch.float64: QuotientRange(merged=80.0, paired=170.0, single=350.0, max_v=1e30),
 }
 
 
 @triton.jit
 def exponentials_kernel(
-    x_ptr, e_ptr, bounds_ptr, N, x_b, x_n, x_a, A: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_A: tl.constexpr
+    x, exp_ptr, bound_ptr, N, A: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_A: tl.constexpr
 ):  # fmt: skip
-    """e (B,A',N') = e^2x, A' and N' multiples of four, and bounds (B,N) = max_a |x|"""
-    b, block, _ = place(tl.cdiv(N, BLOCK_N), 1)
+    """exp (B,A',N') = e^2x of x (B,N,A), A' and N' multiples of four, and bound (B,N) = max_a |x|"""
+    b, block, _ = grid_position(tl.cdiv(N, BLOCK_N), 1)
     n = block * BLOCK_N + tl.arange(0, BLOCK_N)
-    e_ptr += b * padded(A) * padded(N)
-    bounds = tl.zeros((BLOCK_N,), bounds_ptr.dtype.element_ty)
+    p_exp = exp_ptr + b * padded(A) * padded(N)
+    b_bound = tl.zeros((BLOCK_N,), bound_ptr.dtype.element_ty)
     for start in range(0, A, BLOCK_A):
         a = start + tl.arange(0, BLOCK_A)
-        inside = (n < N)[:, None] & (a < A)[None]
-        x = tl.load(x_ptr + b * x_b + offset(n, x_n)[:, None] + offset(a, x_a)[None], inside, 0.0).to(bounds.dtype)
+        p_x = x.ptr + b * x.batch + offset(n, x.row)[:, None] + offset(a, x.column)[None]
+        b_x = tl.load(p_x, (n < N)[:, None] & (a < A)[None], 0.0).to(b_bound.dtype)
         inside = (n < padded(N))[:, None] & (a < padded(A))[None]
-        tl.store(e_ptr + offset(a, padded(N))[None] + n[:, None], exponential(2 * x), inside)
-        bounds = tl.maximum(bounds, tl.max(magnitude(x), 1))
-    tl.store(bounds_ptr + b * N + n, bounds, n < N)
+        tl.store(p_exp + offset(a, padded(N))[None] + n[:, None], exponential(2 * b_x), inside)
+        b_bound = tl.maximum(b_bound, tl.max(magnitude(b_x), 1))
+    tl.store(bound_ptr + b * N + n, b_bound, n < N)
 
 
 @triton.jit
 def scores_kernel(
-    q_ptr, k_ptr, v_ptr, q_exp_ptr, q_bound_ptr, k_exp_ptr, k_bound_ptr, bias_ptr, S, T, A,
-    q_b, q_s, q_a, k_b, k_t, k_a, v_a, bias_b, bias_s, bias_t, scores_ptr,
-    ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, SCALE: tl.constexpr, WIDTH: tl.constexpr,
-    FOUR: tl.constexpr, TWO: tl.constexpr, ONE: tl.constexpr, LARGEST_V: tl.constexpr,
+    pairs, scores_ptr,
+    ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, SCALE: tl.constexpr, WIDTH: tl.constexpr, RANGE: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """A tile of scores (B,S,T)"""
-    b, s_block, t_block = place(tl.cdiv(S, BLOCK_S), tl.cdiv(T, BLOCK_T))
-    # a column and a row from the start: loads are then laid out as what they are broadcast to
+    S, T = pairs.S, pairs.T
+    b, s_block, t_block = grid_position(tl.cdiv(S, BLOCK_S), tl.cdiv(T, BLOCK_T))
+    # A column and a row from the start: loads are then laid out as what they are broadcast to.
     s = s_block * BLOCK_S + tl.arange(0, BLOCK_S)[:, None]
     t = t_block * BLOCK_T + tl.arange(0, BLOCK_T)[None]
-    scores = pair_scores(
-        q_ptr, k_ptr, v_ptr, q_exp_ptr, q_bound_ptr, k_exp_ptr, k_bound_ptr, bias_ptr, b, s, t, S, T, A,
-        q_b, q_s, q_a, k_b, k_t, k_a, v_a, bias_b, bias_s, bias_t,
-        tl.zeros((BLOCK_S, BLOCK_T), scores_ptr.dtype.element_ty),
-        ACTIVATION, SLOPE, SCALE, WIDTH, FOUR, TWO, ONE, LARGEST_V,
-    )  # fmt: skip
-    tl.store(scores_ptr + (b * S + s) * T + t, scores, (s < S) & (t < T))
+    b_scores = tl.zeros((BLOCK_S, BLOCK_T), scores_ptr.dtype.element_ty)
+    b_scores = pair_scores(pairs, b, s, t, b_scores, ACTIVATION, SLOPE, SCALE, WIDTH, RANGE)
+    tl.store(scores_ptr + (b * S + s) * T + t, b_scores, (s < S) & (t < T))
 
 
 @triton.jit
 def pair_scores(
-    q_ptr, k_ptr, v_ptr, q_exp_ptr, q_bound_ptr, k_exp_ptr, k_bound_ptr, bias_ptr, b, s, t, S, T, A,
-    q_b, q_s, q_a, k_b, k_t, k_a, v_a, bias_b, bias_s, bias_t, scores,
-    ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, SCALE: tl.constexpr, WIDTH: tl.constexpr,
-    FOUR: tl.constexpr, TWO: tl.constexpr, ONE: tl.constexpr, LARGEST_V: tl.constexpr,
+    pairs, b, s, t, b_scores,
+    ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, SCALE: tl.constexpr, WIDTH: tl.constexpr, RANGE: tl.constexpr,
 ):  # fmt: skip
-    """scale Σ_a v_a act(q + k) + bias of queries s, a column, and keys t, a row; `scores` is zeros of that shape
+    """scale Σ_a v_a act(q + k) + bias of queries s, a column, and keys t, a row; b_scores is zeros of that shape
 
-    A is no constant: a loop over few channels would be unrolled as a whole, and its loads take all registers.
+    A is not a constant: Triton would unroll a loop over few channels completely, and its loads would take all
+    registers.
     """
-    q_ptr += b * q_b
-    k_ptr += b * k_b
     if ACTIVATION == "tanh":
-        q_exp_ptr += b * padded(A) * padded(S)
-        k_exp_ptr += b * padded(A) * padded(T)
         a = tl.arange(0, WIDTH)
-        v = tl.load(v_ptr + offset(a, v_a), a < A, 0.0).to(scores.dtype)
-        q_bound = tl.max(tl.load(q_bound_ptr + b * S + s, s < S, 0.0))
-        bound = q_bound + tl.max(tl.load(k_bound_ptr + b * T + t, t < T, 0.0))
-        factored = tl.sum(tl.abs(v)) <= LARGEST_V
-        if factored & (bound <= FOUR):
-            scores = quotients(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, scores, A, 4)
-            scores = tl.sum(v) - 2 * scores
-        elif factored & (bound <= TWO):
-            scores = quotients(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, scores, A, 2)
-            scores = tl.sum(v) - 2 * scores
-        elif factored & (bound <= ONE):
-            scores = quotients(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, scores, A, 1)
-            scores = tl.sum(v) - 2 * scores
+        b_v = tl.load(pairs.v_ptr + offset(a, pairs.v_a), a < pairs.A, 0.0).to(b_scores.dtype)
+        q_bound = tl.max(tl.load(pairs.q_bound_ptr + b * pairs.S + s, s < pairs.S, 0.0))
+        bound = q_bound + tl.max(tl.load(pairs.k_bound_ptr + b * pairs.T + t, t < pairs.T, 0.0))
+        factored = tl.sum(tl.abs(b_v)) <= RANGE.max_v
+        if factored & (bound <= RANGE.merged):
+            b_scores = tl.sum(b_v) - 2 * quotients(pairs, b, s, t, b_scores, 4)
+        elif factored & (bound <= RANGE.paired):
+            b_scores = tl.sum(b_v) - 2 * quotients(pairs, b, s, t, b_scores, 2)
+        elif factored & (bound <= RANGE.single):
+            b_scores = tl.sum(b_v) - 2 * quotients(pairs, b, s, t, b_scores, 1)
         else:
-            scores = values(q_ptr, k_ptr, v_ptr, s, t, S, T, q_s, q_a, k_t, k_a, v_a, scores, A, ACTIVATION, SLOPE)
+            b_scores = direct_sum(pairs, b, s, t, b_scores, ACTIVATION, SLOPE)
     else:
-        scores = values(q_ptr, k_ptr, v_ptr, s, t, S, T, q_s, q_a, k_t, k_a, v_a, scores, A, ACTIVATION, SLOPE)
-    scores *= SCALE
-    if bias_ptr is not None:
-        bias_ptr += b * bias_b + offset(s, bias_s) + offset(t, bias_t)
-        scores += tl.load(bias_ptr, (s < S) & (t < T), 0.0).to(scores.dtype)
-    return scores
+        b_scores = direct_sum(pairs, b, s, t, b_scores, ACTIVATION, SLOPE)
+    b_scores *= SCALE
+    if pairs.bias_ptr is not None:
+        p_bias = pairs.bias_ptr + b * pairs.bias_b + offset(s, pairs.bias_s) + offset(t, pairs.bias_t)
+        b_scores += tl.load(p_bias, (s < pairs.S) & (t < pairs.T), 0.0).to(b_scores.dtype)
+    return b_scores
 
 
 @triton.jit
-def quotients(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, A, SHARE: tl.constexpr):
-    """acc + Σ_a v_a / (1 + P_a Q_a), where SHARE channels, of 1, 2 and 4, share a reciprocal"""
-    for a in range(0, A, SHARE):
+def quotients(pairs, b, s, t, b_sum, SHARE: tl.constexpr):
+    """b_sum + Σ_a v_a / (1 + P_a Q_a), where SHARE channels, of 1, 2 and 4, share a reciprocal"""
+    p_q = pairs.q_exp_ptr + b * padded(pairs.A) * padded(pairs.S)
+    p_k = pairs.k_exp_ptr + b * padded(pairs.A) * padded(pairs.T)
+    for a in range(0, pairs.A, SHARE):
         if SHARE == 1:
-            n, d = quotient(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a, A)
+            n, d = quotient(pairs, p_q, p_k, s, t, a, b_sum.dtype)
         elif SHARE == 2:
-            n, d = sum_of_two(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a, A)
+            n, d = sum_of_two(pairs, p_q, p_k, s, t, a, b_sum.dtype)
         else:
-            n1, d1 = sum_of_two(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a, A)
-            n2, d2 = sum_of_two(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a + 2, A)
+            n1, d1 = sum_of_two(pairs, p_q, p_k, s, t, a, b_sum.dtype)
+            n2, d2 = sum_of_two(pairs, p_q, p_k, s, t, a + 2, b_sum.dtype)
             n, d = n1 * d2 + n2 * d1, d1 * d2
-        acc += n * reciprocal(d)
-    return acc
+        b_sum += n * reciprocal(d)
+    return b_sum
 
 
 @triton.jit
-def sum_of_two(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a, A):
+def sum_of_two(pairs, p_q, p_k, s, t, a, dtype: tl.constexpr):
     """v1/x1 + v2/x2 = (v1 x2 + v2 x1) / (x1 x2): numerator and denominator"""
-    v1, x1 = quotient(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a, A)
-    v2, x2 = quotient(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a + 1, A)
+    v1, x1 = quotient(pairs, p_q, p_k, s, t, a, dtype)
+    v2, x2 = quotient(pairs, p_q, p_k, s, t, a + 1, dtype)
     return v1 * x2 + v2 * x1, x1 * x2
 
 
 @triton.jit
-def quotient(q_exp_ptr, k_exp_ptr, v_ptr, s, t, S, T, v_a, acc, a, A):
+def quotient(pairs, p_q, p_k, s, t, a, dtype: tl.constexpr):
     """v_a and 1 + P_a Q_a; beyond the last channel 0 and 2"""
-    p = tl.load(q_exp_ptr + offset(a, padded(S)) + s, s < S, 0.0)
-    q = tl.load(k_exp_ptr + offset(a, padded(T)) + t, t < T, 0.0)
-    return tl.load(v_ptr + offset(a, v_a), a < A, 0.0).to(acc.dtype), 1 + p * q
+    b_p = tl.load(p_q + offset(a, padded(pairs.S)) + s, s < pairs.S, 0.0)
+    b_q = tl.load(p_k + offset(a, padded(pairs.T)) + t, t < pairs.T, 0.0)
+    v = tl.load(pairs.v_ptr + offset(a, pairs.v_a), a < pairs.A, 0.0).to(dtype)
+    return v, 1 + b_p * b_q
 
 
 @triton.jit
-def values(
-    q_ptr, k_ptr, v_ptr, s, t, S, T, q_s, q_a, k_t, k_a, v_a, acc, A, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr
-):  # fmt: skip
-    """acc + Σ_a v_a act(q_a + k_a)"""
-    for a in range(A):
-        q = tl.load(q_ptr + offset(s, q_s) + offset(a, q_a), s < S, 0.0).to(acc.dtype)
-        k = tl.load(k_ptr + offset(t, k_t) + offset(a, k_a), t < T, 0.0).to(acc.dtype)
-        v = tl.load(v_ptr + offset(a, v_a)).to(acc.dtype)
-        acc += v * activate(q + k, ACTIVATION, SLOPE)
-    return acc
+def direct_sum(pairs, b, s, t, b_sum, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
+    """b_sum + Σ_a v_a act(q_a + k_a)"""
+    p_q = pairs.q_ptr + b * pairs.q_b
+    p_k = pairs.k_ptr + b * pairs.k_b
+    for a in range(pairs.A):
+        b_q = tl.load(p_q + offset(s, pairs.q_s) + offset(a, pairs.q_a), s < pairs.S, 0.0).to(b_sum.dtype)
+        b_k = tl.load(p_k + offset(t, pairs.k_t) + offset(a, pairs.k_a), t < pairs.T, 0.0).to(b_sum.dtype)
+        v = tl.load(pairs.v_ptr + offset(a, pairs.v_a)).to(b_sum.dtype)
+        b_sum += v * activate(b_q + b_k, ACTIVATION, SLOPE)
+    return b_sum
 
 
 @triton.jit
@@ -170,5 +172,5 @@ def magnitude(x):
 
 @triton.jit
 def padded(size):
-    """As many channels as share a reciprocal, or a vector's worth of rows"""
+    """Rounded up to four: the channels that share a reciprocal, and rows in whole vectors"""
     return (size + 3) // 4 * 4

@@ -2,9 +2,9 @@
 
     python -m hybridops.triton.check [--arch 90] [--only conv_lstm] [--jobs 2]
 
-Says for each what it takes of registers, shared memory and stack, and fails where registers are spilled (the stack is
-where they go) or where there is not as much shared memory. What is compiled is what the ops launch: they are run here
-on small tensors of each kind, and each launch is noted, not carried out.
+Prints the registers, shared memory and stack of each. Fails if one spills registers, which go to the stack, or needs
+more shared memory than there is. What is compiled is what the ops launch: they run here on small tensors of each kind,
+and each launch is recorded, not carried out.
 """
 
 from __future__ import annotations
@@ -50,14 +50,15 @@ SIZES = {"even": 64, "odd": 63}
 
 
 class Launch(NamedTuple):
-    """A kernel as one launch specialises it, to be sent to another process."""
+    """A kernel as one launch specialises it. It can be sent to another process."""
 
     module: str
     kernel: str
     case: str
-    signature: tuple[tuple[str, str], ...]
-    constants: tuple[tuple[str, Any], ...]
-    aligned: tuple[int, ...]  # arguments that are multiples of 16
+    signature: tuple[tuple[str, Any], ...]
+    # Where in the arguments: its index and, of an element of a tuple, that within it.
+    constants: tuple[tuple[tuple[int, ...], Any], ...]
+    aligned: tuple[tuple[int, ...], ...]  # what is a multiple of 16
     config: Config
 
     @property
@@ -98,7 +99,7 @@ def compiled(launch: Launch, arch: int) -> Usage:
         fn=getattr(module, launch.kernel),
         signature=dict(launch.signature),
         constexprs=dict(launch.constants),
-        attrs={(index,): [["tt.divisibility", 16]] for index in launch.aligned},
+        attrs={path: [["tt.divisibility", 16]] for path in launch.aligned},
     )
     result = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options(launch.config))
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -120,8 +121,9 @@ def all_launches() -> Iterator[Launch]:
 
 
 def conv_lstm_launches() -> Iterator[Launch]:
-    """All arguments given, with channels that are multiples of a vector and that are not; the fewest arguments; and the
-    input convolved ahead, which happens in the last blocks alone: others are taken where they make enough programs."""
+    """With all arguments, and channels that are multiples of a vector and that are not; with the fewest arguments; and
+    with the input convolved ahead. The last happens only with the smallest blocks: larger ones are taken where there
+    are enough programs."""
     dtypes = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32, "float64": torch.float64}
     for kind, dtype in dtypes.items():
         torch.backends.cuda.matmul.fp32_precision = "tf32" if kind == "tf32" else "ieee"
@@ -165,7 +167,7 @@ def run_conv_lstm_backward(dtype: torch.dtype, channels: int, hidden: int, least
 
 
 def additive_attention_launches() -> Iterator[Launch]:
-    """Without the exponentials there is less in a kernel: of relu and leaky_relu only the largest blocks."""
+    """For relu and leaky_relu only the largest blocks: without exponentials, a kernel is smaller."""
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     for dtype, activation in product((torch.bfloat16, torch.float32, torch.float64), ACTIVATIONS):
         if activation != "tanh" and dtype != torch.float32:
@@ -174,7 +176,7 @@ def additive_attention_launches() -> Iterator[Launch]:
         blocks = additive_attention.SCORES if activation == "tanh" else ("many pairs",)
         yield from attention_launches(name, dtype, activation, blocks)
         for enough, (case, size) in product((0, 1 << 30), SIZES.items()):
-            additive_attention.MANY_PROGRAMS = enough
+            additive_attention.MIN_PROGRAMS_LARGE = enough
             yield from recorded("additive_attention", f"{name}, {case}", run_gradients, dtype, activation, size)
     # sizes of one are constants
     yield from recorded("additive_attention", "one of everything", run_attention, torch.float32, "tanh", 1, 1)
@@ -187,10 +189,11 @@ def additive_attention_launches() -> Iterator[Launch]:
 
 
 def attention_launches(name: str, dtype: torch.dtype, activation: str, blocks: Iterable[str]) -> Iterator[Launch]:
-    """With the keys of a query shared out, or not."""
+    """With and without splits of the keys."""
     for config, (case, size) in product(blocks, SIZES.items()):
         additive_attention._scores_config = lambda table, *_, config=config: table[config]
-        for splits, values in ((1, size), (additive_attention.MOST_SPLITS, additive_attention.MOST_VALUES - 64 + size)):
+        widest = additive_attention.MAX_VALUE_CHANNELS - 64 + size
+        for splits, values in ((1, size), (additive_attention.MAX_SPLITS, widest)):
             additive_attention._splits = lambda *_, splits=splits: splits
             yield from recorded("additive_attention", f"{name}, {case}", run_attention, dtype, activation, values, size)
 
@@ -216,7 +219,7 @@ def attention_inputs(dtype: torch.dtype, size: int) -> tuple[Tensor, ...]:
 
 
 def recorded(module: str, case: str, run: Callable[..., None], *arguments: Any) -> list[Launch]:
-    """What `run` launches. Nothing is, so it is the launches that count, not what is in the tensors."""
+    """What `run` would launch. Nothing is launched, so results stay uninitialised."""
     launches: list[Launch] = []
 
     def note(kernel: Any, grid: tuple[int, ...], config: Config, *values: Any, **constants: Any) -> None:
@@ -230,23 +233,27 @@ def recorded(module: str, case: str, run: Callable[..., None], *arguments: Any) 
 def specialised(
     module: str, case: str, kernel: Any, config: Config, values: tuple[Any, ...], constants: dict[str, Any]
 ) -> Launch:
-    """As Triton's own launcher does it: None and 1 are constants, and it looks for multiples of 16."""
-    fixed = constants | config.blocks
-    signature, aligned = {}, []
-    for index, (name, value) in enumerate(zip(kernel.arg_names, (*values, *fixed), strict=True)):
-        if name in fixed:
-            signature[name] = "constexpr"
-        elif isinstance(value, Tensor):
-            signature[name] = POINTERS[value.dtype]
-            aligned.append(index)
-        elif value is None or value == 1:
-            signature[name] = "constexpr"
-            fixed[name] = value
-        else:
-            signature[name] = "i32"
-            if value % 16 == 0:
-                aligned.append(index)
-    return Launch(module, kernel.__name__, case, tuple(signature.items()), tuple(fixed.items()), tuple(aligned), config)
+    """As Triton's own launcher does it: None and 1 become constants, and multiples of 16 are marked."""
+    named = constants | config.blocks
+    fixed = {(kernel.arg_names.index(name),): value for name, value in named.items()}
+    aligned: list[tuple[int, ...]] = []
+
+    def kind(value: Any, path: tuple[int, ...]) -> Any:
+        if path in fixed:
+            return "constexpr"
+        if isinstance(value, tuple):
+            kinds = [kind(element, (*path, index)) for index, element in enumerate(value)]
+            return type(value)(*kinds) if hasattr(value, "_fields") else tuple(kinds)
+        if value is None or (not isinstance(value, Tensor) and value == 1):
+            fixed[path] = value
+            return "constexpr"
+        if isinstance(value, Tensor) or value % 16 == 0:
+            aligned.append(path)
+        return POINTERS[value.dtype] if isinstance(value, Tensor) else "i32"
+
+    arguments = zip(kernel.arg_names, (*values, *named), strict=True)
+    signature = tuple((name, kind(value, (index,))) for index, (name, value) in enumerate(arguments))
+    return Launch(module, kernel.__name__, case, signature, tuple(fixed.items()), tuple(aligned), config)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """ConvLSTM recurrences in Triton. Contract: contract.ConvLSTMImpl.
 
-A step is one kernel: the convolution as a product of patches (pixels × channels) and weights, whose sums for the four
-gates of a block of pixels and hidden channels go through the gates in registers; in the backward, the transposed
-convolution of da_{t+1}, whose sums go through the backward of the gates at t. A sequence is one op, a loop of launches.
+A step is one kernel: an implicit GEMM of patches (pixels × channels) and weights, with the gates as its epilogue. A
+program has the sums of all four gates for a block of pixels and hidden channels, in registers. The backward's GEMM is
+the transposed convolution of da_{t+1}, and its epilogue the backward of the gates at t. A sequence is one op, which
+launches one kernel a step.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from hybridops.checks import accumulation_dtype
 from hybridops.contract import ConvLSTMInputs, ConvLSTMStates, Save, StateGradients
 from hybridops.formulas import recurrence
 from hybridops.formulas.conv_lstm import gates_from_states, input_gradient, weight_gradients
+from hybridops.triton.arguments import Image
 from hybridops.triton.launch import Config, launch, op
 from hybridops.triton.math import cast, offset, precision, product, sigmoid, tanh
 from hybridops.triton.sizes import check_convolution, check_sizes
@@ -27,10 +29,11 @@ __all__ = [
     "weight_gradients",
 ]
 
-# The block sizes that the kernels run with, all there are, by what multiplies: tensor cores in half precision or tf32,
-# or the units for float32 and float64. BLOCK_M pixels, BLOCK_N hidden channels, BLOCK_K channels that are summed over.
-# The first of a list whose BLOCK_N divides the hidden channels and that makes enough programs is taken, else the last.
-# A thread has up to 64 sums in the forward and, where the gates' backward needs more besides, 16 in the backward.
+# All configurations of the kernels, by how they multiply: on tensor cores in half precision or tf32, or in float32 and
+# float64 without. BLOCK_M pixels, BLOCK_N hidden channels, BLOCK_K channels that are summed over. The first of a list
+# is taken whose BLOCK_N divides the hidden channels and that makes MIN_PROGRAMS; else the last. A thread has up to 64
+# sums in the forward, and 16 in the backward, whose epilogue needs more registers. `python -m hybridops.triton.check`
+# shows that none spills; none was timed on a GPU yet.
 FORWARD = {
     "half": [
         Config({"BLOCK_M": 128, "BLOCK_N": 32, "BLOCK_K": 32}, num_warps=8, num_stages=3),
@@ -65,8 +68,8 @@ BACKWARD = {
     ],
     "float64": [Config({"BLOCK_M": 32, "BLOCK_N": 16, "BLOCK_K": 16}, num_warps=4)],
 }
-# Programs that give each multiprocessor of a large GPU one (an H100 has 132).
-ENOUGH_PROGRAMS = 128
+# About one program for each multiprocessor of a large GPU (an H100 has 132).
+MIN_PROGRAMS = 128
 
 
 # --------------------------------------------------------------------------------------------------- what is here
@@ -134,10 +137,8 @@ def _forward(
         c_out = cs[t if save_cells else 0]
         launch(
             step_kernel, grid, config,
-            x[t] if hoisted is None else None, h, c, None if hoisted is None else hoisted[t], w_x, w_h, bias,
-            peephole, hs[t], c_out, gates[t] if save_gates else None,
-            batch, *space, *x.stride()[1:],
-            **constants,
+            _image(x[t] if hoisted is None else None), h, c, None if hoisted is None else hoisted[t], w_x, w_h, bias,
+            peephole, hs[t], c_out, gates[t] if save_gates else None, (batch, *space), **constants,
         )  # fmt: skip
         h, c = hs[t], c_out
     return hs, cs, gates
@@ -180,21 +181,20 @@ def _backward(
         "PEEPHOLE_PER_PIXEL": peephole is not None and peephole.dim() > 2, "PRECISION": precision(gates),
     }  # fmt: skip
     peephole = _dense(peephole, cs.dtype)
-    strides = (0,) * 4 if grad_hs is None else grad_hs.stride()[1:]
     config = _config(BACKWARD, gates, dc0[..., 0].numel(), hidden)
     grid = (_programs(config, dc0[..., 0].numel(), hidden),)
     da_next, dh, dc = None, _dense(grad_hn), _dense(grad_cn)
     for t in reversed(range(steps)):
         launch(
             step_backward_kernel, grid, config,
-            da_next, w_h, dh, None if grad_hs is None else grad_hs[t], gates[t], cells[t + 1], cells[t], dc, peephole,
-            da[t], dc0, None, batch, *space, *strides, **constants,
+            da_next, w_h, dh, _image(None if grad_hs is None else grad_hs[t]), gates[t], cells[t + 1], cells[t], dc,
+            peephole, da[t], dc0, None, (batch, *space), **constants,
         )  # fmt: skip
         da_next, dh, dc = da[t], None, dc0
     if need_dh0:
         launch(
             step_backward_kernel, grid, config,
-            da_next, w_h, dh, *(None,) * 8, dh0, batch, *space, *(0,) * 4, **constants,
+            da_next, w_h, dh, _image(None), *(None,) * 7, dh0, (batch, *space), **constants,
         )  # fmt: skip
     return da, dh0, dc0
 
@@ -207,7 +207,7 @@ def _config(table: dict[str, list[Config]], x: Tensor, pixels: int, hidden: int)
     configs = table[kinds.get(x.dtype, "half")]
     enough = (
         config for config in configs
-        if hidden % config.blocks["BLOCK_N"] == 0 and _programs(config, pixels, hidden) >= ENOUGH_PROGRAMS
+        if hidden % config.blocks["BLOCK_N"] == 0 and _programs(config, pixels, hidden) >= MIN_PROGRAMS
     )  # fmt: skip
     return next(enough, configs[-1])
 
@@ -219,13 +219,13 @@ def _programs(config: Config, pixels: int, hidden: int) -> int:
 def _hoists(config: Config, x: Tensor, pixels: int, hidden: int) -> bool:
     """Whether W_ih * x is computed for all steps by one library convolution, ahead of the recurrence.
 
-    The model: where a step's programs do not fill the GPU, its time is the length of one program's loop, and the part
-    of it that is the input's is worth taking out, since over all T at once it does fill the GPU. Where they do, it is
-    the same work in either place, but ahead it goes through memory: 4H channels a pixel and step, written and read.
-    In float32 only where the library rounds as the kernel does.
+    If the programs of a step do not fill the GPU, a step takes as long as the loop of one program. Then W_ih * x is
+    taken out of that loop, because for all T steps at once it does fill the GPU. Otherwise it is the same work in
+    either place, but ahead it goes through memory: 4H channels a pixel and step, written and read. This is a model, not
+    measured. In float32, the input is hoisted only if the library rounds as the kernel does.
     """
     library = "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"  # it may also say "none"
-    return (x.dtype != torch.float32 or library == precision(x)) and _programs(config, pixels, hidden) < ENOUGH_PROGRAMS
+    return (x.dtype != torch.float32 or library == precision(x)) and _programs(config, pixels, hidden) < MIN_PROGRAMS
 
 
 def _hoisted(x: Tensor, w_ih: Tensor) -> Tensor:
@@ -237,205 +237,210 @@ def _dense(t: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
     return None if t is None else t.to(dtype or t.dtype).contiguous()
 
 
+def _image(x: Tensor | None) -> Image:
+    """Of (B,Y,X,C)"""
+    return Image(None, 0, 0, 0, 0) if x is None else Image(x, *x.stride())
+
+
 # -------------------------------------------------------------------------------------------------------- kernels
-# A program has BLOCK_M pixels m = (b,y,x), counted through, and BLOCK_N hidden channels n. Those of neighbouring
-# programs have the same pixels, which the cache then holds. <image>_b, _y, _x, _c are the strides of an image.
+# A program has BLOCK_M pixels m = (b,y,x), counted through, and BLOCK_N hidden channels n. Neighbouring programs have
+# the same pixels and other channels: the cache then holds what they read of the images. `p_x` is a block of pointers
+# into the tensor x, and `b_x` a block of its values. `b_gates` is a tuple of four blocks, for the gates f, i, g, o.
 
 
 @triton.jit
 def step_kernel(
-    x_ptr, h_ptr, c_ptr, hoisted_ptr, w_x_ptr, w_h_ptr, bias_ptr, peephole_ptr, h_out_ptr, c_out_ptr, gates_ptr,
-    B, Y, X, x_b, x_y, x_x, x_c,
+    image, h_ptr, c_ptr, hoisted_ptr, w_x_ptr, w_h_ptr, bias_ptr, peephole_ptr, h_out_ptr, c_out_ptr, gates_ptr, sizes,
     C: tl.constexpr, H: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr,
     PEEPHOLE_PER_PIXEL: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """From x_t (B,C,Y,X), or W_ih * x_t (B,Y,X,4H), and h, c (B,Y,X,H) to those of the next step, and the gates."""
-    m, n, b, y, x, inside = block_of_pixels(B, Y, X, H, KY, BLOCK_M, BLOCK_N)
+    """h_out, c_out (B,Y,X,H) and, if wanted, the gates (B,Y,X,4H) of a step.
+
+    From the image x_t (B,C,Y,X), or `hoisted` = W_ih * x_t (B,Y,X,4H), and h, c (B,Y,X,H). `sizes` is (B,Y,X).
+    """
+    m, n, b, y, x, inside = block_of_pixels(sizes, H, KY, BLOCK_M, BLOCK_N)
     acc: tl.constexpr = c_out_ptr.dtype.element_ty
     at = m[:, None] * H + n[None]
     at_gates = m[:, None] * (4 * H) + n[None]
-    f = tl.zeros((BLOCK_M, BLOCK_N), acc)
-    i = tl.zeros((BLOCK_M, BLOCK_N), acc)
-    g = tl.zeros((BLOCK_M, BLOCK_N), acc)
-    o = tl.zeros((BLOCK_M, BLOCK_N), acc)
-    if x_ptr is not None:
-        x_ptr += (offset(b, x_b) + offset(y, x_y) + offset(x, x_x))[:, None]
-        f, i, g, o = convolve(
-            x_ptr, w_x_ptr, f, i, g, o, y, x, n, Y, X, x_y, x_x, x_c, C, H, KY, KX, PRECISION, BLOCK_K
-        )
+    b_c = tl.zeros((BLOCK_M, BLOCK_N), acc)
+    b_gates = (b_c, b_c, b_c, b_c)
+    if image.ptr is not None:
+        p_x = image.ptr + (offset(b, image.b) + offset(y, image.y) + offset(x, image.x))[:, None]
+        strides = (image.y, image.x, image.c)
+        b_gates = convolve(p_x, strides, w_x_ptr, b_gates, y, x, n, sizes, C, H, KY, KX, PRECISION, BLOCK_K)
     if h_ptr is not None:
-        h_ptr += (m * H)[:, None]
-        f, i, g, o = convolve(
-            h_ptr, w_h_ptr, f, i, g, o, y, x, n, Y, X, offset(X, H), H, 1, H, H, KY, KX, PRECISION, BLOCK_K
-        )
+        p_h = h_ptr + (m * H)[:, None]
+        strides = (offset(sizes[2], H), H, 1)
+        b_gates = convolve(p_h, strides, w_h_ptr, b_gates, y, x, n, sizes, H, H, KY, KX, PRECISION, BLOCK_K)
     if hoisted_ptr is not None:
-        f += tl.load(hoisted_ptr + at_gates, inside, 0.0).to(acc)
-        i += tl.load(hoisted_ptr + at_gates + H, inside, 0.0).to(acc)
-        g += tl.load(hoisted_ptr + at_gates + 2 * H, inside, 0.0).to(acc)
-        o += tl.load(hoisted_ptr + at_gates + 3 * H, inside, 0.0).to(acc)
+        b_gates = sums_of_gates(b_gates, load_gates(hoisted_ptr + at_gates, inside, H, acc))
     if bias_ptr is not None:
-        f += tl.load(bias_ptr + n, n < H, 0.0).to(acc)[None]
-        i += tl.load(bias_ptr + n + H, n < H, 0.0).to(acc)[None]
-        g += tl.load(bias_ptr + n + 2 * H, n < H, 0.0).to(acc)[None]
-        o += tl.load(bias_ptr + n + 3 * H, n < H, 0.0).to(acc)[None]
+        b_gates = sums_of_gates(b_gates, load_gates((bias_ptr + n)[None], (n < H)[None], H, acc))
 
-    c = tl.zeros((BLOCK_M, BLOCK_N), acc)
+    b_f, b_i, b_g, b_o = b_gates
     if c_ptr is not None:
-        c = tl.load(c_ptr + at, inside, 0.0)
+        b_c = tl.load(c_ptr + at, inside, 0.0)
     if peephole_ptr is not None:
-        p_f, p_i, p_o = peepholes(peephole_ptr, y, x, n, Y, X, H, PEEPHOLE_PER_PIXEL, inside)
-        f += p_f * c
-        i += p_i * c
-    f, i, g = sigmoid(f), sigmoid(i), tanh(g)
-    c = f * c + i * g
+        b_p_f, b_p_i, b_p_o = load_peepholes(peephole_ptr, y, x, n, sizes, inside, H, PEEPHOLE_PER_PIXEL)
+        b_f += b_p_f * b_c
+        b_i += b_p_i * b_c
+    b_f, b_i, b_g = sigmoid(b_f), sigmoid(b_i), tanh(b_g)
+    b_c = b_f * b_c + b_i * b_g
     if peephole_ptr is not None:
-        o += p_o * c
-    o = sigmoid(o)
-    dtype: tl.constexpr = h_out_ptr.dtype.element_ty
-    tl.store(c_out_ptr + at, c, inside)
-    tl.store(h_out_ptr + at, cast(o * tanh(c), dtype), inside)
+        b_o += b_p_o * b_c
+    b_o = sigmoid(b_o)
+    tl.store(c_out_ptr + at, b_c, inside)
+    tl.store(h_out_ptr + at, cast(b_o * tanh(b_c), h_out_ptr.dtype.element_ty), inside)
     if gates_ptr is not None:
-        tl.store(gates_ptr + at_gates, cast(f, dtype), inside)
-        tl.store(gates_ptr + at_gates + H, cast(i, dtype), inside)
-        tl.store(gates_ptr + at_gates + 2 * H, cast(g, dtype), inside)
-        tl.store(gates_ptr + at_gates + 3 * H, cast(o, dtype), inside)
+        store_gates(gates_ptr + at_gates, (b_f, b_i, b_g, b_o), inside, H, h_out_ptr.dtype.element_ty)
 
 
 @triton.jit
 def step_backward_kernel(
-    da_next_ptr, w_h_ptr, dh_ptr, grad_h_ptr, gates_ptr, c_ptr, c_prev_ptr, dc_ptr, peephole_ptr,
-    da_ptr, dc_out_ptr, dh_out_ptr, B, Y, X, grad_b, grad_y, grad_x, grad_c,
+    da_next_ptr, w_h_ptr, dh_ptr, grad_h, gates_ptr, c_ptr, c_prev_ptr, dc_ptr, peephole_ptr,
+    da_ptr, dc_out_ptr, dh_out_ptr, sizes,
     H: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr,
     PEEPHOLE_PER_PIXEL: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """dh = W_hhᵀ * da_{t+1}, or as it is given, and grad_h_t; with dc, to da_t and dc of the step before.
+    """da (B,Y,X,4H) of a step and dc_out (B,Y,X,H), the gradient of the cell before it; or dh_out (B,Y,X,H) alone.
 
-    All (B,Y,X,·), but grad_h (B,H,Y,X) by its strides. Where dh_out is given, dh is all that is wanted.
+    The gradient of the step's output is W_hhᵀ * da_next, or dh if it is given, plus grad_h, an image (B,H,Y,X). dc is
+    the gradient of its cell from the next step. If dh_out is given, nothing else is computed. `sizes` is (B,Y,X).
     """
-    m, n, b, y, x, inside = block_of_pixels(B, Y, X, H, KY, BLOCK_M, BLOCK_N)
+    m, n, b, y, x, inside = block_of_pixels(sizes, H, KY, BLOCK_M, BLOCK_N)
     if dh_out_ptr is not None:
         acc: tl.constexpr = dh_out_ptr.dtype.element_ty
     else:
         acc: tl.constexpr = dc_out_ptr.dtype.element_ty
     at = m[:, None] * H + n[None]
-    dh = tl.zeros((BLOCK_M, BLOCK_N), acc)
+    at_gates = m[:, None] * (4 * H) + n[None]
+    b_dh = tl.zeros((BLOCK_M, BLOCK_N), acc)
     if da_next_ptr is not None:
-        dh = convolve_transposed(
-            da_next_ptr + (m * (4 * H))[:, None], w_h_ptr, dh, y, x, n, Y, X, H, KY, KX, PRECISION, BLOCK_K
-        )
+        p_da = da_next_ptr + (m * (4 * H))[:, None]
+        b_dh = convolve_transposed(p_da, w_h_ptr, b_dh, y, x, n, sizes, H, KY, KX, PRECISION, BLOCK_K)
     if dh_ptr is not None:
-        dh += tl.load(dh_ptr + at, inside, 0.0).to(acc)
+        b_dh += tl.load(dh_ptr + at, inside, 0.0).to(acc)
     if dh_out_ptr is not None:
-        tl.store(dh_out_ptr + at, dh, inside)
+        tl.store(dh_out_ptr + at, b_dh, inside)
     else:
-        if grad_h_ptr is not None:
-            grad_h_ptr += (offset(b, grad_b) + offset(y, grad_y) + offset(x, grad_x))[:, None] + offset(n, grad_c)[None]
-            dh += tl.load(grad_h_ptr, inside, 0.0).to(acc)
-        gates_ptr += m[:, None] * (4 * H) + n[None]
-        f = tl.load(gates_ptr, inside, 0.0).to(acc)
-        i = tl.load(gates_ptr + H, inside, 0.0).to(acc)
-        g = tl.load(gates_ptr + 2 * H, inside, 0.0).to(acc)
-        o = tl.load(gates_ptr + 3 * H, inside, 0.0).to(acc)
-        c_prev = tl.zeros((BLOCK_M, BLOCK_N), acc)
+        if grad_h.ptr is not None:
+            p_grad_h = (offset(b, grad_h.b) + offset(y, grad_h.y) + offset(x, grad_h.x))[:, None]
+            p_grad_h = grad_h.ptr + (p_grad_h + offset(n, grad_h.c)[None])
+            b_dh += tl.load(p_grad_h, inside, 0.0).to(acc)
+        b_f, b_i, b_g, b_o = load_gates(gates_ptr + at_gates, inside, H, acc)
+        b_c_prev = tl.zeros((BLOCK_M, BLOCK_N), acc)
         if c_prev_ptr is not None:
-            c_prev = tl.load(c_prev_ptr + at, inside, 0.0)
-        dc = tl.zeros((BLOCK_M, BLOCK_N), acc)
+            b_c_prev = tl.load(c_prev_ptr + at, inside, 0.0)
+        b_dc = tl.zeros((BLOCK_M, BLOCK_N), acc)
         if dc_ptr is not None:
-            dc = tl.load(dc_ptr + at, inside, 0.0).to(acc)
+            b_dc = tl.load(dc_ptr + at, inside, 0.0).to(acc)
 
-        tanh_c = tanh(tl.load(c_ptr + at, inside, 0.0))
-        da_o = dh * tanh_c * o * (1 - o)
-        dc += dh * o * (1 - tanh_c * tanh_c)
+        b_tanh_c = tanh(tl.load(c_ptr + at, inside, 0.0))
+        b_da_o = b_dh * b_tanh_c * b_o * (1 - b_o)
+        b_dc += b_dh * b_o * (1 - b_tanh_c * b_tanh_c)
         if peephole_ptr is not None:
-            p_f, p_i, p_o = peepholes(peephole_ptr, y, x, n, Y, X, H, PEEPHOLE_PER_PIXEL, inside)
-            dc += p_o * da_o
-        da_f = dc * c_prev * f * (1 - f)
-        da_i = dc * g * i * (1 - i)
-        da_g = dc * i * (1 - g * g)
-        dc = dc * f
+            b_p_f, b_p_i, b_p_o = load_peepholes(peephole_ptr, y, x, n, sizes, inside, H, PEEPHOLE_PER_PIXEL)
+            b_dc += b_p_o * b_da_o
+        b_da_f = b_dc * b_c_prev * b_f * (1 - b_f)
+        b_da_i = b_dc * b_g * b_i * (1 - b_i)
+        b_da_g = b_dc * b_i * (1 - b_g * b_g)
+        b_dc = b_dc * b_f
         if peephole_ptr is not None:
-            dc += p_f * da_f + p_i * da_i
-        tl.store(dc_out_ptr + at, dc, inside)
-        da_ptr += m[:, None] * (4 * H) + n[None]
-        dtype: tl.constexpr = da_ptr.dtype.element_ty
-        tl.store(da_ptr, cast(da_f, dtype), inside)
-        tl.store(da_ptr + H, cast(da_i, dtype), inside)
-        tl.store(da_ptr + 2 * H, cast(da_g, dtype), inside)
-        tl.store(da_ptr + 3 * H, cast(da_o, dtype), inside)
+            b_dc += b_p_f * b_da_f + b_p_i * b_da_i
+        tl.store(dc_out_ptr + at, b_dc, inside)
+        store_gates(da_ptr + at_gates, (b_da_f, b_da_i, b_da_g, b_da_o), inside, H, da_ptr.dtype.element_ty)
 
 
 @triton.jit
-def block_of_pixels(B, Y, X, H: tl.constexpr, KY: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Pixels m, channels n, what m is as b, y, x, and which (m,n) there are. m is to be multiplied: 64 bits."""
+def block_of_pixels(sizes, H: tl.constexpr, KY: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Pixels m, channels n, m as b, y, x, and which (m,n) exist. m has 64 bits, because offsets are multiples of it."""
+    B, Y, X = sizes
     blocks: tl.constexpr = (H + BLOCK_N - 1) // BLOCK_N
     m = tl.program_id(0) // blocks * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(0) % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
     within = m < B * Y * X
-    y = tl.where(within, m // X % Y, -KY)  # beyond the last image: no tap of the kernel reaches into it
+    y = tl.where(within, m // X % Y, -KY)  # past the last image: from there no tap of the kernel reaches into it
     return m.to(tl.int64), n, m // (X * Y), y, m % X, within[:, None] & (n < H)[None]
 
 
 @triton.jit
 def convolve(
-    x_ptr, w_ptr, f, i, g, o, y, x, n, Y, X, x_y, x_x, x_c,
+    p_x, strides, w_ptr, b_gates, y, x, n, sizes,
     C: tl.constexpr, H: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """f, i, g, o + W * x, of an image with C channels whose pixels x_ptr points to; W (KY,KX,C,4H)"""
+    """b_gates + W * x, of images with C channels and strides (y, x, c), whose pixels p_x points to; W (KY,KX,C,4H)"""
     blocks: tl.constexpr = (C + BLOCK_K - 1) // BLOCK_K
     for step in range(KY * KX * blocks):
         tap = step // blocks
         c = step % blocks * BLOCK_K + tl.arange(0, BLOCK_K)
-        patch = load_patch(x_ptr, y, x, Y, X, c, tap // KX - KY // 2, tap % KX - KX // 2, x_y, x_x, x_c, C)
-        w_block_ptr = w_ptr + offset(tap * C + c, 4 * H)[:, None] + n[None]
-        inside = (c < C)[:, None] & (n < H)[None]
-        f = product(patch, tl.load(w_block_ptr, inside, 0.0), f, PRECISION)
-        i = product(patch, tl.load(w_block_ptr + H, inside, 0.0), i, PRECISION)
-        g = product(patch, tl.load(w_block_ptr + 2 * H, inside, 0.0), g, PRECISION)
-        o = product(patch, tl.load(w_block_ptr + 3 * H, inside, 0.0), o, PRECISION)
-    return f, i, g, o
+        b_patch = load_patch(p_x, strides, y, x, sizes, c, tap // KX - KY // 2, tap % KX - KX // 2, C)
+        p_w = w_ptr + offset(tap * C + c, 4 * H)[:, None] + n[None]
+        b_gates = products_of_gates(b_patch, p_w, (c < C)[:, None] & (n < H)[None], b_gates, H, PRECISION)
+    return b_gates
 
 
 @triton.jit
 def convolve_transposed(
-    da_ptr, w_ptr, dh, y, x, n, Y, X, H: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr,
+    p_da, w_ptr, b_dh, y, x, n, sizes, H: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """dh + Wᵀ * da, of an image with 4H channels whose pixels da_ptr points to; W (KY,KX,4H,H)"""
+    """b_dh + Wᵀ * da, of images (B,Y,X,4H) whose pixels p_da points to; W (KY,KX,4H,H)"""
     blocks: tl.constexpr = (4 * H + BLOCK_K - 1) // BLOCK_K
+    strides = (offset(sizes[2], 4 * H), 4 * H, 1)
     for step in range(KY * KX * blocks):
         tap = step // blocks
         c = step % blocks * BLOCK_K + tl.arange(0, BLOCK_K)
-        dy, dx = KY // 2 - tap // KX, KX // 2 - tap % KX
-        patch = load_patch(da_ptr, y, x, Y, X, c, dy, dx, offset(X, 4 * H), 4 * H, 1, 4 * H)
-        w_block_ptr = w_ptr + offset(tap * 4 * H + c, H)[:, None] + n[None]
-        weight = tl.load(w_block_ptr, (c < 4 * H)[:, None] & (n < H)[None], 0.0)
-        dh = product(patch, weight, dh, PRECISION)
-    return dh
+        b_patch = load_patch(p_da, strides, y, x, sizes, c, KY // 2 - tap // KX, KX // 2 - tap % KX, 4 * H)
+        p_w = w_ptr + offset(tap * 4 * H + c, H)[:, None] + n[None]
+        b_w = tl.load(p_w, (c < 4 * H)[:, None] & (n < H)[None], 0.0)
+        b_dh = product(b_patch, b_w, b_dh, PRECISION)
+    return b_dh
 
 
 @triton.jit
-def load_patch(x_ptr, y, x, Y, X, c, dy, dx, x_y, x_x, x_c, C: tl.constexpr):
-    """The channels c of the pixels (dy,dx) away from those x_ptr points to: zeros outside of the image."""
-    inside = (y + dy >= 0) & (y + dy < Y) & (x + dx >= 0) & (x + dx < X)
-    x_ptr += offset(dy, x_y) + offset(dx, x_x)
-    return tl.load(x_ptr + offset(c, x_c)[None], inside[:, None] & (c < C)[None], 0.0)
+def load_patch(p_x, strides, y, x, sizes, c, dy, dx, C: tl.constexpr):
+    """The channels c of the pixels (dy,dx) away from those that p_x points to: zeros outside of the image."""
+    inside = (y + dy >= 0) & (y + dy < sizes[1]) & (x + dx >= 0) & (x + dx < sizes[2])
+    p_x += offset(dy, strides[0]) + offset(dx, strides[1])
+    return tl.load(p_x + offset(c, strides[2])[None], inside[:, None] & (c < C)[None], 0.0)
 
 
 @triton.jit
-def peepholes(peephole_ptr, y, x, n, Y, X, H: tl.constexpr, PER_PIXEL: tl.constexpr, inside):
+def load_peepholes(peephole_ptr, y, x, n, sizes, inside, H: tl.constexpr, PER_PIXEL: tl.constexpr):
     """p_f, p_i, p_o, from (3,H) or (3,Y,X,H)"""
     if PER_PIXEL:
-        peephole_ptr += offset(y * X + x, H)[:, None] + n[None]
-        size = offset(Y * X, H)
+        p_peephole = peephole_ptr + offset(y * sizes[2] + x, H)[:, None] + n[None]
+        size = offset(sizes[1] * sizes[2], H)
     else:
-        peephole_ptr += n[None]
+        p_peephole = peephole_ptr + n[None]
         size = H
         inside = (n < H)[None]
-    return (
-        tl.load(peephole_ptr, inside, 0.0),
-        tl.load(peephole_ptr + size, inside, 0.0),
-        tl.load(peephole_ptr + 2 * size, inside, 0.0),
-    )
+    return [tl.load(p_peephole + row * size, inside, 0.0) for row in (0, 1, 2)]
+
+
+# Of the four gates, which stand H channels apart.
+
+
+@triton.jit
+def products_of_gates(b_x, p_w, inside, b_gates, H: tl.constexpr, PRECISION: tl.constexpr):
+    """b_gates + x W"""
+    return [product(b_x, tl.load(p_w + k * H, inside, 0.0), b_gates[k], PRECISION) for k in (0, 1, 2, 3)]
+
+
+@triton.jit
+def sums_of_gates(b_one, b_other):
+    return [b_one[k] + b_other[k] for k in (0, 1, 2, 3)]
+
+
+@triton.jit
+def load_gates(p_gates, inside, H: tl.constexpr, dtype: tl.constexpr):
+    return [tl.load(p_gates + k * H, inside, 0.0).to(dtype) for k in (0, 1, 2, 3)]
+
+
+@triton.jit
+def store_gates(p_gates, b_gates, inside, H: tl.constexpr, dtype: tl.constexpr):
+    for k in tl.static_range(4):
+        tl.store(p_gates + k * H, cast(b_gates[k], dtype), inside)

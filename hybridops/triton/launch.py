@@ -1,4 +1,4 @@
-"""How kernels are launched and become ops: the ops are what torch.compile sees, with their fakes."""
+"""How kernels are launched, and how functions that launch them become ops with fakes for torch.compile."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ OPS: list[torch._ops.OpOverloadPacket] = []
 
 
 class Config(NamedTuple):
-    """A line of a table: the sizes of a program's blocks, by name, and how it is run."""
+    """The sizes of a program's blocks, by name, and Triton's options."""
 
     blocks: dict[str, int]
     num_warps: int
     num_stages: int = 2
-    # Where ptxas would rather spill a little than have fewer programs at a time: as many as a thread can have.
+    # A thread has at most 255. To be given where ptxas would spill in order to fit more programs on a multiprocessor.
     max_registers: int | None = None
 
 
 def launch(kernel: Any, grid: tuple[int, ...], config: Config, *arguments: Any, **constants: Any) -> None:
-    """On the current stream of the current device, which `op` has made that of the tensors.
+    """Launches on the current stream of the current device, which `op` has made that of the tensors.
 
-    The axes of the grid become one: of CUDA's three only the first may be longer than 65535 (CUDA C++ Programming
-    Guide, technical specifications).
+    The grid is flattened to one axis, since the others of CUDA's three may not be longer than 65535 (CUDA C++
+    Programming Guide, technical specifications).
     """
     kernel[(math.prod(grid),)](*arguments, **constants, **config.blocks, **options(config))
 
 
 @triton.jit
-def place(rows, columns):
-    """Where a program is in its grid (batch, rows, columns), which `launch` made one axis"""
+def grid_position(rows, columns):
+    """The program's indices in its grid (batch, rows, columns), which `launch` has flattened"""
     program = tl.program_id(0)
     return (program // (rows * columns)).to(tl.int64), program // columns % rows, program % columns
 
 
 def options(config: Config) -> dict[str, Any]:
-    """Triton's: a sum and its product are rounded once, which is its default up to 3.9."""
+    """Triton's options. A product and a sum become one fused multiply-add, which is the default up to Triton 3.9."""
     chosen = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
     return chosen if config.max_registers is None else chosen | {"maxnreg": config.max_registers}
 
 
 def op(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
-    """Registers a function of plain tensors as torch.ops.hybridops_triton.<name>, and gives that op.
+    """Registers a function of plain tensors as torch.ops.hybridops_triton.<name>, and returns that op.
 
     A Library costs a third of what `torch.library.custom_op` does a call (3.5 µs and 8.3 measured on a CPU).
     """

@@ -1,4 +1,4 @@
-"""What the Triton ops make sure of: that every tensor has the sizes that the kernels index."""
+"""Checks that every tensor of an op has the sizes that the kernels index."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from hybridops.checks import check_shape
 
 
 def check_sizes(**sizes: tuple[Tensor | None, tuple[int | str, ...]]) -> None:
-    """name=(tensor or None, its shape; a letter may be any size)"""
+    """Raises unless each tensor has its shape. name=(tensor or None, shape), where a letter is any size."""
     for name, (tensor, shape) in sizes.items():
         if tensor is not None:
             check_shape(name, tensor, shape)
 
 
 def check_pairs(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int, int]:
-    """B, S, T, A"""
+    """Raises unless the shapes fit together; returns B, S, T, A."""
     check_shape("q", q, ("B", "S", "A"))
     batch, queries, width = q.shape
     check_sizes(k=(k, (batch, "T", width)), v=(v, (width,)))
@@ -28,7 +28,7 @@ def check_convolution(
     pixels: tuple[int, ...],  # (B,Y,X)
     **states: Tensor | None,  # (B,Y,X,H)
 ) -> int:
-    """H"""
+    """Raises unless the shapes fit together; returns H."""
     check_shape("w_hh", w_hh, ("4H", "H", "KY", "KX"))
     hidden, kernel = w_hh.shape[1], tuple(w_hh.shape[2:])
     if any(size % 2 == 0 for size in kernel):

@@ -1,6 +1,6 @@
-// What csrc/cuda/mma.cuh takes from PTX, in plain C++. A product reads the registers of all 32 lanes where the PTX ISA says
-// that they stand. A copy lands at once where threads run forward, and as late as it may, when it is waited for, in another
-// order: what a missing wait or barrier lets through in one shows in another.
+// What csrc/cuda/mma.cuh takes from PTX, in plain C++. A product reads the registers of all 32 lanes, arranged as the PTX
+// ISA says. A copy happens at once where threads run forward, and in the other orders as late as possible, when it is
+// waited for. So what a missing wait or barrier hides in one order shows in another.
 #pragma once
 #include "shim.h"
 
@@ -19,7 +19,7 @@ inline uint32_t tf32(float x) {
     return bits & ~0x1FFFu;
 }
 
-// Of the values of one register.
+// The dot product of the values in two registers.
 template <class T>
 float dot(uint32_t a, uint32_t b) {
     if constexpr (std::is_same_v<T, float>) {
@@ -34,8 +34,8 @@ float dot(uint32_t a, uint32_t b) {
 }
 
 template <class T, int m_tiles, int n_tiles>
-void multiply(Sums<m_tiles, n_tiles>& sums, const Fragments<m_tiles, n_tiles>& own,
-              std::source_location at = std::source_location::current()) {
+void multiply_accumulate(Accumulators<m_tiles, n_tiles>& sums, const Fragments<m_tiles, n_tiles>& own,
+                         std::source_location at = std::source_location::current()) {
     shim::Fibre& self = shim::grid.fibre(threadIdx.x);
     self.shown = &own;
     shim::grid.wait(shim::State::at_warp_barrier, at);
@@ -43,7 +43,7 @@ void multiply(Sums<m_tiles, n_tiles>& sums, const Fragments<m_tiles, n_tiles>& o
     const auto of_lane = [&](unsigned lane) -> const Fragments<m_tiles, n_tiles>& {
         return *static_cast<const Fragments<m_tiles, n_tiles>*>(shim::grid.fibre(warp + lane).shown);
     };
-    for (unsigned p = 0; p < 4; ++p) {  // of k; rows of a stand in lanes (g, p), columns of b in lanes (column, p)
+    for (unsigned p = 0; p < 4; ++p) {  // parts of k; lane (g, p) has row g of a, lane (column, p) a column of b
         const auto& a = of_lane(4 * g + p);
         for (unsigned column = 2 * q; column < 2 * q + 2; ++column) {
             const auto& b = of_lane(4 * column + p);
@@ -54,11 +54,11 @@ void multiply(Sums<m_tiles, n_tiles>& sums, const Fragments<m_tiles, n_tiles>& o
                             sums.at[i][j][2 * row + column % 2] += dot<T>(a.a[i][row].word[word], b.b[j].word[word]);
         }
     }
-    shim::grid.wait(shim::State::at_warp_barrier, at);  // for the others still read
+    shim::grid.wait(shim::State::at_warp_barrier, at);  // the other lanes still read
 }
 
-inline void copy_async(Words* to, const void* from, bool wanted) {
-    const shim::Copy copy{to, wanted ? from : nullptr};
+inline void copy_async(Words* to, const void* from, bool predicate) {
+    const shim::Copy copy{to, predicate ? from : nullptr};
     if (shim::order() == "forward") {
         copy.run();
     } else {

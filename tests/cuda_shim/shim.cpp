@@ -1,5 +1,5 @@
-// The ops of csrc/cuda, launchers and kernels, compiled for the CPU as torch.ops.hybridops_shim.*; and kernels that are
-// wrong on purpose, to show that it would be seen.
+// The ops of csrc/cuda, launchers and kernels, compiled for the CPU as torch.ops.hybridops_shim.*. And kernels that are
+// wrong on purpose, to show that the shim finds such errors.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -9,7 +9,7 @@
 #include "../../csrc/cuda/conv_lstm.cu"
 #include "../../csrc/library.cpp"
 
-// What ran since it was last asked for.
+// The kernels launched since the last call, a line each.
 extern "C" __attribute__((visibility("default"))) const char* hybridops_shim_launched() {
     static std::string last;
     last = std::move(shim::launched);
@@ -20,7 +20,7 @@ extern "C" __attribute__((visibility("default"))) const char* hybridops_shim_lau
 namespace hybridops {
 namespace {
 
-// Each of 64 values moved up by one place, by way of shared memory.
+// Moves each of 64 values up by one place, through shared memory.
 struct Shift {
     static constexpr int threads = 64;
     struct Shared {
@@ -37,7 +37,7 @@ struct Shift {
     }
 };
 
-// A barrier that the first `stay` threads do not reach.
+// A barrier that the first `stay` threads never reach.
 struct Divergent {
     static constexpr int threads = 64;
     struct Shared {};
@@ -54,7 +54,7 @@ struct Divergent {
     }
 };
 
-// Each thread's 16 bytes, by way of shared memory.
+// Copies 16 bytes a thread, through shared memory.
 struct CopyAsync {
     static constexpr int threads = 32;
     struct Shared {
@@ -72,7 +72,7 @@ struct CopyAsync {
     }
 };
 
-// What the next block gives, of as many as there are; the last `leave` blocks leave before the barrier.
+// Each block reads what the next block wrote. The last `leave` blocks never reach the barrier.
 struct NextBlock {
     static constexpr int threads = 32;
     struct Shared {};
@@ -83,12 +83,12 @@ struct NextBlock {
     void operator()(Shared&) const {
         if (threadIdx.x == 0) given[blockIdx.x] = 1.0f + blockIdx.x;
         if (blockIdx.x + leave >= blocks) return;
-        if (with_barrier) wait_for_all_blocks(nullptr, 1);
+        if (with_barrier) grid_barrier(nullptr, 1);
         if (threadIdx.x == 0) to[blockIdx.x] = given[(blockIdx.x + 1) % blocks];
     }
 };
 
-// Reads behind the end of shared memory.
+// Reads past the end of shared memory.
 struct OutOfBounds {
     static constexpr int threads = 32;
     struct Shared {
@@ -120,7 +120,7 @@ Tensor next_block(const Tensor& given, int64_t leave, bool with_barrier) {
     Tensor out = torch::stable::empty_like(given);
     const auto blocks = static_cast<unsigned>(given.numel());
     const NextBlock kernel{data<float>(given), data<float>(out), blocks, static_cast<unsigned>(leave), with_barrier};
-    Device(given).launch_together(kernel, blocks, 0);
+    Device(given).launch_cooperative(kernel, blocks, 0);
     return out;
 }
 

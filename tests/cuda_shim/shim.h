@@ -1,10 +1,12 @@
-// What csrc/cuda/device.cuh takes from CUDA, in plain C++: a kernel's blocks run one after the other on the CPU, or all
-// together where they wait for one another, each thread of a block as a fibre that runs until it waits at a barrier. Which
-// fibre goes on first is chosen by the environment variable HYBRIDOPS_SHIM_ORDER = forward | reverse | random: what a
-// missing barrier lets through in one order shows in another. Shared memory is NaN at first and exactly as large as the
-// kernel says, for AddressSanitizer. A barrier that only some threads of a block or warp reach is an error.
-// HYBRIDOPS_SHIM_MULTIPROCESSORS says how many the device has, with room for one block each, and HYBRIDOPS_SHIM_GENERATION
-// of what generation it is, 8 for sm_80 and its kin.
+// What csrc/cuda/device.cuh takes from CUDA, in plain C++, to run kernels on the CPU. Each thread of a block is a fibre,
+// which runs until it waits at a barrier. Blocks run one after the other; those of a cooperative launch run together.
+//
+// It finds errors: shared memory is NaN at first, and exactly as large as the kernel says, so AddressSanitizer sees accesses
+// outside of it. A barrier that not all threads of a block or warp reach is an error. What a missing barrier hides in one
+// order of the threads shows in another. Environment variables:
+//   HYBRIDOPS_SHIM_ORDER               which fibre goes on first: forward, reverse or random
+//   HYBRIDOPS_SHIM_MULTIPROCESSORS     how many the device has, with one block each
+//   HYBRIDOPS_SHIM_COMPUTE_CAPABILITY  its major number: 8 for sm_80, sm_86, ...
 #pragma once
 #include <cxxabi.h>
 #include <torch/csrc/stable/tensor.h>
@@ -30,8 +32,16 @@
 #endif
 
 #define HYBRIDOPS_INLINE inline
-#define HYBRIDOPS_BOTH inline
+#define HYBRIDOPS_HOST_DEVICE inline
 #define HYBRIDOPS_DISPATCH_KEY CPU
+
+// An entry point is here the name it would have.
+#define HYBRIDOPS_ENTRY(name)      \
+    template <class Kernel>        \
+    constexpr const char* name() { \
+        return #name;              \
+    }
+#define HYBRIDOPS_COOPERATIVE_ENTRY HYBRIDOPS_ENTRY
 
 struct Index {
     unsigned x;
@@ -50,10 +60,10 @@ inline std::string launched;  // the names of the kernels, in lines
 
 inline std::string order() { return setting("HYBRIDOPS_SHIM_ORDER", "forward"); }
 
-// A stack to run on, and where it was left.
+// A stack, and where execution on it stopped.
 class Context {
    public:
-    // Goes on in `to`; returns when something goes on here.
+    // Continues in `to`; returns when something switches back here.
     void switch_to(Context& to, bool forever = false) {
 #ifdef __SANITIZE_ADDRESS__
         void* shadow = nullptr;
@@ -74,7 +84,7 @@ class Context {
         makecontext(&context_, entry, 0);
     }
 
-    // To be called first thing by an entry: where it came from, which has no stack of its own here.
+    // An entry calls this first, with the context that it was started from, whose stack is not known before.
     void entered_from([[maybe_unused]] Context& from) {
 #ifdef __SANITIZE_ADDRESS__
         __sanitizer_finish_switch_fiber(nullptr, &from.bottom_, &from.size_);
@@ -87,7 +97,7 @@ class Context {
     size_t size_ = 0;
 };
 
-// 16 bytes on their way to shared memory, `from` null: zeros.
+// A copy of 16 bytes to shared memory that is not finished; from null = zeros.
 struct Copy {
     void* to;
     const void* from;
@@ -100,9 +110,9 @@ struct Fibre {
     std::unique_ptr<char[]> stack{new char[stack_size]};
     State state;
     unsigned line;         // of the barrier it waits at
-    uint64_t exchange[2];  // what it shows the others of its warp
+    uint64_t exchange[2];  // what the other lanes of its warp read in a shuffle
     unsigned shuffles;
-    const void* shown;  // likewise
+    const void* shown;  // what they read in a matrix product
     std::vector<Copy> open_copies;
     std::deque<std::vector<Copy>> copies;  // in groups
 };
@@ -111,19 +121,20 @@ struct Free {
     void operator()(char* memory) const { std::free(memory); }
 };
 
-// The blocks that run together.
+// The blocks that run at the same time.
 class Grid {
    public:
     template <class Kernel>
-    void run(const Kernel& kernel, unsigned first_block, unsigned blocks, size_t more_shared = 0) {
+    void run(const Kernel& kernel, unsigned first_block, unsigned blocks, size_t extra_shared = 0) {
         using Shared = typename Kernel::Shared;
         const std::unique_ptr<char, Free> name(abi::__cxa_demangle(typeid(Kernel).name(), nullptr, nullptr, nullptr));
+        if constexpr (requires { Kernel::entry(); }) launched.append(Kernel::entry()()).append(" ");
         launched.append(name.get()).append("\n");
         const auto body = [&](char* shared) { kernel(*reinterpret_cast<Shared*>(shared)); };
         call_ = &body;
         body_ = [](const void* call, char* shared) { (*static_cast<decltype(&body)>(call))(shared); };
         constexpr size_t alignment = std::max<size_t>(alignof(Shared), 16);
-        const size_t size = sizeof(Shared) + more_shared;
+        const size_t size = sizeof(Shared) + extra_shared;
         shared_.clear();
         for (unsigned i = 0; i < blocks; ++i) {
             shared_.emplace_back(
@@ -142,7 +153,7 @@ class Grid {
         self.context.switch_to(main_);
     }
 
-    // Of the block that runs.
+    // A thread of the current block.
     Fibre& fibre(unsigned thread) { return fibres_[(blockIdx.x - first_block_) * threads_ + thread]; }
 
    private:
@@ -171,7 +182,7 @@ class Grid {
         } while (release(count));
     }
 
-    // Lets those go on that wait together; false when all are done.
+    // Releases the threads that have all reached their barrier. False when all are done.
     bool release(unsigned count) {
         bool released = release(0, count, State::at_grid_barrier);
         for (unsigned block = 0; block < count; block += threads_) {
@@ -226,7 +237,8 @@ T __shfl_xor_sync(unsigned, T value, int distance, std::source_location at = std
     static_assert(sizeof(T) <= sizeof(uint64_t));
     const unsigned self = threadIdx.x;
     shim::Fibre& fibre = shim::grid.fibre(self);
-    const unsigned slot = fibre.shuffles++ % 2;  // of two: some may show the next before others have read this one
+    const unsigned slot =
+        fibre.shuffles++ % 2;  // two slots: a lane may write the next value before others have read this one
     std::memcpy(&fibre.exchange[slot], &value, sizeof(T));
     shim::grid.wait(shim::State::at_warp_barrier, at);
     T other;
@@ -236,7 +248,7 @@ T __shfl_xor_sync(unsigned, T value, int distance, std::source_location at = std
 
 namespace hybridops {
 
-inline void wait_for_all_blocks(unsigned*, unsigned, std::source_location at = std::source_location::current()) {
+inline void grid_barrier(unsigned*, unsigned, std::source_location at = std::source_location::current()) {
     shim::grid.wait(shim::State::at_grid_barrier, at);
 }
 
@@ -251,17 +263,17 @@ class Device {
     }
 
     template <class Kernel>
-    int64_t most_together(const Kernel&, int64_t more) const {
-        return sizeof(typename Kernel::Shared) + more <= 163 * 1024 ? multiprocessors() : 0;  // as on sm_80
+    int64_t max_cooperative_blocks(const Kernel&, int64_t extra_shared) const {
+        return sizeof(typename Kernel::Shared) + extra_shared <= 163 * 1024 ? multiprocessors() : 0;  // as on sm_80
     }
 
     template <class Kernel>
-    void launch_together(const Kernel& kernel, int64_t blocks, int64_t more) const {
-        shim::grid.run(kernel, 0, static_cast<unsigned>(blocks), more);
+    void launch_cooperative(const Kernel& kernel, int64_t blocks, int64_t extra_shared) const {
+        shim::grid.run(kernel, 0, static_cast<unsigned>(blocks), extra_shared);
     }
 
     int multiprocessors() const { return std::stoi(shim::setting("HYBRIDOPS_SHIM_MULTIPROCESSORS", "16")); }
-    int generation() const { return std::stoi(shim::setting("HYBRIDOPS_SHIM_GENERATION", "8")); }
+    int compute_capability_major() const { return std::stoi(shim::setting("HYBRIDOPS_SHIM_COMPUTE_CAPABILITY", "8")); }
 };
 
 inline float reciprocal(float x) { return 1 / x; }

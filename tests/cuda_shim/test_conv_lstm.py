@@ -21,10 +21,10 @@ from tests.processes import run_python
 SIZES = {"batch": 2, "channels": 8, "hidden": 40, "space": (7, 10)}
 MULTIPROCESSORS = {"persistent": 16, "small": 5, "large": 1}
 KERNELS = {
-    "library": {"StepForward<", "StepBackward<"},
-    "persistent": {"PersistentSteps<Tile<4, 4, 1,", "PersistentSteps<Tile<1, 4, 1,"},
-    "small": {"FusedStep<Tile<4, 4, 1,", "FusedStep<Tile<1, 4, 1,"},
-    "large": {"FusedStep<Tile<4, 4, 2,", "FusedStep<Tile<1, 4, 2,"},
+    "library": {"conv_lstm_pointwise_kernel", "conv_lstm_pointwise_backward_kernel"},
+    "persistent": {"conv_lstm_persistent_kernel Tile<4, 4, 1,", "conv_lstm_persistent_backward_kernel Tile<1, 4, 1,"},
+    "small": {"conv_lstm_step_kernel Tile<4, 4, 1,", "conv_lstm_step_backward_kernel Tile<1, 4, 1,"},
+    "large": {"conv_lstm_step_kernel Tile<4, 4, 2,", "conv_lstm_step_backward_kernel Tile<1, 4, 2,"},
 }
 plans = pytest.mark.parametrize("plan", list(MULTIPROCESSORS))
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -32,7 +32,7 @@ DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
 @pytest.fixture
 def launched(shim, monkeypatch):
-    """What ran of the kernels for steps since this was last called."""
+    """Which kernels for steps ran since this was last called: entry points, as a profiler shows them, and tiles."""
     torch.ops.load_library(str(shim))
     monkeypatch.setattr(torch.ops, "hybridops", torch.ops.hybridops_shim)
     names = ctypes.CDLL(str(shim)).hybridops_shim_launched
@@ -40,8 +40,10 @@ def launched(shim, monkeypatch):
     names()
 
     def steps() -> set[str]:
-        found = re.findall(r"::(\w+Steps?<|Step\w+<)[^\n]*?(Tile<\d, \d, \d,|\n)", names().decode())
-        return {(kernel + tile).strip() for kernel, tile in found}
+        found = re.findall(
+            r"^(conv_lstm_(?:pointwise|step|persistent)\w*)[^\n]*?(Tile<\d, \d, \d,|$)", names().decode(), re.MULTILINE
+        )
+        return {f"{entry} {tile}".strip() for entry, tile in found}
 
     return steps
 
@@ -94,20 +96,20 @@ def test_dtypes(launched, monkeypatch, plan, dtype, order):
 def test_sizes(launched, monkeypatch, plan, sizes):
     set_device(monkeypatch, plan, "random")
     check(torch.float16, **sizes)
-    assert "StepBackward<" not in launched()
+    assert "conv_lstm_pointwise_backward_kernel" not in launched()
 
 
 @pytest.mark.parametrize(
-    ("generation", "hidden", "dtype", "plan"),
+    ("compute_capability", "hidden", "dtype", "plan"),
     [
         (7, 8, torch.float16, "library"), (9, 8, torch.float32, "library"), (9, 8, torch.float16, "large"),
         (9, 128, torch.float16, "library"), (8, 128, torch.float16, "large"),
     ],
     ids=["before sm_80", "full precision", "sm_90", "many channels on sm_90", "many channels"],
 )  # fmt: skip
-def test_devices(launched, monkeypatch, generation, hidden, dtype, plan):
+def test_devices(launched, monkeypatch, compute_capability, hidden, dtype, plan):
     set_device(monkeypatch, "large")
-    monkeypatch.setenv("HYBRIDOPS_SHIM_GENERATION", str(generation))
+    monkeypatch.setenv("HYBRIDOPS_SHIM_COMPUTE_CAPABILITY", str(compute_capability))
     inputs = cast(conv_lstm_inputs(hidden=hidden, channels=8, space=(2, 3), steps=1), dtype)
     with_gradients(fused_conv_lstm, inputs, backend="native")
     assert launched() == KERNELS[plan]

@@ -27,7 +27,7 @@ from tests.problems import (
 
 pytest.importorskip("triton")
 from hybridops.triton import additive_attention
-from hybridops.triton.additive_scores_kernels import RANGE
+from hybridops.triton.additive_scores_kernels import QUOTIENT_RANGE
 
 interpreted = pytest.mark.interpreted
 activations = pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -60,17 +60,17 @@ def test_blocks_of_pairs(monkeypatch, config, activation):
 @activations
 @pytest.mark.parametrize("programs", [0, 1 << 30], ids=["many rows", "few rows"])
 def test_blocks_of_rows(monkeypatch, programs, activation):
-    monkeypatch.setattr(additive_attention, "MANY_PROGRAMS", programs)
+    monkeypatch.setattr(additive_attention, "MIN_PROGRAMS_LARGE", programs)
     check(torch.float32, activation)
 
 
 @interpreted
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("limit", ["FOUR", "TWO", "ONE"])
+@pytest.mark.parametrize("limit", ["merged", "paired", "single"])
 @pytest.mark.parametrize("side", [0.999, 1.001], ids=["within", "beyond"])
 def test_ranges(limit, side, dtype):
     """All channels of a row alike: the product of many factors is as large as the row's bound lets it be."""
-    reach = 0.5 * side * RANGE[dtype][limit]
+    reach = 0.5 * side * getattr(QUOTIENT_RANGE[dtype], limit)
     edge = torch.linspace(-reach, reach, 21, dtype=torch.float64)[None, :, None].expand(1, 21, 9)
     check(dtype, inputs=attention_inputs(batch=1, queries=21, keys=21, width=9) | {"query": edge, "key": edge})
 
@@ -156,7 +156,7 @@ def test_far_gradients(dim):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_block_size_on_a_gpu(monkeypatch, dtype, size):
     monkeypatch.setattr(additive_attention, "_scores_config", lambda table, *_: table[size])
-    monkeypatch.setattr(additive_attention, "MANY_PROGRAMS", 0)
+    monkeypatch.setattr(additive_attention, "MIN_PROGRAMS_LARGE", 0)
     inputs = attention_inputs(queries=70, keys=131, width=66, values=40)
     assert_parity(plain_attention, fused_attention, inputs, dtype, "cuda", backend="triton")
 

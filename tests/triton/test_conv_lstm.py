@@ -22,7 +22,7 @@ from tests.problems import (
 
 pytest.importorskip("triton")
 from hybridops import backends
-from hybridops.triton import MOST_PIXELS, conv_lstm
+from hybridops.triton import MAX_PIXELS, conv_lstm
 
 interpreted = pytest.mark.interpreted
 
@@ -98,7 +98,7 @@ def test_far_gradients(dim):
 def test_more_pixels_than_can_be_counted():
     """Are refused, where a batch of as many small images would be."""
     x = torch.empty(1).expand(2**20, 1, 1, 2**6, 2**5)
-    assert x[0].numel() * len(x) > MOST_PIXELS
+    assert x[0].numel() * len(x) > MAX_PIXELS
     with pytest.raises(RuntimeError, match="pixels a step"):
         backends.choose("conv_lstm", "triton", x, 2)
     assert backends.choose("conv_lstm", "triton", x[:-1], 2) is conv_lstm
