@@ -133,11 +133,11 @@ struct ScoresBackward {
                                 A row_bound) const {
         const Pairs<T>& p = args.pairs;
         const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-        constexpr int each = tile_others / warps;
-        A y[each];
+        constexpr int others_per_warp = tile_others / warps;
+        A y[others_per_warp];
         Bounds<A> bounds = {row_bound, 0};
 #pragma unroll
-        for (int i = 0; i < each; ++i) {
+        for (int i = 0; i < others_per_warp; ++i) {
             const int64_t o = other0 + warp + i * warps;
             const bool valid = o < p.others.count && column < p.width;
             y[i] = valid ? static_cast<A>(p.others.data[(b * p.others.count + o) * p.width + column]) : A(0);
@@ -151,7 +151,7 @@ struct ScoresBackward {
             __syncthreads();  // the previous tile has been read
         }
 #pragma unroll
-        for (int i = 0; i < each; ++i) shared.y[warp + i * warps][lane] = in_range ? exp(2 * y[i]) : y[i];
+        for (int i = 0; i < others_per_warp; ++i) shared.y[warp + i * warps][lane] = in_range ? exp(2 * y[i]) : y[i];
         const A* grad = args.grad + b * p.rows.count * p.others.count;
         for (int i = threadIdx.x; i < tile_rows * tile_others; i += threads) {
             // Consecutive threads read consecutive addresses.

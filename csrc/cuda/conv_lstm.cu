@@ -39,7 +39,7 @@ Tensor channels_last(const Tensor& images) { return dense(permute(images, {0, 2,
 Tensor as_images(const Tensor& x) { return torch::stable::flatten(x, 0, 1); }
 
 // The weight in channels-last order: converted once, where the library would do it in every call.
-Tensor prepared(const Tensor& weight) {
+Tensor channels_last_weight(const Tensor& weight) {
     return torch::stable::contiguous(weight, torch::headeronly::MemoryFormat::ChannelsLast);
 }
 
@@ -102,7 +102,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_forward(const Tensor& x, const Mayb
         Tensor from_x;
         if (plan != Plan::fused) {
             // (T,B,Y,X,4H): one large convolution instead of T small ones. The gates are later written over it.
-            from_x = torch::stable::view(convolution(as_images(inputs), prepared(w_ih), false),
+            from_x = torch::stable::view(convolution(as_images(inputs), channels_last_weight(w_ih), false),
                                          {steps, x.size(1), x.size(2), x.size(3), 4 * hidden});
             args.from_x = data<const scalar_t>(from_x);
             sequence.convolution.x = {};
@@ -115,7 +115,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_forward(const Tensor& x, const Mayb
         if (plan != Plan::library) {
             run_sequence(device, plan, sequence, plan == Plan::fused ? Weights{w_ih, w_hh} : Weights{w_hh});
         } else {
-            const Tensor recurrent = prepared(w_hh);
+            const Tensor recurrent = channels_last_weight(w_hh);
             MaybeTensor h = h0;
             for (int64_t t = 0; t < steps; ++t) {
                 MaybeTensor from_h;
@@ -166,14 +166,15 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Device& device, const MaybeTen
         if (plan != Plan::library) {
             run_sequence(device, plan, sequence, {w_hh});
         } else {
-            const Tensor recurrent = prepared(w_hh);
+            const Tensor recurrent = channels_last_weight(w_hh);
             MaybeTensor dh;
             for (int64_t i = 0; i < steps; ++i) {
                 if (i > 0) dh = convolution(torch::stable::select(da, 0, steps - i), recurrent, true);
                 launch_pointwise<StepBackward>(device, args.at(i), data<const scalar_t>(dh));
             }
         }
-        if (need_dh0) torch::stable::copy_(dh0, convolution(torch::stable::select(da, 0, 0), prepared(w_hh), true));
+        if (need_dh0)
+            torch::stable::copy_(dh0, convolution(torch::stable::select(da, 0, 0), channels_last_weight(w_hh), true));
     });
     return {da, dh0, dc};
 }
@@ -201,8 +202,9 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward_from_states(
     if (hs.numel() == 0)
         return backward(device, grad_hs, grad_hn, grad_cn, torch::stable::new_empty(hs, shape), cs, c0, w_hh, peephole,
                         need_dh0, reduced_precision, torch::stable::new_empty(hs, shape));
-    const Tensor gates = torch::stable::view(convolution(as_images(dense(x)), prepared(w_ih), false), shape);
-    const Tensor recurrent = prepared(w_hh);
+    const Tensor gates =
+        torch::stable::view(convolution(as_images(dense(x)), channels_last_weight(w_ih), false), shape);
+    const Tensor recurrent = channels_last_weight(w_hh);
     HYBRIDOPS_DISPATCH_DTYPE(x.scalar_type(), "conv_lstm_backward_from_states", {
         using A = Accumulator<scalar_t>;
         const int64_t size = hs.numel() / steps;
@@ -236,7 +238,7 @@ void conv_input_gradient(const Tensor& da, const Tensor& w, bool /*reduced_preci
     const Device device(da);
     if (dx.numel() == 0) return;
     const Sizes shape{da.size(0), da.size(1), da.size(2), da.size(3), w.size(1)};
-    torch::stable::copy_(dx, torch::stable::view(convolution(as_images(da), prepared(w), true), shape));
+    torch::stable::copy_(dx, torch::stable::view(convolution(as_images(da), channels_last_weight(w), true), shape));
 }
 
 void add_weight_gradient(const Device& device, const Tensor& da, const Tensor& x, Tensor dw) {

@@ -86,9 +86,11 @@ enum class Plan {
 // From sm_90 on the library has faster instructions (wgmma, tcgen05) than mma.sync, which is taken to reach 0.6 of their
 // rate. In exchange a fused step saves 16 bytes a pixel and hidden channel, which the library writes and a pointwise kernel
 // reads. With k the channels times taps that are summed over, there are 8 k operations a pixel and hidden channel. At 700e12
-// operations and 2.8e12 bytes a second (H100), 8 k / (0.6 * 700e12) - 8 k / 700e12 = 16 / 2.8e12 gives k = 750. The bound is
-// half as much again, because the library reaches that rate only with many channels. None of this was measured on a GPU
-// yet. Instruction counts say that 0.6 is too high: 0.30 to 0.35, which would lower the bound.
+// operations and 2.8e12 bytes a second, somewhat less than the 798e12 and 3.0e12 measured on an H100,
+//   8 k / (0.6 * 700e12) - 8 k / 700e12 = 16 / 2.8e12
+// gives k = 750. The bound is half as much again, because the library reaches that rate only with many channels. Our own
+// kernels have not run on a GPU yet. Their instruction counts say that 0.6 is too high, and 0.30 to 0.35 more likely. That
+// would lower the bound.
 constexpr int64_t max_fused_k = 750 * 3 / 2;
 
 // The reasons given here are arithmetic: none of it has run on a GPU yet.

@@ -23,9 +23,9 @@ template <int gates_, int warps_m_, int warps_n_, int m_tiles_, int groups_, int
 struct Tile {
     static constexpr int gates = gates_, warps_n = warps_n_, m_tiles = m_tiles_, stages = stages_;
     static constexpr int min_blocks_per_sm = 2;  // leaves the 256 threads of a large tile 128 registers, without spills
-    static constexpr int warp_groups = groups_, n_tiles = 2 * gates * warp_groups;
+    static constexpr int groups_per_warp = groups_, n_tiles = 2 * gates * groups_per_warp;
     static constexpr int threads = 32 * warps_m_ * warps_n;
-    static constexpr int pixels = 16 * m_tiles * warps_m_, groups = warp_groups * warps_n;
+    static constexpr int pixels = 16 * m_tiles * warps_m_, groups = groups_per_warp * warps_n;
     static constexpr int columns = channel_group * gates * groups;
 };
 
@@ -195,10 +195,10 @@ HYBRIDOPS_INLINE void epilogue(const Args& args, const Accumulators<Tile::m_tile
 #pragma unroll
     for (int row = 0; row < 2 * Tile::m_tiles; ++row)
 #pragma unroll
-        for (int u = 0; u < Tile::warp_groups; ++u) {
+        for (int group = 0; group < Tile::groups_per_warp; ++group) {
             const int64_t pixel = coord.pixel + (coord.warp_m * 2 * Tile::m_tiles + row) * 8 + coord.lane / 4;
             const int64_t first =
-                (coord.first_group + coord.warp_n * Tile::warp_groups + u) * channel_group + coord.lane % 4 * 4;
+                (coord.first_group + coord.warp_n * Tile::groups_per_warp + group) * channel_group + coord.lane % 4 * 4;
             if (pixel >= args.shape.pixels) continue;
             constexpr int n = vectors ? 4 : 1;
 #pragma unroll
@@ -209,7 +209,7 @@ HYBRIDOPS_INLINE void epilogue(const Args& args, const Accumulators<Tile::m_tile
                 for (int gate = 0; gate < Tile::gates; ++gate)
 #pragma unroll
                     for (int i = 0; i < n; ++i) {
-                        const int j = channel + i, tile = (u * Tile::gates + gate) * 2 + j / 2;
+                        const int j = channel + i, tile = (group * Tile::gates + gate) * 2 + j / 2;
                         a[gate][i] = sums.at[row / 2][tile][row % 2 * 2 + j % 2];
                     }
                 args(args.shape.offsets(pixel, first + channel), a);
