@@ -61,22 +61,66 @@ def test_forward(cell, query, variant, keep):
 @cells
 @queries
 @variants
-@pytest.mark.parametrize("given", [*RESULTS, "all"])
-def test_backward(cell, query, variant, given):
+@pytest.mark.parametrize("used", [*RESULTS, "all"])
+def test_backward(cell, query, variant, used):
     """Of each result alone, the others' gradients being absent, and of all."""
     inputs, options, *_ = inputs_and_options(cell, query, variant)
-    names = ("x_gates", "h0", "cell0", "context0", "b_h", "score_bias", "b_beta", "b_q")
+    inputs = with_every_addend(inputs, query)
+    names = ("x_gates", "score_bias", "b_q", "b_h", "b_beta", "h0", "cell0", "context0")
     leaves = {name: t.requires_grad_() for name in names if (t := getattr(inputs, name)) is not None}
     outputs = attention_decoder_forward(inputs, options, save=False)[:5]
     generator = torch.Generator().manual_seed(1)
-    grads = [
-        torch.randn(out.shape, generator=generator, dtype=out.dtype)
-        if out is not None and given in (name, "all")
-        else None
-        for name, out in zip(RESULTS, outputs, strict=True)
-    ]
-    pairs = [(out, grad) for out, grad in zip(outputs, grads, strict=True) if grad is not None and out.requires_grad]
-    if not pairs:
-        assert (cell, given) == ("gru", "cell_n")
+    grads = DecoderUpstreamGrads(
+        *(
+            torch.randn(out.shape, generator=generator, dtype=out.dtype)
+            if out is not None and used in (name, "all")
+            else None
+            for name, out in zip(RESULTS, outputs, strict=True)
+        )
+    )
+    given = [i for i, grad in enumerate(grads) if grad is not None]
+    if (cell, used) == ("gru", "cell_n"):
+        assert not given
         return
-    want = torch.autograd.grad(*zip(*pairs, strict=True)[:1], list(leaves.values()))
+    want = torch.autograd.grad(
+        [outputs[i] for i in given], list(leaves.values()), [grads[i] for i in given],
+        materialize_grads=True, allow_unused=True,
+    )  # fmt: skip
+    with torch.no_grad():
+        states = attention_decoder_forward(inputs, options, save=True)
+        found = attention_decoder_backward(grads, inputs, options, states)
+    got = {"x_gates": found.da, "score_bias": found.dscores, "b_q": found.dq.sum((0, 1)), "h0": found.dh0}
+    got |= {"b_h": found.da_h.sum((0, 1))} if cell == "gru" else {"cell0": found.dcell0}
+    got |= {"context0": found.dcontext0} if query == "current" else {}
+    got |= {"b_beta": found.dbeta.sum((0, 1))} if inputs.w_beta is not None else {}
+    torch.testing.assert_close(got, dict(zip(leaves, want, strict=True)), **tolerances.FLOAT64)
+
+
+def with_every_addend(inputs: DecoderInputs, query: str) -> DecoderInputs:
+    """Zeros for those there are none of, so that each has a gradient."""
+    batch, steps, rows = inputs.x_gates.shape
+    shapes = {"score_bias": (batch, steps, inputs.key.shape[1]), "b_q": inputs.v.shape}
+    shapes |= {"context0": (batch, inputs.value.shape[2])} if query == "current" else {}
+    shapes |= {"b_h": (rows,)} if inputs.cell0 is None else {}
+    shapes |= {"b_beta": inputs.value.shape[2:]} if inputs.w_beta is not None else {}
+    zeros = {name: inputs.v.new_zeros(shape) for name, shape in shapes.items() if getattr(inputs, name) is None}
+    return inputs._replace(**zeros)
+
+
+@cells
+def test_half_precision(cell):
+    """Everything but the cell, its gradient and the scores' comes in the dtype of the inputs."""
+    inputs, options, *_ = inputs_and_options(cell, "previous", "everything")
+    kept = ("cell0", "score_bias", "mask", "lengths")
+    inputs = DecoderInputs(
+        *(
+            t if t is None or not t.is_floating_point() else t.to(torch.float32 if name in kept else torch.bfloat16)
+            for name, t in inputs._asdict().items()
+        )
+    )
+    states = attention_decoder_forward(inputs, options, save=True)
+    grads = DecoderUpstreamGrads(torch.ones_like(states.output), None, None, None, None)
+    found = attention_decoder_backward(grads, inputs, options, states)
+    for results, in_float32 in ((states, ("cell_n", "cells")), (found, ("dcell0", "dscores"))):
+        for name, t in results._asdict().items():
+            assert t is None or t.dtype == (torch.float32 if name in in_float32 else torch.bfloat16), name
