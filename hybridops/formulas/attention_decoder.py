@@ -81,7 +81,7 @@ class DecoderStates(NamedTuple):
     """The results; the rest are for the backward, and None where nothing was to be saved."""
 
     output: Tensor  # (B,S,H)
-    h_n: Tensor  # (B,H)
+    h_n: Tensor  # (B,H); no backward reads it, nor cell_n
     cell_n: Tensor | None  # (B,H) acc, None: a GRU
     context: Tensor  # (B,S,D), after the context gate
     weights: Tensor  # (B,S,T), after keep
@@ -155,7 +155,8 @@ def attention_decoder_forward(inputs: DecoderInputs, options: DecoderOptions, sa
 def attention_decoder_backward(
     grads: DecoderUpstreamGrads, inputs: DecoderInputs, options: DecoderOptions, states: DecoderStates
 ) -> DecoderGradients:
-    acc, dtype, steps = accumulation_dtype(inputs.value.dtype), inputs.value.dtype, inputs.x_gates.shape[1]
+    dtype, steps = inputs.value.dtype, states.output.shape[1]
+    acc = accumulation_dtype(dtype)
     previous = options.query == "previous"
     dh = _or_zeros(grads.h_n, inputs.h0, acc)
     dcell = None if inputs.cell0 is None else _or_zeros(grads.cell_n, inputs.cell0, acc)
