@@ -29,7 +29,15 @@ from torch import Tensor
 
 from hybridops import autograd, backends
 from hybridops.autograd.attention_decoder import Selection, Weights
-from hybridops.checks import accumulation_dtype, autocast_is_on, check_choice, check_number, check_pair, check_shape
+from hybridops.checks import (
+    accumulation_dtype,
+    autocast_is_on,
+    check_choice,
+    check_lengths,
+    check_number,
+    check_pair,
+    check_shape,
+)
 from hybridops.formulas.attention_decoder import GATES, DecoderOptions
 from hybridops.reference.additive_attention import ACTIVATIONS, broadcast_mask, masked_softmax
 from hybridops.reference.conv_lstm import SPATIAL_NAMES
@@ -148,6 +156,11 @@ class PreparedExponentials:
     backend: str
     key_shape: torch.Size
     tensors: tuple[Tensor, Tensor]
+
+    def index_select(self, index: Tensor) -> PreparedExponentials:
+        """Of the keys at `index` of the batch."""
+        tensors = tuple(t.index_select(0, index) for t in self.tensors)
+        return PreparedExponentials(self.backend, torch.Size([index.shape[0], *self.key_shape[1:]]), tensors)
 
 
 def prepare_exponentials(
@@ -469,8 +482,10 @@ def attention_decoder(
     return_weights: bool = False,
     backend: str | None = None,
 ) -> tuple[Tensor, States, Tensor, Tensor | None]:
-    """All steps of a recurrent decoder with additive attention, given its inputs (teacher forcing): Bahdanau et al. 2015,
-    https://arxiv.org/abs/1409.0473; with the context gate of Xu et al. 2015, https://arxiv.org/abs/1502.03044.
+    """All steps of a recurrent decoder with additive attention, given its inputs (teacher forcing).
+
+    Bahdanau et al. 2015, https://arxiv.org/abs/1409.0473; the context gate is that of Xu et al. 2015,
+    https://arxiv.org/abs/1502.03044.
 
         q_s   = W_q h' + b_q                             h' = h_{s-1} (query "previous") or h_s (query "current")
         α_s,t = softmax_t(scale Σ_a v_a act(q_s,a + key_t,a) + score_bias_s,t) where mask is True, 0 elsewhere
@@ -502,8 +517,8 @@ def attention_decoder(
         backend: "reference", "native", "triton", or None for the fastest that takes these arguments.
 
     Returns:
-        output (B, S, H), the h_s; the state after the last step, (h_n, c_n) of an LSTM, h_n of a GRU, each (B, H), c_n in
-        the dtype of the c given, else of x; context (B, S, D), the c_s; and α (B, S, T) or None.
+        output (B, S, H), the h_s; the state after the last step, (h_n, c_n) of an LSTM, h_n of a GRU, each (B, H), c_n
+        in the dtype of the c given, else of x; context (B, S, D), the c_s; and α (B, S, T) or None.
     """
     check_choice("cell", cell, tuple(GATES))
     check_choice("query", query, ("previous", "current"))
@@ -530,8 +545,11 @@ def attention_decoder(
         x=x, key=key, value=value, v=v, context0=context0, weight_q=weight_q, bias_q=bias_q, weight_ih=weight_ih,
         weight_hh=weight_hh, bias_ih=bias_ih, bias_hh=bias_hh, weight_gate=weight_gate, bias_gate=bias_gate,
     )  # fmt: skip
-    mask, lengths = _decoder_mask(mask, x, pairs), _decoder_lengths(lengths, x)
-    if lengths is not None:  # zeros, not NaN times a gradient of zero
+    mask = _decoder_mask(mask, x, pairs)
+    if lengths is not None:
+        check_lengths(lengths, x)
+        lengths = lengths.to(torch.int64)
+        # zeros, not NaN times a gradient of zero
         x = x.masked_fill((torch.arange(pairs[1], device=x.device) >= lengths[:, None])[..., None], 0.0)
     acc = accumulation_dtype(x.dtype)
     if score_bias is not None:
@@ -615,18 +633,6 @@ def _decoder_mask(mask: Tensor | None, x: Tensor, pairs: tuple[int, int, int]) -
     if mask.device != x.device:
         raise ValueError(f"mask must be on the device of x, {x.device}, got {mask.device}")
     return mask
-
-
-def _decoder_lengths(lengths: Tensor | None, x: Tensor) -> Tensor | None:
-    """(B,) int64"""
-    if lengths is None:
-        return None
-    check_shape("lengths", lengths, x.shape[:1])
-    if lengths.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
-        raise TypeError(f"lengths must be a tensor of integers, got {lengths.dtype}")
-    if lengths.device != x.device:
-        raise ValueError(f"lengths must be on the device of x, {x.device}, got {lengths.device}")
-    return lengths.to(torch.int64)
 
 
 def _kept_weights(dropout_p: float, value: Tensor, pairs: tuple[int, int, int]) -> Tensor | None:

@@ -1,9 +1,9 @@
 """The attention decoder over all steps of a sequence as an autograd Function.
 
-A back end runs what is sequential. With da, da', dq, du and dβ (gradients of the gates' two parts, of the queries, of the
-contexts before the gate, of the gate before its σ) known for all steps, what follows from them is one product each:
+A back end runs what is sequential. With da, da', dq, du and dβ (gradients of the gates' two parts, of the queries, of
+the contexts before the gate, of the gate before its σ) known for all steps, what follows is one product each:
 
-    dW_ih = daᵀ [x; c']    dx = da W_x    dW_hh = da'ᵀ h_{s-1}    dW_q = dqᵀ h'    dW_β = dβᵀ h'    dvalue = (α keep)ᵀ du
+    dW_ih = daᵀ [x; c']   dx = da W_x   dW_hh = da'ᵀ h_{s-1}   dW_q = dqᵀ h'   dW_β = dβᵀ h'   dvalue = (α keep)ᵀ du
     dkey, dv: the scores' gradients over all steps, of which the queries are known by then
 """
 

@@ -7,20 +7,15 @@ from functools import partial
 import pytest
 import torch
 
-import hybridops.functional as HF
-from hybridops import backends
-from tests import tolerances
 from tests.decoder_problems import (
     CELLS,
-    MASK,
     QUERIES,
     VARIANTS,
-    decoder_inputs,
     fused_decoder,
     plain_decoder,
     problem,
 )
-from tests.problems import DTYPES, assert_parity, cast, with_gradients
+from tests.problems import DTYPES, assert_parity
 
 cells = pytest.mark.parametrize("cell", CELLS)
 queries = pytest.mark.parametrize("query", QUERIES)
