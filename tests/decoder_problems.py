@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +9,8 @@ from torch import Tensor
 
 import hybridops.functional as HF
 from hybridops.formulas.attention_decoder import GATES
-from tests.problems import SLOPE, Tensors, plain_attention
+from tests import tolerances
+from tests.problems import SLOPE, Tensors, cast, plain_attention, with_gradients
 
 CELLS, QUERIES = ("lstm", "gru"), ("previous", "current")
 MASK = torch.tensor([[1, 1, 0, 1, 1], [0, 0, 0, 0, 0], [1, 1, 1, 0, 0]], dtype=torch.bool)
@@ -123,5 +123,19 @@ def fused_decoder(
     return {"output": output, **states, "context": context, "weights": weights}
 
 
-def plain_of(options: dict[str, Any]) -> Any:
-    return partial(plain_decoder, **options)
+def assert_half_parity(plain, fused, inputs: Tensors, dtype: torch.dtype, device: str, **options: Any) -> None:
+    """As `problems.assert_parity`, but of all results together: by the largest error relative to the largest value of a
+    result. What one step rounds all later ones and their gradients have, so that of some plain one is right by luck.
+    """
+    inputs = cast(inputs, dtype, device)
+    exact = with_gradients(plain, cast(inputs, torch.float64, device))
+    got, baseline = with_gradients(fused, inputs, **options), with_gradients(plain, inputs)
+
+    def error(results: Tensors) -> float:
+        largest = {name: tolerances.largest(want) for name, want in exact.items()}
+        assert all(tolerances.largest(results[name]) == 0 for name, value in largest.items() if value == 0)
+        return max(
+            tolerances.largest(results[name].double() - exact[name]) / value for name, value in largest.items() if value
+        )
+
+    assert error(got) <= tolerances.TIMES_PLAIN * error(baseline) + torch.finfo(dtype).eps
