@@ -128,7 +128,7 @@ def test_any_sizes(backend, sizes, cell, query, gate, padded):
 @each_backend
 @pytest.mark.parametrize("bias", ["query_proj", "both"])
 def test_projections_with_a_bias(backend, bias):
-    """Attention that the user made himself, with the biases `AdditiveAttention` may have, or one of them, and a scale."""
+    """Attention that the user made himself, with the biases `AdditiveAttention` may have, or one, and a scale."""
     modules = decoders(backend)
     for module in modules:
         torch.manual_seed(0)
