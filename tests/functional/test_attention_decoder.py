@@ -21,7 +21,7 @@ from tests.decoder_problems import (
     MASK,
     QUERIES,
     VARIANTS,
-    assert_half_parity,
+    assert_decoder_parity,
     decoder_inputs,
     fused_decoder,
     plain_decoder,
@@ -37,8 +37,7 @@ variants = pytest.mark.parametrize("variant", VARIANTS)
 def check(target: Target, inputs: Tensors, options: dict[str, Any], dtype: torch.dtype = torch.float64) -> None:
     options = on(target, options)
     plain = partial(plain_decoder, **options)
-    compare = assert_half_parity if dtype.itemsize == 2 else assert_parity
-    compare(plain, fused_decoder, inputs, dtype, target.device, backend=target.backend, **options)
+    assert_decoder_parity(plain, fused_decoder, inputs, dtype, target.device, backend=target.backend, **options)
 
 
 def on(target: Target, options: dict[str, Any]) -> dict[str, Any]:
