@@ -14,7 +14,9 @@ from tests.native.test_sizes import OPS, arguments, run, schema
 from tests.problems import cast, conv_lstm_inputs
 
 pytestmark = pytest.mark.skipif(native.unavailable_reason() is not None, reason=str(native.unavailable_reason()))
-FUNCTIONS = ["additive_scores_forward", "additive_attention_forward", "conv_lstm_forward"]
+FUNCTIONS = [
+    "additive_scores_forward", "additive_attention_forward", "attention_decoder_forward", "conv_lstm_forward",
+]  # fmt: skip
 
 
 @pytest.mark.slow
