@@ -241,21 +241,16 @@ class AttentionDecoder(nn.Module):
 
     def _check_states(self, hx: States | None, memory: Tensor) -> tuple[Tensor, Tensor | None]:
         """h, and c or None."""
-        if self.cell_kind == "gru":
-            named = {"hx": hx}
-        elif hx is None:
-            named = {"h of hx": None, "c of hx": None}
-        else:
-            check_pair("hx", hx)
-            named = {"h of hx": hx[0], "c of hx": hx[1]}
         shape = (memory.shape[0], self.hidden_dim)
         if hx is None:
-            zeros = memory.new_zeros(shape)
-            return zeros, None if self.cell_kind == "gru" else zeros
-        for name, state in named.items():
+            return memory.new_zeros(shape), None if self.cell_kind == "gru" else memory.new_zeros(shape)
+        if self.cell_kind == "gru":
+            check_shape("hx", hx, shape)
+            return hx, None
+        check_pair("hx", hx)
+        for name, state in zip(("h of hx", "c of hx"), hx, strict=True):
             check_shape(name, state, shape)
-        h, *c = named.values()
-        return h, c[0] if c else None
+        return hx[0], hx[1]
 
     def extra_repr(self) -> str:
         return f"query={self.query!r}"
