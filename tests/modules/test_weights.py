@@ -38,8 +38,8 @@ def reparametrized(module: nn.Module, way) -> nn.Module:
 def test_computed_weights(kind, way):
     """Computed anew for every call, with gradients of what they are computed from, in training and in evaluation.
 
-    A plain ConvLSTM or decoder asks for its weights at every step, and spectral_norm moves on each time in training: hence
-    `cached`, and for its hook one step.
+    A plain ConvLSTM or decoder asks for its weights at every step, and spectral_norm moves on each time in training:
+    hence `cached`, and for its hook one step.
     """
     arguments, inputs = examples()[kind]
     if kind in ("ConvLSTM", "AttentionDecoder") and way == "spectral_norm's hook":
