@@ -193,7 +193,9 @@ class AttentionDecoder(nn.Module):
                 alive = (lengths > s)[:, None]
                 output, context = torch.where(alive, output, 0.0), torch.where(alive, context, 0.0)
                 weights = None if weights is None else torch.where(alive, weights, 0.0)
-                new = _where(alive, new, state)
+                h = torch.where(alive, new.h, state.h)
+                c = None if new.c is None else torch.where(alive, new.c, state.c)
+                new = replace(new, h=h, c=c)
             state = new
             outputs.append(output)
             contexts.append(context)
@@ -254,11 +256,6 @@ class AttentionDecoder(nn.Module):
 
     def extra_repr(self) -> str:
         return f"query={self.query!r}"
-
-
-def _where(alive: Tensor, new: DecoderState, old: DecoderState) -> DecoderState:
-    c = None if new.c is None else torch.where(alive, new.c, old.c)
-    return DecoderState(new.keys, torch.where(alive, new.h, old.h), c, torch.where(alive, new.context, old.context))
 
 
 def _check_index(index: Tensor) -> None:
