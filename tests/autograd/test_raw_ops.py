@@ -15,7 +15,7 @@ from tests.problems import cast, conv_lstm_inputs
 
 pytestmark = pytest.mark.skipif(native.unavailable_reason() is not None, reason=str(native.unavailable_reason()))
 FUNCTIONS = [
-    "additive_scores_forward", "additive_attention_forward", "attention_decoder_forward", "conv_lstm_forward",
+    "additive_scores_forward", "additive_attention_forward", "conv_lstm_forward", "attention_decoder_forward",
 ]  # fmt: skip
 
 
