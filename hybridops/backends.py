@@ -4,11 +4,11 @@
     native      compiled C++ on the CPU (hybridops._C), CUDA C++ on a GPU (hybridops._C_cuda)
     triton      Triton kernels (hybridops.triton), on a GPU; in Triton's interpreter on the CPU
 
-A back end is a folder with one module a family (conv_lstm.py, additive_attention.py), whose functions are those of
-contract.py, and one `BackEnd` that says what it takes; `register` adds another one. It is named by an argument, by
-`use_backend`, or by the environment variable HYBRIDOPS_BACKEND, in this order of precedence; a back end that is named
-runs or raises. Otherwise `choose` takes the fastest one that is here and takes these inputs; the first call that only
-lacks compiled kernels to be fast warns, once in a process.
+A back end is a folder with one module a family (conv_lstm.py, additive_attention.py, attention_decoder.py; one may be
+missing), whose functions are those of contract.py, and one `BackEnd` that says what it takes; `register` adds another.
+It is named by an argument, by `use_backend`, or by the environment variable HYBRIDOPS_BACKEND, in this order of
+precedence; a back end that is named runs or raises. Otherwise `choose` takes the fastest one that is here and takes
+these inputs; the first call that only lacks compiled kernels to be fast warns, once in a process.
 """
 
 from __future__ import annotations

@@ -118,6 +118,98 @@ class AdditiveAttentionImpl(Protocol):
         ...
 
 
+# --------------------------------------------------------------------------------------------------- attention decoder
+
+
+class DecoderInputs(NamedTuple):
+    """All of one dtype but cell0 and score_bias (acc), mask (boolean) and lengths (int64)."""
+
+    x_gates: Tensor  # (B,S,GH)
+    key: Tensor  # (B,T,A), projected
+    value: Tensor  # (B,T,D)
+    v: Tensor  # (A)
+    h0: Tensor  # (B,H)
+    cell0: Tensor | None  # (B,H) acc, None: a GRU
+    context0: Tensor | None  # (B,D), query "current" alone; None: zeros
+    w_q: Tensor  # (A,H)
+    b_q: Tensor | None  # (A)
+    w_c: Tensor  # (GH,D), rows may be strided
+    w_h: Tensor  # (GH,H)
+    b_h: Tensor | None  # (GH), of a GRU alone
+    w_beta: Tensor | None  # (D,H), None: no context gate
+    b_beta: Tensor | None  # (D)
+    mask: Tensor | None  # (B,T), True = may be attended
+    score_bias: Tensor | None  # (B,S,T) acc
+    keep: Tensor | None  # (B,S,T), dropout of the weights: 0 or 1/(1-p)
+    lengths: Tensor | None  # (B)
+
+
+class DecoderOptions(NamedTuple):
+    activation: Activation
+    scale: float
+    cell: str  # "lstm" | "gru"
+    query: str  # "previous" | "current"
+
+
+class DecoderStates(NamedTuple):
+    """The results; the rest are for the backward, and None where nothing was to be saved."""
+
+    output: Tensor  # (B,S,H)
+    h_n: Tensor  # (B,H); no backward reads it, nor cell_n
+    cell_n: Tensor | None  # (B,H) acc, None: a GRU
+    context: Tensor  # (B,S,D), after the context gate
+    weights: Tensor  # (B,S,T), after keep
+    cells: Tensor | None = None  # (B,S,H) acc, of an LSTM
+    gates: Tensor | None = None  # (B,S,GH), after their nonlinearity
+    hidden_n: Tensor | None = None  # (B,S,H), a'_n of a GRU
+    queries: Tensor | None = None  # (B,S,A)
+    alpha: Tensor | None = None  # (B,S,T), before keep; anything behind the end of a row
+    beta: Tensor | None = None  # (B,S,D), the context gate, None: there is none
+    ungated: Tensor | None = None  # (B,S,D), the context before the gate, None: there is no gate
+
+
+class DecoderUpstreamGrads(NamedTuple):
+    """Of the results; each may be None: zeros."""
+
+    output: Tensor | None  # (B,S,H)
+    h_n: Tensor | None  # (B,H)
+    cell_n: Tensor | None  # (B,H)
+    context: Tensor | None  # (B,S,D)
+    weights: Tensor | None  # (B,S,T)
+
+
+class DecoderGradients(NamedTuple):
+    """Steps behind the end of a row have zeros."""
+
+    da: Tensor  # (B,S,GH), of x_gates
+    da_h: Tensor  # (B,S,GH), of W_h h_{s-1} + b_h; the same tensor for an LSTM
+    dq: Tensor  # (B,S,A)
+    dcontext: Tensor  # (B,S,D), of the context before the gate
+    dscores: Tensor  # (B,S,T) acc, of e: zero where masked
+    dbeta: Tensor | None  # (B,S,D), of W_β h' + b_β; None: no gate
+    dh0: Tensor  # (B,H)
+    dcell0: Tensor | None  # (B,H) acc, None: a GRU
+    dcontext0: Tensor | None  # (B,D), None: query "previous"
+
+
+class AttentionDecoderImpl(Protocol):
+    def attention_decoder_forward(self, inputs: DecoderInputs, options: DecoderOptions, save: bool, /) -> DecoderStates:
+        """Of at least one step."""
+        ...
+
+    def attention_decoder_backward(
+        self, grads: DecoderUpstreamGrads, inputs: DecoderInputs, options: DecoderOptions, states: DecoderStates, /
+    ) -> DecoderGradients:
+        """What is sequential of it. It reads no value of inputs.x_gates, states.h_n and states.cell_n."""
+        ...
+
+    def additive_scores_backward(
+        self, grad_scores: Tensor, q: Tensor, k: Tensor, v: Tensor, activation: Activation, /
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As that of AdditiveAttentionImpl."""
+        ...
+
+
 # ----------------------------------------------------------------------------------------------------- the back end
 
 

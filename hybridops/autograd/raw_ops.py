@@ -20,8 +20,10 @@ from hybridops.autograd import additive_attention, conv_lstm  # noqa: F401  the 
 from hybridops.autograd.double_backward import formula_gradients
 from hybridops.autograd.transforms import refuse_forward_mode
 from hybridops.checks import ACTIVATIONS
-from hybridops.contract import Activation, AttentionInputs, ConvLSTMInputs, Save
-from hybridops.formulas import conv_lstm as formulas
+from hybridops.contract import Activation, AttentionInputs, ConvLSTMInputs, DecoderInputs, DecoderOptions, Save
+from hybridops.formulas import attention_decoder as decoder_formulas
+from hybridops.formulas import conv_lstm as conv_lstm_formulas
+from hybridops.formulas.attention_decoder import CELLS, QUERIES
 
 Formula = Callable[..., Sequence[Tensor]]
 
@@ -40,13 +42,20 @@ def _attention(
 
 def _conv_lstm(x, h0, c0, w_ih, w_hh, bias, peephole, save, reduced_precision, winograd):
     """In plain PyTorch, where the saved cells and gates have their derivatives too."""
-    return formulas.conv_lstm_forward(ConvLSTMInputs(x, h0, c0, w_ih, w_hh, bias, peephole), Save(save))
+    return conv_lstm_formulas.conv_lstm_forward(ConvLSTMInputs(x, h0, c0, w_ih, w_hh, bias, peephole), Save(save))
+
+
+def _attention_decoder(*arguments):
+    *inputs, _, _, scale, activation, negative_slope, cell, query, save = arguments
+    options = DecoderOptions(Activation(ACTIVATIONS[activation], negative_slope), scale, CELLS[cell], QUERIES[query])
+    return decoder_formulas.attention_decoder_forward(DecoderInputs(*inputs), options, save)
 
 
 _FORMULAS: dict[str, Formula] = {
     "hybridops::additive_scores_forward": _scores,
     "hybridops::additive_attention_forward": _attention,
     "hybridops::conv_lstm_forward": _conv_lstm,
+    "hybridops::attention_decoder_forward": _attention_decoder,
 }
 
 

@@ -5,11 +5,15 @@
 from __future__ import annotations
 
 from hybridops.contract import BackEnd
-from hybridops.formulas import additive_attention, conv_lstm
+from hybridops.formulas import additive_attention, attention_decoder, conv_lstm
 
 BACK_END = BackEnd(
     name="reference",
-    families={"conv_lstm": conv_lstm, "additive_attention": additive_attention},
+    families={
+        "conv_lstm": conv_lstm,
+        "additive_attention": additive_attention,
+        "attention_decoder": attention_decoder,
+    },
     priority={},  # it runs where nothing else does
     unavailable_reason=lambda device_type: None,
     unsupported_reason=lambda family, x, spatial_dims: None,

@@ -1,0 +1,252 @@
+"""The attention decoder, forward and backward by hand, in plain PyTorch: what every back end is held to.
+
+Symbols: B batch, S steps, T memory positions, E input, H hidden, D memory width, A attention width, G gates: 4 of an
+LSTM (rows i, f, g, o as in `nn.LSTMCell`) or 3 of a GRU (rows r, z, n as in `nn.GRUCell`).
+
+    q_s   = W_q h' + b_q                         h' = h_{s-1} (query "previous") or h_s (query "current")
+    e_s,t = scale Σ_a v_a act(q_s,a + key_t,a) + score_bias_s,t
+    α_s   = softmax_t(e_s) under the mask        (nothing may be attended: zeros)
+    u_s   = Σ_t α_s,t keep_s,t value_t           c_s = u_s ∘ σ(W_β h' + b_β), or u_s where there is no context gate
+    c'    = c_s (query "previous") or c_{s-1} (query "current": c_0 = context0)
+
+    LSTM  a = x_gates_s + W_c c' + W_h h_{s-1}                 i, f, o = σ(a_i), σ(a_f), σ(a_o)   g = tanh(a_g)
+          cell_s = f∘cell_{s-1} + i∘g                          h_s = o∘tanh(cell_s)
+    GRU   a = x_gates_s + W_c c'   a' = W_h h_{s-1} + b_h      r, z = σ(a_r + a'_r), σ(a_z + a'_z)
+          n = tanh(a_n + r∘a'_n)                               h_s = (1-z)∘n + z∘h_{s-1}
+
+At a step s >= lengths[b] row b keeps its h, cell and c', and gives zeros. x_gates = W_x x + b_ih (+ b_hh of an LSTM) is
+known before the first step. Sums are taken, and the cell kept, in the accumulation dtype ("acc": float32, or float64);
+h, q, c are rounded to the dtype of the others at each step.
+
+Only what is sequential is here; the gradients of weights, of key, value and v follow in one product each from what
+`attention_decoder_backward` gives (autograd/attention_decoder.py).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hybridops.checks import accumulation_dtype
+from hybridops.contract import DecoderGradients, DecoderInputs, DecoderOptions, DecoderStates, DecoderUpstreamGrads
+from hybridops.formulas.additive_attention import (
+    additive_scores_backward,
+    additive_scores_forward,
+    masked_softmax,
+    prepare_keys,
+)
+
+__all__ = ["additive_scores_backward", "attention_decoder_backward", "attention_decoder_forward", "prepare_keys"]
+
+GATES = {"lstm": 4, "gru": 3}
+CELLS, QUERIES = tuple(GATES), ("previous", "current")  # by number in the compiled ops
+
+
+def attention_decoder_forward(inputs: DecoderInputs, options: DecoderOptions, save: bool) -> DecoderStates:
+    """Of at least one step."""
+    h, cell = inputs.h0, inputs.cell0
+    context = inputs.value.new_zeros(h.shape[0], inputs.value.shape[2]) if inputs.context0 is None else inputs.context0
+    rows: list[tuple[Tensor | None, ...]] = []
+    for s in range(inputs.x_gates.shape[1]):
+        if options.query == "previous":
+            attention = _attend(h, s, inputs, options)
+            new_h, new_cell, gates, hidden_n = _cell_forward(h, cell, attention[0], s, inputs, options)
+            new_context = attention[0]
+        else:
+            new_h, new_cell, gates, hidden_n = _cell_forward(h, cell, context, s, inputs, options)
+            attention = _attend(new_h, s, inputs, options)
+            new_context = attention[0]
+        _, weights, queries, alpha, beta, ungated = attention
+        step_output, step_context = new_h, new_context
+        alive = _alive(s, inputs.lengths)
+        if alive is not None:
+            step_output, step_context, weights = (torch.where(alive, t, 0.0) for t in (new_h, new_context, weights))
+            new_h = torch.where(alive, new_h, h)  # the context of a row behind its end is fed to no step that counts
+            new_cell = None if cell is None else torch.where(alive, new_cell, cell)
+        h, cell, context = new_h, new_cell, new_context
+        rows.append((step_output, step_context, weights, cell, gates, hidden_n, queries, alpha, beta, ungated))
+
+    output, context, weights, *saved = (
+        None if row[0] is None else torch.stack(row, 1) for row in zip(*rows, strict=True)
+    )
+    if not save:
+        return DecoderStates(output, h, cell, context, weights)
+    cells, gates, hidden_n, queries, alpha, beta, ungated = saved
+    alpha = weights if inputs.keep is None else alpha
+    return DecoderStates(output, h, cell, context, weights, cells, gates, hidden_n, queries, alpha, beta, ungated)
+
+
+def attention_decoder_backward(
+    grads: DecoderUpstreamGrads, inputs: DecoderInputs, options: DecoderOptions, states: DecoderStates
+) -> DecoderGradients:
+    dtype, steps = inputs.value.dtype, states.output.shape[1]
+    acc = accumulation_dtype(dtype)
+    previous = options.query == "previous"
+    dh = _or_zeros(grads.h_n, inputs.h0, acc)
+    dcell = None if inputs.cell0 is None else _or_zeros(grads.cell_n, inputs.cell0, acc)
+    # of the context that the next step is fed
+    dfed = None if previous else torch.zeros_like(states.context[:, 0], dtype=acc)
+    rows: list[tuple[Tensor | None, ...]] = []
+    for s in reversed(range(steps)):
+        grad_output, grad_context, grad_weights = (
+            None if g is None else g[:, s].to(acc) for g in (grads.output, grads.context, grads.weights)
+        )
+        if previous:
+            da, da_h, dh_before, dcell_before = _cell_backward(_add(dh, grad_output), dcell, s, inputs, options, states)
+            dcontext = _add(da @ inputs.w_c.to(acc), grad_context)
+            attention = _attend_backward(dcontext, grad_weights, s, inputs, options, states)
+            dh_before, dfed_before = dh_before + _from_attention(attention, inputs), None
+        else:
+            attention = _attend_backward(_add(dfed, grad_context), grad_weights, s, inputs, options, states)
+            dh_here = _add(dh, grad_output) + _from_attention(attention, inputs)
+            da, da_h, dh_before, dcell_before = _cell_backward(dh_here, dcell, s, inputs, options, states)
+            dfed_before = da @ inputs.w_c.to(acc)
+        row = (da, da_h, *attention)
+        alive = _alive(s, inputs.lengths)
+        if alive is not None:
+            row = tuple(None if t is None else torch.where(alive, t, 0.0) for t in row)
+            dh_before = torch.where(alive, dh_before, dh)
+            dcell_before = None if dcell is None else torch.where(alive, dcell_before, dcell)
+            dfed_before = None if dfed is None else torch.where(alive, dfed_before, dfed)
+        dh, dcell, dfed = dh_before, dcell_before, dfed_before
+        rows.append(row)
+
+    da, da_h, dq, dcontext, dscores, dbeta = (
+        None if row[0] is None else torch.stack(row[::-1], 1) for row in zip(*rows, strict=True)
+    )
+    da_h = da_h.to(dtype)
+    return DecoderGradients(
+        da_h if options.cell == "lstm" else da.to(dtype), da_h, dq.to(dtype), dcontext.to(dtype), dscores,
+        None if dbeta is None else dbeta.to(dtype), dh.to(dtype), dcell, None if dfed is None else dfed.to(dtype),
+    )  # fmt: skip
+
+
+def _attend(
+    h: Tensor,  # (B,H)
+    s: int,
+    inputs: DecoderInputs,
+    options: DecoderOptions,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """context (B,D) after the gate, weights (B,T), query (B,A), α (B,T), β (B,D) or None, context before the gate."""
+    dtype = h.dtype
+    query = _linear(h, inputs.w_q, inputs.b_q).to(dtype)
+    scores = options.scale * additive_scores_forward(query[:, None], inputs.key, inputs.v, options.activation)[:, 0]
+    if inputs.score_bias is not None:
+        scores = scores + inputs.score_bias[:, s]
+    alpha = masked_softmax(scores, inputs.mask).to(dtype)
+    weights = alpha if inputs.keep is None else alpha * inputs.keep[:, s]
+    acc = accumulation_dtype(dtype)
+    ungated = torch.bmm(weights[:, None].to(acc), inputs.value.to(acc))[:, 0].to(dtype)
+    if inputs.w_beta is None:
+        return ungated, weights, query, alpha, None, None
+    beta = torch.sigmoid(_linear(h, inputs.w_beta, inputs.b_beta)).to(dtype)
+    return beta * ungated, weights, query, alpha, beta, ungated
+
+
+def _attend_backward(
+    dcontext: Tensor,  # (B,D) acc, of the context after the gate
+    grad_weights: Tensor | None,  # (B,T)
+    s: int,
+    inputs: DecoderInputs,
+    options: DecoderOptions,
+    states: DecoderStates,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """dq (B,A), gradient of the context before the gate (B,D), of e (B,T), of W_β h' + b_β (B,D) or None; all acc."""
+    acc, dbeta = dcontext.dtype, None
+    if states.beta is not None:
+        beta = states.beta[:, s].to(acc)
+        dbeta = dcontext * states.ungated[:, s] * beta * (1 - beta)
+        dcontext = dcontext * beta
+    dalpha = _add(torch.bmm(inputs.value.to(acc), dcontext[:, :, None])[:, :, 0], grad_weights)
+    if inputs.keep is not None:
+        dalpha = dalpha * inputs.keep[:, s]
+    if inputs.mask is not None:  # selected, not multiplied by their weight of zero: they may be infinite
+        dalpha = dalpha.masked_fill(~inputs.mask, 0.0)
+    alpha = states.alpha[:, s].to(acc)
+    dscores = alpha * (dalpha - (alpha * dalpha).sum(-1, keepdim=True))
+    if inputs.mask is not None:
+        dscores = dscores.masked_fill(~inputs.mask, 0.0)
+    dq, _, _ = additive_scores_backward(
+        options.scale * dscores[:, None], states.queries[:, s, None].to(acc), inputs.key.to(acc), inputs.v.to(acc),
+        options.activation,
+    )  # fmt: skip
+    return dq[:, 0], dcontext, dscores, dbeta
+
+
+def _from_attention(attention: tuple[Tensor, Tensor, Tensor, Tensor | None], inputs: DecoderInputs) -> Tensor:
+    """The gradient of h', by way of the query and of the context gate."""
+    dq, _, _, dbeta = attention
+    dh = dq @ inputs.w_q.to(dq.dtype)
+    return dh if dbeta is None else dh + dbeta @ inputs.w_beta.to(dq.dtype)
+
+
+def _cell_forward(
+    h: Tensor,  # (B,H)
+    cell: Tensor | None,  # (B,H) acc
+    fed: Tensor,  # (B,D)
+    s: int,
+    inputs: DecoderInputs,
+    options: DecoderOptions,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    """h_s, cell_s (acc) or None, gates after their nonlinearity (B,GH), a'_n (B,H) or None."""
+    acc, dtype = accumulation_dtype(h.dtype), h.dtype
+    a = inputs.x_gates[:, s].to(acc) + _linear(fed, inputs.w_c, None)
+    a_h = _linear(h, inputs.w_h, inputs.b_h)
+    if options.cell == "lstm":
+        i, f, g, o = (a + a_h).chunk(4, 1)
+        i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+        cell = f * cell + i * g
+        return (o * cell.tanh()).to(dtype), cell, torch.cat([i, f, g, o], 1).to(dtype), None
+    a_r, a_z, a_n = a.chunk(3, 1)
+    h_r, h_z, h_n = a_h.chunk(3, 1)
+    r, z = (a_r + h_r).sigmoid(), (a_z + h_z).sigmoid()
+    n = (a_n + r * h_n).tanh()
+    return ((1 - z) * n + z * h).to(dtype), None, torch.cat([r, z, n], 1).to(dtype), h_n.to(dtype)
+
+
+def _cell_backward(
+    dh: Tensor,  # (B,H) acc, of h_s
+    dcell: Tensor | None,  # (B,H) acc, of cell_s by way of later steps
+    s: int,
+    inputs: DecoderInputs,
+    options: DecoderOptions,
+    states: DecoderStates,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Of a and of a' (B,GH), of h_{s-1} and cell_{s-1} (B,H); all acc."""
+    acc, gates = dh.dtype, states.gates[:, s].to(dh.dtype)
+    if options.cell == "lstm":
+        i, f, g, o = gates.chunk(4, 1)
+        before = states.cells[:, s - 1] if s else inputs.cell0
+        tanh_cell = states.cells[:, s].tanh()
+        dcell = dcell + dh * o * (1 - tanh_cell.square())
+        da_i, da_f = dcell * g * i * (1 - i), dcell * before * f * (1 - f)
+        da_g, da_o = dcell * i * (1 - g.square()), dh * tanh_cell * o * (1 - o)
+        da = torch.cat([da_i, da_f, da_g, da_o], 1)
+        return da, da, da @ inputs.w_h.to(acc), dcell * f
+    r, z, n = gates.chunk(3, 1)
+    before = states.output[:, s - 1] if s else inputs.h0
+    da_n = dh * (1 - z) * (1 - n.square())
+    da_r = da_n * states.hidden_n[:, s] * r * (1 - r)
+    da_z = dh * (before - n) * z * (1 - z)
+    da_h = torch.cat([da_r, da_z, da_n * r], 1)
+    return torch.cat([da_r, da_z, da_n], 1), da_h, dh * z + da_h @ inputs.w_h.to(acc), None
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """In the accumulation dtype."""
+    acc = accumulation_dtype(x.dtype)
+    out = x.to(acc) @ weight.to(acc).T
+    return out if bias is None else out + bias.to(acc)
+
+
+def _alive(s: int, lengths: Tensor | None) -> Tensor | None:
+    """(B,1): the rows whose step s is not behind their end; None: all."""
+    return None if lengths is None else (lengths > s)[:, None]
+
+
+def _add(total: Tensor, part: Tensor | None) -> Tensor:
+    return total if part is None else total + part
+
+
+def _or_zeros(grad: Tensor | None, like: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros_like(like, dtype=dtype) if grad is None else grad.to(dtype)
