@@ -32,6 +32,27 @@ struct Operands<float, torch::headeronly::BFloat16> {
 };
 #endif
 
+template <class T>
+bool has_dot_product() {  // of the processor: two products of T an instruction
+#ifdef HYBRIDOPS_WIDE
+    return is_bfloat16<T> && cpu_isa() == Isa::avx512_bf16;
+#else
+    return false;
+#endif
+}
+
+// f(E{}): with the type of the operands that products of tensors of type T are made of, A or T where the processor
+// multiplies T.
+template <class T, class A, class F>
+void with_operands(const F& f) {
+#ifdef HYBRIDOPS_WIDE
+    if constexpr (is_bfloat16<T>) {
+        if (has_dot_product<T>()) return f(T{});
+    }
+#endif
+    f(A{});
+}
+
 // Sums start from zero and are then added to memory, because the error of a sum grows with its length.
 template <class A, class V, int P, int N>
 HYBRIDOPS_INLINE void add_to_memory(A* out, const V (&sums)[P][N]) {
