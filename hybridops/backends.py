@@ -4,10 +4,11 @@
     native      compiled C++ on the CPU (hybridops._C), CUDA C++ on a GPU (hybridops._C_cuda)
     triton      Triton kernels (hybridops.triton), on a GPU; in Triton's interpreter on the CPU
 
-A back end is a folder with one module a family (conv_lstm.py, additive_attention.py). It is named by an argument, by
-`use_backend`, or by the environment variable HYBRIDOPS_BACKEND, in this order of precedence; a back end that is named
-runs or raises. Otherwise `choose` takes the fastest one that is here and takes these inputs; the first call that only
-lacks compiled kernels to be fast warns, once in a process.
+A back end is a folder with one module a family (conv_lstm.py, additive_attention.py, attention_decoder.py), of which it
+may lack one; the reference's decoder is in hybridops/formulas. A back end is named by an argument, by `use_backend`, or
+by the environment variable HYBRIDOPS_BACKEND, in this order of precedence, and then runs or raises. Otherwise `choose`
+takes the fastest one that is here and takes these inputs; the first call that only lacks compiled kernels to be fast
+warns, once in a process.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from hybridops import native, triton
+from hybridops.formulas import attention_decoder as attention_decoder_formulas
 from hybridops.native import additive_attention as native_additive_attention
 from hybridops.native import conv_lstm as native_conv_lstm
 from hybridops.reference import additive_attention as reference_additive_attention
@@ -33,6 +35,7 @@ NAMES = ("reference", "native", "triton")
 _MODULES: dict[tuple[str, str], ModuleType] = {
     ("reference", "conv_lstm"): reference_conv_lstm,
     ("reference", "additive_attention"): reference_additive_attention,
+    ("reference", "attention_decoder"): attention_decoder_formulas,
     ("native", "conv_lstm"): native_conv_lstm,
     ("native", "additive_attention"): native_additive_attention,
 }
@@ -110,7 +113,7 @@ def fallback(family: str, name: str | None, x: Tensor, spatial_dims: int = 0) ->
 
 def _fastest(family: str, x: Tensor, spatial_dims: int) -> tuple[str, str]:
     """The name of a back end, and why it is that one."""
-    native_reason = native.unsupported_reason(family, x, spatial_dims)
+    native_reason = _refusal("native", family, x, spatial_dims)
     if native_reason is None:
         return "native", "it is compiled for this device"
     if x.device.type == "cpu":  # where Triton runs only in its interpreter, to be tested
@@ -139,6 +142,8 @@ def _tell(name: str, family: str, reason: str, x: Tensor) -> None:
 
 
 def _refusal(name: str, family: str, x: Tensor, spatial_dims: int) -> str | None:
+    if (name, family) not in _MODULES:
+        return _unavailable_reason(name) or f"it has no {family}"
     if name == "native":
         return native.unsupported_reason(family, x, spatial_dims)
     if name == "triton":

@@ -75,5 +75,14 @@ def check_shape(name: str, tensor: Tensor, expected: Sequence[int | str]) -> Non
         raise ValueError(f"{name} must have shape {_spell(expected)}, got {_spell(tensor.shape)}")
 
 
+def check_lengths(lengths: Tensor, x: Tensor) -> None:
+    """One for each row of x."""
+    check_shape("lengths", lengths, x.shape[:1])
+    if lengths.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+        raise TypeError(f"lengths must be a tensor of integers, got {lengths.dtype}")
+    if lengths.device != x.device:
+        raise ValueError(f"lengths must be on the device of x, {x.device}, got {lengths.device}")
+
+
 def _spell(shape: Sequence[int | str]) -> str:
     return f"({', '.join(map(str, shape))})"

@@ -2,9 +2,10 @@
 
 A call goes through four files: functional.py, autograd/<family>.py, <back end>/<family>.py, csrc/<device>/<family>.*.
 Symbols are those of the ConvLSTM (B batch, T time, C input channels, H hidden channels, S* one to three spatial sizes,
-K* the kernel) and of additive attention (B batch, S queries, T keys, A attention channels, D value channels).
+K* the kernel), of additive attention (B batch, S queries, T keys, A attention channels, D value channels), and of the
+attention decoder (S steps, E input, H hidden, G gates beside those of attention).
 
-Dtypes: float32, float64, bfloat16, float16, the same for all arguments but the states of a ConvLSTM. Sums are
+Dtypes: float32, float64, bfloat16, float16, the same for all arguments but recurrent states. Sums are
 accumulated in float32 (float64 for float64), and so is the cell state within a sequence. Under autocast, arguments are
 cast to the autocast dtype, a cell state is not.
 
@@ -27,11 +28,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridops import autograd, backends
-from hybridops.checks import accumulation_dtype, autocast_is_on, check_choice, check_number, check_pair, check_shape
+from hybridops.autograd.attention_decoder import Selection, Weights
+from hybridops.checks import (
+    accumulation_dtype,
+    autocast_is_on,
+    check_choice,
+    check_lengths,
+    check_number,
+    check_pair,
+    check_shape,
+)
+from hybridops.formulas.attention_decoder import GATES, DecoderOptions
 from hybridops.reference.additive_attention import ACTIVATIONS, broadcast_mask, masked_softmax
 from hybridops.reference.conv_lstm import SPATIAL_NAMES
 
-__all__ = ["additive_attention", "additive_scores", "conv_lstm", "conv_lstm_cell", "prepare_exponentials"]
+__all__ = [
+    "additive_attention", "additive_scores", "attention_decoder", "conv_lstm", "conv_lstm_cell", "prepare_exponentials",
+]  # fmt: skip
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -143,6 +156,11 @@ class PreparedExponentials:
     backend: str
     key_shape: torch.Size
     tensors: tuple[Tensor, Tensor]
+
+    def index_select(self, index: Tensor) -> PreparedExponentials:
+        """Of the keys at `index` of the batch."""
+        tensors = tuple(t.index_select(0, index) for t in self.tensors)
+        return PreparedExponentials(self.backend, torch.Size([index.shape[0], *self.key_shape[1:]]), tensors)
 
 
 def prepare_exponentials(
@@ -429,3 +447,198 @@ _AS_IT_IS = contextlib.nullcontext()
 
 def _no_autocast(x: Tensor) -> contextlib.AbstractContextManager:
     return torch.autocast(x.device.type, enabled=False) if autocast_is_on(x) else _AS_IT_IS
+
+
+# -------------------------------------------------------------------------------------------------- attention decoder
+
+States = Tensor | tuple[Tensor, Tensor]  # of a GRU h, of an LSTM (h, c)
+
+
+def attention_decoder(
+    x: Tensor,
+    key: Tensor,
+    value: Tensor,
+    v: Tensor,
+    hx: States | None,
+    weight_q: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    *,
+    bias_q: Tensor | None = None,
+    weight_gate: Tensor | None = None,
+    bias_gate: Tensor | None = None,
+    context0: Tensor | None = None,
+    mask: Tensor | None = None,
+    score_bias: Tensor | None = None,
+    lengths: Tensor | None = None,
+    cell: str = "lstm",
+    query: str = "previous",
+    scale: float = 1.0,
+    activation: str = "tanh",
+    negative_slope: float = 0.01,
+    dropout_p: float = 0.0,
+    return_weights: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor, States, Tensor, Tensor | None]:
+    """All steps of a recurrent decoder with additive attention, given its inputs (teacher forcing).
+
+    Bahdanau et al. 2015, https://arxiv.org/abs/1409.0473; the context gate is that of Xu et al. 2015,
+    https://arxiv.org/abs/1502.03044.
+
+        q_s   = W_q h' + b_q                             h' = h_{s-1} (query "previous") or h_s (query "current")
+        α_s,t = softmax_t(scale Σ_a v_a act(q_s,a + key_t,a) + score_bias_s,t) where mask is True, 0 elsewhere
+        c_s   = Σ_t α_s,t value_t [∘ σ(W_β h' + b_β)]    c' = c_s (query "previous") or c_{s-1} (query "current")
+        h_s   = LSTM or GRU of [x_s; c'] and h_{s-1}     as `torch.nn.LSTMCell` and `torch.nn.GRUCell` compute it
+
+    Args:
+        x: (B, S, E).
+        key: (B, T, A), projected.
+        value: (B, T, D). Behind a mask it has to be finite, as key.
+        v: (A,).
+        hx: before the first step, (h, c) of an LSTM, h of a GRU, each (B, H) in any floating-point dtype; None = zeros.
+        weight_q, bias_q: (A, H), (A,): the projection of the query.
+        weight_ih: (GH, E+D), the columns of x first; G = 4 gates i, f, g, o of an LSTM, or 3 gates r, z, n of a GRU.
+        weight_hh, bias_ih, bias_hh: (GH, H), (GH,), (GH,).
+        weight_gate, bias_gate: (D, H), (D,): W_β and b_β of the context gate; None: there is none.
+        context0: (B, D), the context before the first step, of query "current" alone; None = zeros.
+        mask: boolean, True = may be attended, (B, T) or broadcastable to it. A row that may attend nothing has zero
+            weights, a zero context, and zero gradients from there.
+        score_bias: broadcastable to (B, S, T).
+        lengths: (B,), integers: at step lengths[b] and those after it row b keeps its state, and gives zeros, whatever
+            its x.
+        cell: "lstm" or "gru".
+        query: "previous" or "current".
+        scale, activation, negative_slope: as in `additive_attention`.
+        dropout_p: probability with which a weight is zeroed, the others being scaled up; 0 in evaluation. It is drawn
+            step by step, by PyTorch's generator.
+        return_weights: whether to return α too: after dropout, the weights that made the contexts.
+        backend: "reference", "native", "triton", or None for the fastest that takes these arguments.
+
+    Returns:
+        output (B, S, H), the h_s; the state after the last step, (h_n, c_n) of an LSTM, h_n of a GRU, each (B, H), c_n
+        in the dtype of the c given, else of x; context (B, S, D), the c_s; and α (B, S, T) or None.
+    """
+    check_choice("cell", cell, tuple(GATES))
+    check_choice("query", query, ("previous", "current"))
+    h0, c0 = _split_states(hx, cell)
+    pairs, hidden, width = _check_decoder(x, key, value, v, h0, c0, weight_q, weight_ih, weight_hh, cell)
+    _check_optional(bias_ih=(bias_ih, weight_ih.shape[:1]), bias_hh=(bias_hh, weight_ih.shape[:1]))
+    _check_optional(bias_q=(bias_q, v.shape), weight_gate=(weight_gate, (width, hidden)))
+    _check_optional(bias_gate=(bias_gate, (width,)), context0=(context0, (pairs[0], width)))
+    if weight_gate is None and bias_gate is not None:
+        raise ValueError("bias_gate must be None where weight_gate is None, got a tensor")
+    if query == "previous" and context0 is not None:
+        raise ValueError("context0 must be None where query is 'previous', got a tensor")
+    check_choice("activation", activation, ACTIVATIONS)
+    check_number("scale", scale)
+    check_number("negative_slope", negative_slope)
+    check_number("dropout_p", dropout_p, 0.0, 1.0)
+    dtype_of_c = x.dtype if c0 is None else c0.dtype
+    x, key, value, v, context0, weight_q, bias_q, weight_ih, weight_hh, bias_ih, bias_hh, weight_gate, bias_gate = (
+        _autocast(
+            x, key, value, v, context0, weight_q, bias_q, weight_ih, weight_hh, bias_ih, bias_hh, weight_gate, bias_gate
+        )
+    )
+    _check_dtypes(
+        x=x, key=key, value=value, v=v, context0=context0, weight_q=weight_q, bias_q=bias_q, weight_ih=weight_ih,
+        weight_hh=weight_hh, bias_ih=bias_ih, bias_hh=bias_hh, weight_gate=weight_gate, bias_gate=bias_gate,
+    )  # fmt: skip
+    mask = _decoder_mask(mask, x, pairs)
+    if lengths is not None:
+        check_lengths(lengths, x)
+        lengths = lengths.to(torch.int64)
+        # zeros, not NaN times a gradient of zero
+        x = x.masked_fill((torch.arange(pairs[1], device=x.device) >= lengths[:, None])[..., None], 0.0)
+    acc = accumulation_dtype(x.dtype)
+    if score_bias is not None:
+        _check_broadcastable("score_bias", score_bias, x, pairs)
+        score_bias = score_bias.to(acc).expand(pairs)
+    h0 = x.new_zeros(pairs[0], hidden) if h0 is None else h0.to(x.dtype)
+    if cell == "lstm":
+        c0 = x.new_zeros(pairs[0], hidden, dtype=acc) if c0 is None else c0.to(acc)
+    run = backends.choose("attention_decoder", backend, x)
+
+    if pairs[1] == 0:
+        states = h0.clone() if c0 is None else (h0.clone(), c0.to(dtype_of_c, copy=True))
+        weights = x.new_empty(pairs) if return_weights else None
+        return x.new_empty(pairs[0], 0, hidden), states, x.new_empty(pairs[0], 0, width), weights
+    with _no_autocast(x):
+        output, h_n, c_n, context, weights = autograd.attention_decoder.run(
+            run,
+            Weights(
+                x, key, value, v, h0, c0, context0, weight_q, bias_q, weight_ih, weight_hh, bias_ih, bias_hh,
+                weight_gate, bias_gate, score_bias,
+            ),
+            Selection(mask, _kept_weights(dropout_p, value, pairs), lengths),
+            DecoderOptions(float(scale), activation, float(negative_slope), cell, query),
+        )  # fmt: skip
+    states = h_n if cell == "gru" else (h_n, c_n.to(dtype_of_c))
+    return output, states, context, weights if return_weights else None
+
+
+def _split_states(hx: States | None, cell: str) -> tuple[Tensor | None, Tensor | None]:
+    """h, c of an LSTM; h, None of a GRU."""
+    if hx is None:
+        return None, None
+    if cell == "gru":
+        return hx, None
+    check_pair("hx", hx)
+    return hx[0], hx[1]
+
+
+def _check_decoder(
+    x: Tensor,
+    key: Tensor,
+    value: Tensor,
+    v: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weight_q: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    cell: str,
+) -> tuple[tuple[int, int, int], int, int]:
+    """(B, S, T), H, D."""
+    check_shape("x", x, ("B", "S", "E"))
+    batch, steps, inputs = x.shape
+    check_shape("key", key, (batch, "T", "A"))
+    _, keys, width = key.shape
+    check_shape("value", value, (batch, keys, "D"))
+    check_shape("v", v, (width,))
+    check_shape("weight_q", weight_q, (width, "H"))
+    hidden, values = weight_q.shape[1], value.shape[2]
+    check_shape("weight_ih", weight_ih, (GATES[cell] * hidden, inputs + values))
+    check_shape("weight_hh", weight_hh, (GATES[cell] * hidden, hidden))
+    for name, state in (("hx" if cell == "gru" else "h of hx", h0), ("c of hx", c0)):
+        if state is not None:
+            check_shape(name, state, (batch, hidden))
+            _check_like(name, state, x, dtype=False, like_name="x")
+    return (batch, steps, keys), hidden, values
+
+
+def _check_optional(**tensors: tuple[Tensor | None, Sequence[int]]) -> None:
+    for name, (tensor, shape) in tensors.items():
+        if tensor is not None:
+            check_shape(name, tensor, shape)
+
+
+def _decoder_mask(mask: Tensor | None, x: Tensor, pairs: tuple[int, int, int]) -> Tensor | None:
+    """(B, T)"""
+    if mask is None:
+        return None
+    batch, _, keys = pairs
+    mask = broadcast_mask(mask, batch, 1, keys)[:, 0].expand(batch, keys)
+    if mask.device != x.device:
+        raise ValueError(f"mask must be on the device of x, {x.device}, got {mask.device}")
+    return mask
+
+
+def _kept_weights(dropout_p: float, value: Tensor, pairs: tuple[int, int, int]) -> Tensor | None:
+    """(B, S, T), 0 or 1/(1-p); drawn as a loop over the steps draws."""
+    if dropout_p == 0:
+        return None
+    batch, steps, keys = pairs
+    ones = value.new_ones(batch, 1, keys)
+    return torch.cat([F.dropout(ones, dropout_p) for _ in range(steps)], 1)

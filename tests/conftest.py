@@ -46,6 +46,14 @@ def target(request) -> Target:
     return request.param
 
 
+@pytest.fixture(scope="session")
+def decoder_target(target) -> Target:
+    """A back end that has an attention decoder."""
+    if (target.backend, "attention_decoder") not in backends._MODULES:
+        pytest.skip(f"{target.backend} has no attention_decoder")
+    return target
+
+
 def pytest_collection_modifyitems(items) -> None:
     if not torch.cuda.is_available():
         for item in items:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hybridops.autograd import additive_attention, conv_lstm, raw_ops
+from hybridops.autograd import additive_attention, attention_decoder, conv_lstm, raw_ops
 from hybridops.autograd.transforms import under_transform
 
-__all__ = ["additive_attention", "conv_lstm", "raw_ops", "under_transform"]
+__all__ = ["additive_attention", "attention_decoder", "conv_lstm", "raw_ops", "under_transform"]

@@ -81,7 +81,7 @@ class DecoderStates(NamedTuple):
     """The results; the rest are for the backward, and None where nothing was to be saved."""
 
     output: Tensor  # (B,S,H)
-    h_n: Tensor  # (B,H)
+    h_n: Tensor  # (B,H); no backward reads it, nor cell_n
     cell_n: Tensor | None  # (B,H) acc, None: a GRU
     context: Tensor  # (B,S,D), after the context gate
     weights: Tensor  # (B,S,T), after keep
@@ -136,15 +136,15 @@ def attention_decoder_forward(inputs: DecoderInputs, options: DecoderOptions, sa
         step_output, step_context = new_h, new_context
         alive = _alive(s, inputs.lengths)
         if alive is not None:
-            step_output, step_context, weights = (
-                torch.where(alive, t, 0.0) for t in (new_h, new_context, weights)
-            )
+            step_output, step_context, weights = (torch.where(alive, t, 0.0) for t in (new_h, new_context, weights))
             new_h, new_context = torch.where(alive, new_h, h), torch.where(alive, new_context, context)
             new_cell = None if cell is None else torch.where(alive, new_cell, cell)
         h, cell, context = new_h, new_cell, new_context
         rows.append((step_output, step_context, weights, cell, gates, hidden_n, queries, alpha, beta, ungated))
 
-    output, context, weights, *saved = (None if row[0] is None else torch.stack(row, 1) for row in zip(*rows, strict=True))
+    output, context, weights, *saved = (
+        None if row[0] is None else torch.stack(row, 1) for row in zip(*rows, strict=True)
+    )
     if not save:
         return DecoderStates(output, h, cell, context, weights)
     cells, gates, hidden_n, queries, alpha, beta, ungated = saved
@@ -155,11 +155,13 @@ def attention_decoder_forward(inputs: DecoderInputs, options: DecoderOptions, sa
 def attention_decoder_backward(
     grads: DecoderUpstreamGrads, inputs: DecoderInputs, options: DecoderOptions, states: DecoderStates
 ) -> DecoderGradients:
-    acc, dtype, steps = accumulation_dtype(inputs.value.dtype), inputs.value.dtype, inputs.x_gates.shape[1]
+    dtype, steps = inputs.value.dtype, states.output.shape[1]
+    acc = accumulation_dtype(dtype)
     previous = options.query == "previous"
     dh = _or_zeros(grads.h_n, inputs.h0, acc)
     dcell = None if inputs.cell0 is None else _or_zeros(grads.cell_n, inputs.cell0, acc)
-    dfed = None if previous else torch.zeros_like(states.context[:, 0], dtype=acc)  # of the context that step s+1 is fed
+    # of the context that the next step is fed
+    dfed = None if previous else torch.zeros_like(states.context[:, 0], dtype=acc)
     rows: list[tuple[Tensor | None, ...]] = []
     for s in reversed(range(steps)):
         grad_output, grad_context, grad_weights = (

@@ -19,6 +19,7 @@ FUSED: dict[type[nn.Module], type[nn.Module]] = {
     reference.ConvLSTM: modules.FusedConvLSTM,
     reference.ConcatAttention: modules.FusedConcatAttention,
     reference.AdditiveAttention: modules.FusedAdditiveAttention,
+    reference.AttentionDecoder: modules.FusedAttentionDecoder,
 }
 Adapters = Mapping[type[nn.Module], "str | Adapter"]
 
@@ -131,7 +132,7 @@ def _swap(module: nn.Module, adapters: dict[type[nn.Module], Adapter]) -> str | 
     if kind in FUSED.values() or "plan" in vars(kind):
         return "It is fused already."
     if kind in FUSED:
-        reason = _reason_against_parts(module, (nn.ModuleList, *FUSED, *FUSED.values()))
+        reason = _reason_against_parts(module, (nn.ModuleList, nn.LSTMCell, nn.GRUCell, *FUSED, *FUSED.values()))
         if reason is None:
             module.__class__ = FUSED[kind]
         return reason

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,11 @@ class FusedPreparedKeys(PreparedKeys):
     """PreparedKeys with what else the back end computes once of the keys, where it has a use for it."""
 
     exponentials: HF.PreparedExponentials | None = None
+
+    def index_select(self, index: Tensor) -> FusedPreparedKeys:
+        """Those at `index` of the batch."""
+        exponentials = None if self.exponentials is None else self.exponentials.index_select(index)
+        return replace(super().index_select(index), exponentials=exponentials)
 
 
 class FusedConcatAttention(ConcatAttention):
@@ -45,7 +50,7 @@ class FusedConcatAttention(ConcatAttention):
 
     def _weights(self, hidden: Tensor, encoder_outputs: Tensor, mask: Tensor | None) -> Tensor:
         attn, v = self.attn, self.v
-        reasons = {"attn": reason_not_plain(attn, _LINEAR), "v": _reason_not_a_row(v)}
+        reasons = {"attn": reason_not_plain(attn, _LINEAR), "v": reason_not_a_row(v)}
         if runs_plain("additive_attention", self.backend, hidden, reasons):
             return super()._weights(hidden, encoder_outputs, mask)
         recompute_weights(attn, v)
@@ -116,7 +121,7 @@ class FusedAdditiveAttention(AdditiveAttention):
         self, q: Tensor, keys: PreparedKeys, mask: Tensor | None, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
         v = self.v
-        if runs_plain("additive_attention", self.backend, q, {"v": _reason_not_a_row(v)}):
+        if runs_plain("additive_attention", self.backend, q, {"v": reason_not_a_row(v)}):
             return super()._attend(q, keys, mask, need_weights)
         recompute_weights(v)
         out = HF.additive_attention(
@@ -133,7 +138,7 @@ def _are_as_they_stand(*parts: nn.Linear) -> bool:
     return all(reason_not_plain(part, _LINEAR) is None and not part._forward_pre_hooks for part in parts)
 
 
-def _reason_not_a_row(v: nn.Module) -> str | None:
+def reason_not_a_row(v: nn.Module) -> str | None:
     """Whether v·x is all that v computes, as it was made."""
     reason = reason_not_plain(v, _LINEAR)
     if reason is None and v.bias is not None:

@@ -7,6 +7,10 @@ The modules are the eager baseline and the layout of the parameters; the fused m
 from __future__ import annotations
 
 from hybridops.reference.additive_attention import AdditiveAttention, ConcatAttention, PreparedKeys
+from hybridops.reference.attention_decoder import AttentionDecoder, DecoderState
 from hybridops.reference.conv_lstm import ConvLSTM, ConvLSTMCell
 
-__all__ = ["AdditiveAttention", "ConcatAttention", "ConvLSTM", "ConvLSTMCell", "PreparedKeys"]
+__all__ = [
+    "AdditiveAttention", "AttentionDecoder", "ConcatAttention", "ConvLSTM", "ConvLSTMCell", "DecoderState",
+    "PreparedKeys",
+]  # fmt: skip

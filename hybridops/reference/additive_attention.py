@@ -7,7 +7,7 @@ Symbols: B batch, S queries, T keys, A attention channels, D value channels. Mas
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +71,13 @@ class PreparedKeys:
     key: Tensor  # (B, T, A), projected
     value: Tensor  # (B, T, D)
     mask: Tensor | None  # boolean, three dimensions, broadcastable to (B, S, T)
+
+    def index_select(self, index: Tensor) -> PreparedKeys:
+        """Those at `index` of the batch."""
+        mask = self.mask
+        if mask is not None and mask.shape[0] == self.key.shape[0]:
+            mask = mask.index_select(0, index)
+        return replace(self, key=self.key.index_select(0, index), value=self.value.index_select(0, index), mask=mask)
 
 
 class AdditiveAttention(nn.Module):

@@ -1,0 +1,174 @@
+"""The attention decoder over all steps of a sequence as an autograd Function.
+
+A back end runs what is sequential. With da, da', dq, du and dβ (gradients of the gates' two parts, of the queries, of
+the contexts before the gate, of the gate before its σ) known for all steps, what follows is one product each:
+
+    dW_ih = daᵀ [x; c']   dx = da W_x   dW_hh = da'ᵀ h_{s-1}   dW_q = dqᵀ h'   dW_β = dβᵀ h'   dvalue = (α keep)ᵀ du
+    dkey, dv: the scores' gradients over all steps, of which the queries are known by then
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hybridops.autograd.double_backward import formula_gradients
+from hybridops.autograd.transforms import needs_differentiable_gradients, needs_formulas
+from hybridops.checks import accumulation_dtype
+from hybridops.formulas import attention_decoder as formulas
+from hybridops.formulas.attention_decoder import (
+    DecoderGradients,
+    DecoderInputs,
+    DecoderOptions,
+    DecoderStates,
+    DecoderUpstreamGrads,
+)
+
+Outputs = tuple[Tensor, Tensor, "Tensor | None", Tensor, Tensor]  # output, h_n, cell_n (acc), context, weights
+
+
+class Weights(NamedTuple):
+    """What has a gradient; of one dtype, but for cell0 and score_bias (acc)."""
+
+    x: Tensor  # (B,S,E)
+    key: Tensor  # (B,T,A)
+    value: Tensor  # (B,T,D)
+    v: Tensor  # (A)
+    h0: Tensor  # (B,H)
+    cell0: Tensor | None  # (B,H) acc, None: a GRU
+    context0: Tensor | None  # (B,D)
+    weight_q: Tensor  # (A,H)
+    bias_q: Tensor | None  # (A)
+    weight_ih: Tensor  # (GH,E+D)
+    weight_hh: Tensor  # (GH,H)
+    bias_ih: Tensor | None  # (GH)
+    bias_hh: Tensor | None  # (GH)
+    weight_gate: Tensor | None  # (D,H)
+    bias_gate: Tensor | None  # (D)
+    score_bias: Tensor | None  # (B,S,T) acc
+
+
+class Selection(NamedTuple):
+    """What has none."""
+
+    mask: Tensor | None  # (B,T) boolean
+    keep: Tensor | None  # (B,S,T)
+    lengths: Tensor | None  # (B) int64
+
+
+def run(backend: ModuleType, weights: Weights, selection: Selection, options: DecoderOptions) -> Outputs:
+    """Of at least one step. What comes is no view."""
+    if needs_formulas(backend, formulas):
+        return _outputs(formulas, weights, selection, options)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in weights):
+        return AttentionDecoder.apply(backend, options, selection, *weights)
+    return _outputs(backend, weights, selection, options)
+
+
+def _outputs(backend: ModuleType, weights: Weights, selection: Selection, options: DecoderOptions) -> Outputs:
+    inputs = _op_inputs(_x_gates(weights, options), weights, selection, options)
+    return tuple(backend.attention_decoder_forward(inputs, options, False)[:5])
+
+
+def _x_gates(w: Weights, options: DecoderOptions) -> Tensor:
+    """The part of x in the gates, for all steps; of an LSTM with both biases."""
+    bias = w.bias_ih
+    if options.cell == "lstm" and w.bias_hh is not None:
+        bias = w.bias_hh if bias is None else bias + w.bias_hh
+    return F.linear(w.x, w.weight_ih[:, : w.x.shape[2]], bias)
+
+
+def _op_inputs(x_gates: Tensor, w: Weights, selection: Selection, options: DecoderOptions) -> DecoderInputs:
+    return DecoderInputs(
+        x_gates, w.key, w.value, w.v, w.h0, w.cell0, w.context0, w.weight_q, w.bias_q,
+        w.weight_ih[:, w.x.shape[2] :], w.weight_hh, None if options.cell == "lstm" else w.bias_hh,
+        w.weight_gate, w.bias_gate, selection.mask, w.score_bias, selection.keep, selection.lengths,
+    )  # fmt: skip
+
+
+class AttentionDecoder(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, backend: ModuleType, options: DecoderOptions, selection: Selection, *weights: Tensor | None
+    ) -> Outputs:
+        inputs = _op_inputs(_x_gates(Weights(*weights), options), Weights(*weights), selection, options)
+        states = backend.attention_decoder_forward(inputs, options, True)
+        ctx.backend, ctx.options = backend, options
+        ctx.set_materialize_grads(False)
+        # the last states are read by no backward, and may be written into
+        ctx.save_for_backward(*weights, *selection, states.output, None, None, *states[3:])
+        return tuple(states[:5])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved, needed = ctx.saved_tensors, ctx.needs_input_grad[3:]
+        if all(grad is None for grad in grads):
+            return (None,) * (3 + len(needed))
+        weights, saved = Weights(*saved[: len(needed)]), saved[len(needed) :]
+        selection, states = Selection(*saved[:3]), DecoderStates(*saved[3:])
+        if needs_differentiable_gradients(*grads):
+            found = formula_gradients(
+                lambda *weights: _outputs(formulas, Weights(*weights), selection, ctx.options), weights, needed, grads
+            )
+        else:
+            upstream = DecoderUpstreamGrads(*grads)
+            found = _gradients(ctx.backend, ctx.options, weights, selection, Weights(*needed), upstream, states)
+        return None, None, None, *found
+
+
+def _gradients(
+    backend: ModuleType,
+    options: DecoderOptions,
+    w: Weights,
+    selection: Selection,
+    needed: Weights,  # of bools
+    grads: DecoderUpstreamGrads,
+    states: DecoderStates,
+) -> tuple[Tensor | None, ...]:
+    # in place of x_gates, of which a backward reads no value
+    inputs, width = _op_inputs(states.gates, w, selection, options), w.x.shape[2]
+    found: DecoderGradients = backend.attention_decoder_backward(grads, inputs, options, states)
+    da, da_h, dq = (t.flatten(0, 1) for t in (found.da, found.da_h, found.dq))
+    previous = options.query == "previous"
+    before = _one_step_later(states.output, w.h0).flatten(0, 1)
+    asking = before if previous else states.output.flatten(0, 1)  # h'
+    fed = states.context if previous else _one_step_later(states.context, w.context0)
+    dscores, dbeta = found.dscores, None if found.dbeta is None else found.dbeta.flatten(0, 1)
+    dkey = dv = None
+    if needed.key or needed.v:
+        _, dkey, dv = backend.additive_scores_backward(
+            dscores if options.scale == 1.0 else options.scale * dscores, states.queries, w.key, w.v,
+            options.activation, options.negative_slope,
+        )  # fmt: skip
+    return (
+        (da @ w.weight_ih[:, :width]).view(w.x.shape) if needed.x else None,
+        dkey if needed.key else None,
+        torch.bmm(states.weights.transpose(1, 2), found.dcontext) if needed.value else None,
+        dv if needed.v else None,
+        found.dh0 if needed.h0 else None,
+        found.dcell0 if needed.cell0 else None,
+        found.dcontext0 if needed.context0 else None,
+        dq.T @ asking if needed.weight_q else None,
+        _sum(dq) if needed.bias_q else None,
+        da.T @ torch.cat([w.x, fed], 2).flatten(0, 1) if needed.weight_ih else None,
+        da_h.T @ before if needed.weight_hh else None,
+        _sum(da) if needed.bias_ih else None,
+        _sum(da_h) if needed.bias_hh else None,
+        dbeta.T @ asking if needed.weight_gate else None,
+        _sum(dbeta) if needed.bias_gate else None,
+        dscores if needed.score_bias else None,
+    )
+
+
+def _one_step_later(states: Tensor, first: Tensor | None) -> Tensor:
+    """(B,S,·): what each step began with, given what each gave; `first` None: zeros."""
+    first = torch.zeros_like(states[:, 0]) if first is None else first
+    return torch.cat([first[:, None], states[:, :-1]], 1)
+
+
+def _sum(rows: Tensor) -> Tensor:
+    return rows.sum(0, dtype=accumulation_dtype(rows.dtype)).to(rows.dtype)

@@ -1,0 +1,127 @@
+"""FusedAttentionDecoder: the plain module's parameters and calls; all steps of a sequence in one fused function."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import hybridops.functional as HF
+from hybridops.modules.additive_attention import FusedAdditiveAttention, reason_not_a_row
+from hybridops.modules.parts import reason_not_plain, recompute_weights, runs_plain
+from hybridops.reference.additive_attention import AdditiveAttention
+from hybridops.reference.attention_decoder import CELLS, AttentionDecoder, States
+
+
+class FusedAttentionDecoder(AttentionDecoder):
+    """A recurrent decoder with additive attention over a memory, given its inputs (teacher forcing).
+
+        q_s = W_q h'                                      h' = h_{s-1} (query "previous") or h_s (query "current")
+        α_s = softmax_t(v · act(q_s + W_k memory_t))      c_s = Σ_t α_s,t memory_t [∘ σ(W_β h' + b_β)]
+        h_s = LSTM or GRU of [x_s; c'] and h_{s-1}        c' = c_s (query "previous") or c_{s-1} (query "current")
+
+    Bahdanau et al. 2015, https://arxiv.org/abs/1409.0473 (query "previous"); Luong et al. 2015,
+    https://arxiv.org/abs/1508.04025, with input feeding (query "current"; c_0 is zero); the context gate is that of Xu
+    et al. 2015, https://arxiv.org/abs/1502.03044.
+
+    Args:
+        input_dim, hidden_dim, memory_dim, attn_dim: channels E of x, H of h, D of the memory, A of the sum in act.
+        cell: "lstm" or "gru".
+        query: "previous" or "current".
+        num_heads: 1, for the time being.
+        activation: "tanh", "relu" or "leaky_relu".
+        context_gate: whether there is one.
+        dropout: probability with which a weight α is zeroed in training, as in `FusedAdditiveAttention`.
+        backend: "reference", "native", "triton", or None for the fastest that takes the inputs.
+
+    Parameters: those of `reference.AttentionDecoder`, and the same state dict: `attention.query_proj.weight` (A, H),
+    `attention.key_proj.weight` (A, D), `attention.v.weight` (1, A); `cell.weight_ih` (4H or 3H, E+D), the columns of x
+    first, `cell.weight_hh`, `cell.bias_ih`, `cell.bias_hh` in the order of `nn.LSTMCell` or `nn.GRUCell`;
+    `context_gate.weight` (D, H), `context_gate.bias` (D) if there is one.
+
+    Shape: x (B, S, E), memory (B, T, D), hx None = zeros or (h, c) of an LSTM, h of a GRU, each (B, H); mask None or
+    boolean, True = may be attended, (B, T) or broadcastable to it; lengths None or integers (B,). Gives output (B, S,
+    H), the h_s; the state after the last step, like hx; context (B, S, D), the c_s; weights (B, S, T) after dropout,
+    or None if not needed. All are of one dtype: float32, float64, bfloat16 or float16; sums and the cell are kept in
+    float32 at least.
+
+    Padding may hold anything: what is behind the mask does not count, and a row that may attend nothing has zero
+    weights and a zero context; at step lengths[b] and those after it row b keeps its state, gives zeros, and its x
+    does not count.
+
+    Fused: `functional.attention_decoder` runs it, on the weights of its parts; `attention.key_proj` is called. Where
+    another part is more than its weights (another class, hooks, a forward of its own), the plain forward runs, through
+    the parts; a back end that was named then raises.
+
+    Decoding: `start` projects the memory and takes the exponentials of its keys, once; `step` is a step of the plain
+    loop on the fused attention; `DecoderState` has `reorder` and `select` for searches.
+
+    Raises:
+        TypeError, ValueError: an argument, or the shape of an input, is not as said here.
+        RuntimeError: a back end was named that is not here, or does not take the inputs.
+    """
+
+    attention_type = FusedAdditiveAttention
+    backend: str | None = None  # a class attribute too: `fuse` makes this class of modules whose __init__ knew none
+
+    def __init__(
+        self,
+        input_dim: int,
+        hidden_dim: int,
+        memory_dim: int,
+        attn_dim: int,
+        *,
+        cell: str = "lstm",
+        query: str = "previous",
+        num_heads: int = 1,
+        activation: str = "tanh",
+        context_gate: bool = False,
+        dropout: float = 0.0,
+        backend: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            input_dim, hidden_dim, memory_dim, attn_dim, cell=cell, query=query, num_heads=num_heads,
+            activation=activation, context_gate=context_gate, dropout=dropout, device=device, dtype=dtype,
+        )  # fmt: skip
+        self.backend = backend
+        self.attention.backend = backend
+
+    def _run(
+        self,
+        x: Tensor,
+        memory: Tensor,
+        h: Tensor,
+        c: Tensor | None,
+        mask: Tensor | None,
+        lengths: Tensor | None,
+        need_weights: bool,
+    ) -> tuple[Tensor, States, Tensor, Tensor | None]:
+        attention, cell, gate = self.attention, self.cell, self.context_gate
+        if runs_plain("attention_decoder", self.backend, x, self._reasons()):
+            return super()._run(x, memory, h, c, mask, lengths, need_weights)
+        projection, v = attention.query_proj, attention.v
+        recompute_weights(*(part for part in (projection, v, cell, gate) if part is not None))
+        return HF.attention_decoder(
+            x, attention.key_proj(memory), memory, v.weight[0], h if c is None else (h, c), projection.weight,
+            cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh, bias_q=projection.bias,
+            weight_gate=None if gate is None else gate.weight, bias_gate=None if gate is None else gate.bias,
+            mask=mask, lengths=lengths, cell=self.cell_kind, query=self.query, scale=attention.scale,
+            activation=attention.activation, negative_slope=attention.negative_slope,
+            dropout_p=attention.dropout if attention.training else 0.0, return_weights=need_weights,
+            backend=self.backend,
+        )  # fmt: skip
+
+    def _reasons(self) -> dict[str, str | None]:
+        """Of each part that would not be called: why it has to be, or None."""
+        attention = self.attention
+        reasons = {
+            "attention": reason_not_plain(attention, (FusedAdditiveAttention, AdditiveAttention)),
+            "cell": reason_not_plain(self.cell, (CELLS[self.cell_kind],)),
+        }
+        if self.context_gate is not None:
+            reasons["context_gate"] = reason_not_plain(self.context_gate, (nn.Linear,))
+        if reasons["attention"] is None:
+            reasons["query_proj"] = reason_not_plain(attention.query_proj, (nn.Linear,))
+            reasons["v"] = reason_not_a_row(attention.v)
+        return reasons

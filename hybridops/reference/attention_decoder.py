@@ -1,0 +1,272 @@
+"""The plain attention decoder, as people write it: a loop over steps of additive attention and a recurrent cell.
+
+Bahdanau et al. 2015 (https://arxiv.org/abs/1409.0473); the context gate is that of Xu et al. 2015
+(https://arxiv.org/abs/1502.03044). The explicit formulas are in hybridops/formulas/attention_decoder.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from hybridops.checks import check_bool, check_choice, check_lengths, check_pair, check_positive_int, check_shape
+from hybridops.reference.additive_attention import AdditiveAttention, PreparedKeys, broadcast_mask
+
+CELLS = {"lstm": nn.LSTMCell, "gru": nn.GRUCell}
+
+States = Tensor | tuple[Tensor, Tensor]  # of a GRU h, of an LSTM (h, c)
+
+
+@dataclass(frozen=True, eq=False)
+class DecoderState:
+    """Where decoding stands: what `AttentionDecoder.start` and `.step` give, and `.step` takes.
+
+    There are m rows for each of the B entries of the memory, next to each other, m = 1 after `start`.
+    """
+
+    keys: PreparedKeys  # of the memory, B entries
+    h: Tensor  # (m·B, H)
+    c: Tensor | None  # (m·B, H), None: a GRU
+    context: Tensor  # (m·B, D), of the step before
+
+    def reorder(self, index: Tensor) -> DecoderState:
+        """The rows at `index` (m'·B,): the beams of a search that go on.
+
+        They stay with the memory of their entry, which is not copied: index // m has to be 0 ... 0, 1 ... 1, ..., each
+        m' times. That is not checked.
+        """
+        batch = self.keys.key.shape[0]
+        _check_index(index)
+        if batch == 0 or index.shape[0] % batch:
+            raise ValueError(f"index must have a multiple of the {batch} entries of the memory, got {index.shape[0]}")
+        return self._rows(index)
+
+    def select(self, index: Tensor) -> DecoderState:
+        """The entries at `index` of the memory, with all their rows: the sentences that are not finished."""
+        _check_index(index)
+        count = self.h.shape[0] // max(self.keys.key.shape[0], 1)
+        rows = (index[:, None] * count + torch.arange(count, device=index.device)).flatten()
+        return replace(self._rows(rows), keys=self.keys.index_select(index))
+
+    def _rows(self, index: Tensor) -> DecoderState:
+        h, c, context = (None if t is None else t.index_select(0, index) for t in (self.h, self.c, self.context))
+        return replace(self, h=h, c=c, context=context)
+
+
+class AttentionDecoder(nn.Module):
+    """A recurrent decoder with additive attention over a memory, given its inputs (teacher forcing).
+
+        q_s = W_q h'                                      h' = h_{s-1} (query "previous") or h_s (query "current")
+        α_s = softmax_t(v · act(q_s + W_k memory_t))      c_s = Σ_t α_s,t memory_t [∘ σ(W_β h' + b_β)]
+        h_s = LSTM or GRU of [x_s; c'] and h_{s-1}        c' = c_s (query "previous") or c_{s-1} (query "current")
+
+    Bahdanau et al. 2015, https://arxiv.org/abs/1409.0473 (query "previous"); Luong et al. 2015,
+    https://arxiv.org/abs/1508.04025, with input feeding (query "current"; c_0 is zero); the context gate is that of Xu
+    et al. 2015, https://arxiv.org/abs/1502.03044.
+
+    Args:
+        input_dim, hidden_dim, memory_dim, attn_dim: channels E of x, H of h, D of the memory, A of the sum in act.
+        cell: "lstm" or "gru".
+        query: "previous" or "current".
+        num_heads: 1, for the time being.
+        activation: "tanh", "relu" or "leaky_relu".
+        context_gate: whether there is one.
+        dropout: probability with which a weight α is zeroed in training, as in `AdditiveAttention`.
+
+    Parameters: `attention.query_proj.weight` (A, H), `attention.key_proj.weight` (A, D), `attention.v.weight` (1, A);
+    `cell.weight_ih` (4H or 3H, E+D), the columns of x first, `cell.weight_hh`, `cell.bias_ih`, `cell.bias_hh` in the
+    order of `nn.LSTMCell` or `nn.GRUCell`; `context_gate.weight` (D, H), `context_gate.bias` (D) if there is one.
+
+    Shape: x (B, S, E), memory (B, T, D), hx None = zeros or (h, c) of an LSTM, h of a GRU, each (B, H); mask None or
+    boolean, True = may be attended, (B, T) or broadcastable to it; lengths None or integers (B,). Gives output (B, S,
+    H), the h_s; the state after the last step, like hx; context (B, S, D), the c_s; weights (B, S, T) after dropout,
+    or None if not needed. All are of one dtype, floating-point.
+
+    Padding may hold anything: what is behind the mask does not count, and a row that may attend nothing has zero
+    weights and a zero context; at step lengths[b] and those after it row b keeps its state, gives zeros, and its x
+    does not count.
+
+    Decoding: `start` projects the memory, `step` makes a step; `DecoderState` has `reorder` and `select` for searches.
+
+    Raises:
+        TypeError, ValueError: an argument, or the shape of an input, is not as said here.
+    """
+
+    attention_type: type[AdditiveAttention] = AdditiveAttention
+
+    def __init__(
+        self,
+        input_dim: int,
+        hidden_dim: int,
+        memory_dim: int,
+        attn_dim: int,
+        *,
+        cell: str = "lstm",
+        query: str = "previous",
+        num_heads: int = 1,
+        activation: str = "tanh",
+        context_gate: bool = False,
+        dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.input_dim = check_positive_int("input_dim", input_dim)
+        self.hidden_dim = check_positive_int("hidden_dim", hidden_dim)
+        self.memory_dim = check_positive_int("memory_dim", memory_dim)
+        self.cell_kind = check_choice("cell", cell, tuple(CELLS))
+        self.query = check_choice("query", query, ("previous", "current"))
+        if check_positive_int("num_heads", num_heads) != 1:
+            raise ValueError(f"num_heads must be 1, which is all there is for now, got {num_heads}")
+        place = {"device": device, "dtype": dtype}
+        self.attention = self.attention_type(
+            self.hidden_dim, self.memory_dim, attn_dim, activation=activation, dropout=dropout, **place
+        )
+        self.cell = CELLS[cell](self.input_dim + self.memory_dim, self.hidden_dim, **place)
+        gate = check_bool("context_gate", context_gate)
+        self.context_gate = nn.Linear(self.hidden_dim, self.memory_dim, **place) if gate else None
+
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor,
+        hx: States | None = None,
+        *,
+        mask: Tensor | None = None,
+        lengths: Tensor | None = None,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, States, Tensor, Tensor | None]:
+        check_shape("x", x, ("B", "S", self.input_dim))
+        memory, mask = self._check_memory(memory, mask, x.shape[0])
+        h, c = self._check_states(hx, memory)
+        if lengths is not None:
+            check_lengths(lengths, x)
+        return self._run(x, memory, h, c, mask, lengths, need_weights)
+
+    def start(self, memory: Tensor, hx: States | None = None, *, mask: Tensor | None = None) -> DecoderState:
+        """What decoding starts from: the memory is projected, once for all steps.
+
+        Args:
+            memory, hx, mask: as in `forward`.
+        """
+        memory, mask = self._check_memory(memory, mask, None)
+        return self._start(memory, *self._check_states(hx, memory), mask)
+
+    def step(self, x: Tensor, state: DecoderState) -> tuple[Tensor, Tensor, Tensor, DecoderState]:
+        """One step.
+
+        Args:
+            x: (m·B, E), a row for each of the state's.
+            state: what `start` or the step before gave. It is not changed, and may serve again.
+
+        Returns:
+            output (m·B, H), context (m·B, D), weights (m·B, T), and the state after the step.
+        """
+        if not isinstance(state, DecoderState):
+            raise TypeError(f"state must be what start or step gave, got {type(state).__name__}")
+        check_shape("x", x, (state.h.shape[0], self.input_dim))
+        context, weights, state = self._step(x, state, True)
+        return state.h, context, weights, state
+
+    # ------------------------------------------------------------------------------------------ of checked arguments
+
+    def _run(
+        self,
+        x: Tensor,  # (B, S, E)
+        memory: Tensor,  # (B, T, D), zeros behind the mask
+        h: Tensor,  # (B, H)
+        c: Tensor | None,  # (B, H)
+        mask: Tensor | None,  # (B, T)
+        lengths: Tensor | None,  # (B)
+        need_weights: bool,
+    ) -> tuple[Tensor, States, Tensor, Tensor | None]:
+        if lengths is not None:  # zeros, not NaN times a gradient of zero
+            x = x.masked_fill((torch.arange(x.shape[1], device=x.device) >= lengths[:, None])[..., None], 0.0)
+        state = self._start(memory, h, c, mask)
+        outputs, contexts, all_weights = [], [], []
+        for s, x_s in enumerate(x.unbind(1)):
+            context, weights, new = self._step(x_s, state, need_weights)
+            output = new.h
+            if lengths is not None:
+                alive = (lengths > s)[:, None]
+                output, context = torch.where(alive, output, 0.0), torch.where(alive, context, 0.0)
+                weights = None if weights is None else torch.where(alive, weights, 0.0)
+                new = _where(alive, new, state)
+            state = new
+            outputs.append(output)
+            contexts.append(context)
+            all_weights.append(weights)
+        states = state.h if state.c is None else (state.h, state.c)
+        if not outputs:
+            weights = x.new_empty(x.shape[0], 0, memory.shape[1]) if need_weights else None
+            return x.new_empty(x.shape[0], 0, self.hidden_dim), states, memory[:, :0].clone(), weights
+        weights = torch.stack(all_weights, 1) if need_weights else None
+        return torch.stack(outputs, 1), states, torch.stack(contexts, 1), weights
+
+    def _start(self, memory: Tensor, h: Tensor, c: Tensor | None, mask: Tensor | None) -> DecoderState:
+        keys = self.attention.prepare(memory, mask=mask)
+        return DecoderState(keys, h, c, memory.new_zeros(memory.shape[0], self.memory_dim))
+
+    def _step(self, x: Tensor, state: DecoderState, need_weights: bool) -> tuple[Tensor, Tensor | None, DecoderState]:
+        """context (B, D), weights (B, T) or None, the state after the step."""
+        if self.query == "previous":
+            context, weights = self._attend(state.h, state.keys, need_weights)
+            h, c = self._call_cell(x, context, state)
+        else:
+            h, c = self._call_cell(x, state.context, state)
+            context, weights = self._attend(h, state.keys, need_weights)
+        return context, weights, DecoderState(state.keys, h, c, context)
+
+    def _call_cell(self, x: Tensor, context: Tensor, state: DecoderState) -> tuple[Tensor, Tensor | None]:
+        inputs = torch.cat([x, context], 1)
+        return self.cell(inputs, (state.h, state.c)) if state.c is not None else (self.cell(inputs, state.h), None)
+
+    def _attend(self, h: Tensor, keys: PreparedKeys, need_weights: bool) -> tuple[Tensor, Tensor | None]:
+        context, weights = self.attention(h, keys, need_weights=need_weights)
+        if self.context_gate is not None:
+            context = torch.sigmoid(self.context_gate(h)) * context
+        return context, weights
+
+    # -------------------------------------------------------------------------------------------------- the arguments
+
+    def _check_memory(self, memory: Tensor, mask: Tensor | None, batch: int | None) -> tuple[Tensor, Tensor | None]:
+        """The memory with zeros behind the mask, so that not even NaN counts there; the mask, (B, T)."""
+        check_shape("memory", memory, ("B" if batch is None else batch, "T", self.memory_dim))
+        if mask is None:
+            return memory, None
+        mask = broadcast_mask(mask, memory.shape[0], 1, memory.shape[1])[:, 0].expand(memory.shape[:2])
+        return memory.masked_fill(~mask[..., None], 0.0), mask
+
+    def _check_states(self, hx: States | None, memory: Tensor) -> tuple[Tensor, Tensor | None]:
+        """h, and c or None."""
+        if self.cell_kind == "gru":
+            named = {"hx": hx}
+        elif hx is None:
+            named = {"h of hx": None, "c of hx": None}
+        else:
+            check_pair("hx", hx)
+            named = {"h of hx": hx[0], "c of hx": hx[1]}
+        shape = (memory.shape[0], self.hidden_dim)
+        if hx is None:
+            zeros = memory.new_zeros(shape)
+            return zeros, None if self.cell_kind == "gru" else zeros
+        for name, state in named.items():
+            check_shape(name, state, shape)
+        h, *c = named.values()
+        return h, c[0] if c else None
+
+    def extra_repr(self) -> str:
+        return f"query={self.query!r}"
+
+
+def _where(alive: Tensor, new: DecoderState, old: DecoderState) -> DecoderState:
+    c = None if new.c is None else torch.where(alive, new.c, old.c)
+    return DecoderState(new.keys, torch.where(alive, new.h, old.h), c, torch.where(alive, new.context, old.context))
+
+
+def _check_index(index: Tensor) -> None:
+    check_shape("index", index, ("rows",))
+    if index.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"index must be a tensor of int64 or int32, got {index.dtype}")
