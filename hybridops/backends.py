@@ -26,6 +26,7 @@ from torch import Tensor
 from hybridops import native, triton
 from hybridops.formulas import attention_decoder as attention_decoder_formulas
 from hybridops.native import additive_attention as native_additive_attention
+from hybridops.native import attention_decoder as native_attention_decoder
 from hybridops.native import conv_lstm as native_conv_lstm
 from hybridops.reference import additive_attention as reference_additive_attention
 from hybridops.reference import conv_lstm as reference_conv_lstm
@@ -38,6 +39,7 @@ _MODULES: dict[tuple[str, str], ModuleType] = {
     ("reference", "attention_decoder"): attention_decoder_formulas,
     ("native", "conv_lstm"): native_conv_lstm,
     ("native", "additive_attention"): native_additive_attention,
+    ("native", "attention_decoder"): native_attention_decoder,
 }
 
 if triton.unavailable_reason() is None:
