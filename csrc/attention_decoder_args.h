@@ -10,7 +10,7 @@
 
 namespace hybridops {
 
-enum class CellType { lstm = 0, gru = 1 };            // gates i f g o, or r z n
+enum class CellType { lstm = 0, gru = 1 };             // gates i f g o, or r z n
 enum class QuerySource { previous = 0, current = 1 };  // the query is of h_{s-1}, or of h_s
 
 struct DecoderShape {
@@ -46,29 +46,29 @@ struct PerStep {
 template <class T, class A>
 struct AttentionDecoderInputs {
     DecoderShape shape;
-    const T *key, *value, *v;                // (B,T,A), (B,T,D), (A)
-    KeyExponentials<A> prepared_keys;        // values null = none
-    const T* h0;                             // (B,H)
-    const A* cell0;                          // (B,H)
-    WeightMatrix<T> w_q, w_c, w_h, w_beta;   // (A,H), (GH,D), (GH,H), (D,H)
-    bool gated;                              // whether there is w_beta, which may have no elements
-    Broadcast<bool> mask;                    // (B,T)
-    Broadcast<T> keep;                       // (B,S,T)
-    const int64_t* lengths;                  // (B)
+    const T *key, *value, *v;               // (B,T,A), (B,T,D), (A)
+    KeyExponentials<A> prepared_keys;       // values null = none
+    const T* h0;                            // (B,H)
+    const A* cell0;                         // (B,H)
+    WeightMatrix<T> w_q, w_c, w_h, w_beta;  // (A,H), (GH,D), (GH,H), (D,H)
+    bool gated;                             // whether there is w_beta, which may have no elements
+    Broadcast<bool> mask;                   // (B,T)
+    Broadcast<T> keep;                      // (B,S,T)
+    const int64_t* lengths;                 // (B)
 };
 
 template <class T, class A>
 struct AttentionDecoderForwardArgs : AttentionDecoderInputs<T, A> {
-    const T *x_gates, *context0;         // (B,S,GH), (B,D) null = zeros
-    const T *b_q, *b_h, *b_beta;         // (A), (GH), (D), null = zeros
-    Broadcast<A> score_bias;             // (B,S,T)
-    T *output, *h_n;                     // (B,S,H), (B,H)
-    A* cell_n;                           // (B,H)
-    T *context, *weights;                // (B,S,D), (B,S,T)
-    A* cells;                            // (B,S,H), null = not wanted, and so the next two
-    T *gates, *hidden_n;                 // (B,S,GH), (B,S,H)
-    T* alpha;                            // (B,S,T), null = not wanted: the weights are the same
-    PerStep<T> queries, beta, ungated;   // widths A, D, D
+    const T *x_gates, *context0;        // (B,S,GH), (B,D) null = zeros
+    const T *b_q, *b_h, *b_beta;        // (A), (GH), (D), null = zeros
+    Broadcast<A> score_bias;            // (B,S,T)
+    T *output, *h_n;                    // (B,S,H), (B,H)
+    A* cell_n;                          // (B,H)
+    T *context, *weights;               // (B,S,D), (B,S,T)
+    A* cells;                           // (B,S,H), null = not wanted, and so the next two
+    T *gates, *hidden_n;                // (B,S,GH), (B,S,H)
+    T* alpha;                           // (B,S,T), null = not wanted: the weights are the same
+    PerStep<T> queries, beta, ungated;  // widths A, D, D
 };
 
 template <class T, class A>

@@ -85,8 +85,8 @@ attention_decoder_forward(const Tensor& x_gates, const Tensor& key, const Tensor
                           const std::optional<Tensor>& key_bounds, double scale, int64_t activation,
                           double negative_slope, int64_t cell, int64_t query, bool save) {
     const Arguments arguments("attention_decoder_forward", "x_gates", x_gates, {any_size, any_size, any_size});
-    const DecoderTensors x{key, value,  v,    h0,   cell0,   w_q,              w_c,
-                           w_h, w_beta, mask, keep, lengths, key_exponentials, key_bounds};
+    const DecoderTensors x{key,       value, v, h0, cell0, w_q, w_c, w_h, w_beta, mask, keep, lengths, key_exponentials,
+                           key_bounds};
     const DecoderShape n = check_decoder_forward(arguments, x_gates, x, context0, b_q, b_h, b_beta, score_bias, scale,
                                                  activation, negative_slope, cell, query);
     check_prepared(arguments, key, key_exponentials, key_bounds);
@@ -146,8 +146,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     const std::optional<Tensor>& beta, const std::optional<Tensor>& ungated, double scale, int64_t activation,
     double negative_slope, int64_t cell, int64_t query) {
     const Arguments arguments("attention_decoder_backward", "gates", gates, {any_size, any_size, any_size});
-    const DecoderTensors x{key, value,  v,    h0,   cell0,   w_q,              w_c,
-                           w_h, w_beta, mask, keep, lengths, key_exponentials, key_bounds};
+    const DecoderTensors x{key,       value, v, h0, cell0, w_q, w_c, w_h, w_beta, mask, keep, lengths, key_exponentials,
+                           key_bounds};
     const DecoderSaved saved{output, gates, queries, alpha, cells, hidden_n, beta, ungated};
     const DecoderShape n =
         check_decoder_backward(arguments, grad_output, grad_h_n, grad_cell_n, grad_context, grad_weights, x, saved,

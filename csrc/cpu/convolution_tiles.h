@@ -17,6 +17,15 @@ struct Epilogue {
     virtual void finish(int64_t group, const int64_t* pixels, int64_t count, const A* sums) const = 0;
 };
 
+// The taps of one output channel for one input channel, by their strides; null = zeros.
+template <class T>
+struct KernelTaps {
+    const T* data;
+    int64_t y, x;
+
+    T at(int64_t ky, int64_t kx) const { return data ? data[ky * y + kx * x] : T(0); }
+};
+
 // One input of a convolution, as operands of type E. The storage type is known behind row() alone.
 template <class E>
 struct Source {

@@ -1,29 +1,99 @@
 // Products x W^T of a few rows x with a weight that is packed once and multiplied many times. For one instruction set:
 // included behind register_tiles.h, so inside a namespace.
 
-#include "packed_taps.h"
-
-// Columns of W^T, the outputs, go by groups of `width`; what is behind the last one is zero.
+// lanes<A> outputs next to each other of a weight, or fewer at its end.
 template <class T>
-struct MatrixColumns {
-    WeightMatrix<T> w;
-    int64_t outputs, width;
+struct OutputVector {
+    const T* first;  // its input 0
+    int64_t count;
+};
 
-    HYBRIDOPS_INLINE KernelTaps<T> operator()(int64_t group, int64_t column, int64_t input) const {
-        const int64_t o = group * width + column;
-        return {o < outputs ? w.data + o * w.output + input * w.input : nullptr, 0, 0};
+// Outputs in the order of the weight's rows, `vectors` of them a group.
+template <class A, class T>
+struct RowsInOrder {
+    WeightMatrix<T> w;
+    int64_t outputs, vectors;
+
+    OutputVector<T> operator()(int64_t group, int64_t vector) const {
+        const int64_t output = (group * vectors + vector) * lanes<A>;
+        return {w.data + output * w.output, lanes_of<A>(outputs - output)};
     }
 };
 
-// Two weights of the same outputs, for two factors.
-template <class Columns>
-struct TwoFactors {
-    Columns first, second;
-    int64_t inputs;  // of the first
+// The gates of lanes<A> hidden units, one a vector.
+template <class A, class T>
+struct GateRows {
+    WeightMatrix<T> w;
+    int64_t hidden;
 
-    HYBRIDOPS_INLINE auto operator()(int64_t group, int64_t column, int64_t input) const {
-        return input < inputs ? first(group, column, input) : second(group, column, input - inputs);
+    OutputVector<T> operator()(int64_t group, int64_t gate) const {
+        const int64_t unit = group * lanes<A>;
+        return {w.data + (gate * hidden + unit) * w.output, lanes_of<A>(hidden - unit)};
     }
+};
+
+// W packed for the register tiles, as [group][input / depth][N][lane][input % depth], filled up with zeros.
+template <class A, int N, class E>
+class PackedWeight {
+   public:
+    static constexpr int64_t width = N * lanes<A>, depth = Operands<A, E>::depth;
+
+    // rows(group, vector) -> OutputVector
+    template <class Rows>
+    PackedWeight(int64_t inputs, int64_t groups, const Rows& rows)
+        : inputs_(inputs), packed_(groups * padded_inputs() * width) {
+        torch::stable::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t group = begin; group < end; ++group)
+                for (int vector = 0; vector < N; ++vector) {
+                    E* to = packed_.data() + group * padded_inputs() * width + vector * lanes<A> * depth;
+                    const auto from = rows(group, vector);
+                    const auto pack = [&](auto... constants) { pack_vector(to, from, rows.w, constants...); };
+                    if (from.count < lanes<A>) {
+                        pack();
+                    } else if (rows.w.input == 1) {
+                        pack(std::integral_constant<int64_t, 1>{}, rows.w.output);
+                    } else if (rows.w.output == 1) {
+                        pack(rows.w.input, std::integral_constant<int64_t, 1>{});
+                    } else {
+                        pack(rows.w.input, rows.w.output);
+                    }
+                }
+        });
+    }
+
+    int64_t inputs() const { return inputs_; }
+    int64_t padded_inputs() const { return round_up(inputs_, depth); }  // where they are multiplied
+    const E* group(int64_t group) const { return packed_.data() + group * padded_inputs() * width; }
+
+   private:
+    // Of the last outputs, fewer than there are lanes
+    template <class T>
+    void pack_vector(E* to, const OutputVector<T>& from, const WeightMatrix<T>& w) const {
+        for (int64_t k = 0; k < padded_inputs(); ++k)
+            for (int64_t lane = 0; lane < lanes<A>; ++lane)
+                to[k / depth * width * depth + lane * depth + k % depth] =
+                    k < inputs_ && lane < from.count ? static_cast<E>(from.first[lane * w.output + k * w.input]) : E(0);
+    }
+
+    // A cache line of inputs of every output at a time; strides that are 1 as constants
+    template <class T, class Input, class Output>
+    void pack_vector(E* to, const OutputVector<T>& from, const WeightMatrix<T>&, Input input, Output output) const {
+        constexpr int64_t together = cache_line<T>;
+        static_assert(together % depth == 0);
+        int64_t k = 0;
+        for (; k + together <= inputs_; k += together)
+            for (int64_t lane = 0; lane < lanes<A>; ++lane)
+                for (int64_t i = 0; i < together; ++i)
+                    to[(k + i) / depth * width * depth + lane * depth + i % depth] =
+                        static_cast<E>(from.first[lane * output + (k + i) * input]);
+        for (; k < padded_inputs(); ++k)
+            for (int64_t lane = 0; lane < lanes<A>; ++lane)
+                to[k / depth * width * depth + lane * depth + k % depth] =
+                    k < inputs_ ? static_cast<E>(from.first[lane * output + k * input]) : E(0);
+    }
+
+    int64_t inputs_;
+    Buffer<E> packed_;
 };
 
 // Rows of a factor, as operands: each filled up with zeros to a whole one, and a cache line apart, because rows a multiple
@@ -56,70 +126,50 @@ struct OperandRows {
     }
 };
 
-// N vectors of outputs a group, W of one or two factors.
+// sums (count,width) = rows x times W^T of a group of outputs, or += with `add`. No epilogue is in here: it takes registers
+// from the tile, and over the sums, which stay in the L1 cache, it costs less.
 template <class A, int N, class E>
-class PackedProduct {
-   public:
-    static constexpr int64_t width = N * lanes<A>;
-
-    template <class Columns>
-    PackedProduct(std::array<int64_t, 2> inputs, int64_t groups, const Columns& columns)
-        : groups_(groups), inputs_(inputs), taps_({1, 1}, inputs, groups, columns) {}
-
-    int64_t groups() const { return groups_; }
-
-    // sums (count,width) = rows of a factor times its weights for a group of outputs, or += with `add`. No epilogue is in
-    // here: it takes registers from the tile, and over the sums, which stay in the L1 cache, it costs less.
-    void operator()(A* sums, bool add, int factor, int64_t group, const E* const* rows, int64_t count) const {
-        if (inputs_[factor] == 0 && !add) std::fill(sums, sums + count * width, A(0));
-        const E* weights = taps_.tap(factor, group, 0);
-        constexpr int64_t max = chunk_length<A, E, N> / depth;
-        for_tiles(taps_.padded_channels(factor) / depth, max, [&](int64_t first, int64_t operands) {
-            const int64_t begin = first * depth, length = operands * depth, size = length * width;
-            const E* chunk = weights + begin * width;
-            Prefetch<E> next(chunk + size, size, ceil_div(count, P));
-            for_tiles(count, P, [&](int64_t row, int64_t tile_rows) {
-                next.some();
-                const E* x[P];
-                for (int64_t p = 0; p < tile_rows; ++p) x[p] = rows[row + p] + begin;
-                tile_kernel<A, E, N>(tile_rows)(sums + row * width, add || begin > 0, x, 0, 1, length, chunk);
-            });
+void multiply(A* sums, bool add, const E* const* rows, int64_t count, const PackedWeight<A, N, E>& w, int64_t group) {
+    constexpr int64_t width = N * lanes<A>, depth = Operands<A, E>::depth;
+    constexpr int P = tile_pixels<N>;
+    if (w.inputs() == 0 && !add) std::fill(sums, sums + count * width, A(0));
+    for_tiles(w.padded_inputs() / depth, chunk_length<A, E, N> / depth, [&](int64_t first, int64_t operands) {
+        const int64_t begin = first * depth, length = operands * depth, size = length * width;
+        const E* chunk = w.group(group) + begin * width;
+        Prefetch<E> next(chunk + size, size, ceil_div(count, P));
+        for_tiles(count, P, [&](int64_t row, int64_t tile_rows) {
+            next.some();
+            const E* x[P];
+            for (int64_t p = 0; p < tile_rows; ++p) x[p] = rows[row + p] + begin;
+            tile_kernel<A, E, N>(tile_rows)(sums + row * width, add || begin > 0, x, 0, 1, length, chunk);
         });
-    }
-
-   private:
-    static constexpr int P = tile_pixels<N>;
-    static constexpr int64_t depth = Operands<A, E>::depth;
-    int64_t groups_;
-    std::array<int64_t, 2> inputs_;
-    PackedTaps<A, N, E> taps_;
-};
+    });
+}
 
 // Vectors of a group of outputs that have no order among themselves.
 inline constexpr int plain_vectors = HYBRIDOPS_REGISTERS == 32 ? 4 : 2;
 
-// Outputs in the order of the weight's rows.
+// x W^T, and y V^T added where there is a second factor.
 template <class A, class E>
 class PlainProduct {
    public:
     template <class T>
-    PlainProduct(int64_t outputs, WeightMatrix<T> w, int64_t inputs)
-        : outputs_(outputs), product_({inputs, 0}, groups(), MatrixColumns<T>{w, outputs, width}) {}
+    PlainProduct(int64_t outputs, const WeightMatrix<T>& w, int64_t inputs)
+        : outputs_(outputs), w_(inputs, groups(), RowsInOrder<A, T>{w, outputs, plain_vectors}) {}
 
     template <class T>
-    PlainProduct(int64_t outputs, WeightMatrix<T> first, int64_t inputs, WeightMatrix<T> second, int64_t other_inputs)
-        : outputs_(outputs),
-          product_({inputs, other_inputs}, groups(),
-                   TwoFactors<MatrixColumns<T>>{{first, outputs, width}, {second, outputs, width}, inputs}) {}
+    void add_factor(const WeightMatrix<T>& w, int64_t inputs) {
+        second_.emplace(inputs, groups(), RowsInOrder<A, T>{w, outputs_, plain_vectors});
+    }
 
     static int64_t sums(int64_t rows) { return rows * width; }
 
-    // finish(row, output, count, sum) for every vector of outputs; second null = there is one factor.
+    // finish(row, output, count, sum) for every vector of outputs
     template <class Finish>
-    void operator()(A* sums, const E* const* first, const E* const* second, int64_t rows, const Finish& finish) const {
+    void operator()(A* sums, const E* const* x, const E* const* y, int64_t rows, const Finish& finish) const {
         for (int64_t group = 0; group < groups(); ++group) {
-            product_(sums, false, 0, group, first, rows);
-            if (second) product_(sums, true, 1, group, second, rows);
+            multiply(sums, false, x, rows, w_, group);
+            if (second_) multiply(sums, true, y, rows, *second_, group);
             const int64_t begin = group * width, end = std::min(begin + width, outputs_);
             for (int64_t row = 0; row < rows; ++row)
                 for (int64_t output = begin; output < end; output += lanes<A>)
@@ -132,5 +182,6 @@ class PlainProduct {
     int64_t groups() const { return ceil_div(outputs_, width); }
 
     int64_t outputs_;
-    PackedProduct<A, plain_vectors, E> product_;
+    PackedWeight<A, plain_vectors, E> w_;
+    std::optional<PackedWeight<A, plain_vectors, E>> second_;
 };

@@ -19,7 +19,7 @@ inline int64_t padded_width_for(ScalarType type, int64_t width) {
 
 // Rows of one padded width are the same for all instruction sets, but for the last bits.
 inline void check_prepared(const Arguments& arguments, const Tensor& k, const std::optional<Tensor>& key_exponentials,
-                    const std::optional<Tensor>& key_bounds) {
+                           const std::optional<Tensor>& key_bounds) {
     arguments.both_or_none("key_exponentials", key_exponentials.has_value(), "key_bounds", key_bounds.has_value());
     if (!key_exponentials) return;
     const int64_t batch = k.size(0), keys = k.size(1), padded = padded_width_for(k.scalar_type(), k.size(2));

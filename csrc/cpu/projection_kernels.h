@@ -13,8 +13,7 @@ struct Projection {
     void operator()() const {
         parallel_for_dynamic(ceil_div(outputs, unit), [&](WorkQueue& queue) {
             A* scratch = static_cast<A*>(thread_scratch(scratch_count() * sizeof(A)));
-            for (int64_t first; queue.take(first);)
-                run(first * unit, std::min((first + 1) * unit, outputs), scratch);
+            for (int64_t first; queue.take(first);) run(first * unit, std::min((first + 1) * unit, outputs), scratch);
         });
     }
 
@@ -50,7 +49,10 @@ struct Projection {
         clear(sums);
         const A* from = x + row * inputs;
         const int64_t whole = inputs / lanes<A> * lanes<A>;
-        for (int64_t i = 0; i < whole; i += lanes<A>) accumulate<false>(sums, from, w, i);
+        for (int64_t i = 0; i < whole; i += lanes<A>) {
+            for (int o = 0; o < tile_outputs; ++o) __builtin_prefetch(w[o] + tile_outputs * inputs + i, 0, 2);
+            accumulate<false>(sums, from, w, i);
+        }
         if (whole < inputs) accumulate<true>(sums, from, w, whole);
         for (int r = 0; r < R; ++r) {
             Four<A> sum;

@@ -15,7 +15,7 @@ class WinogradConvolution final : public Convolution<A, A> {
           groups_(groups),
           limits_(limits),
           weights_(groups * points * (channels[0] + channels[1]) * width),
-          pack_taps_([=] { return PackedTaps<A, N, A>({shape.kernel_h, shape.kernel_w}, channels, groups, weight); }) {
+          pack_taps_([=] { return PackedTaps<A, N, A>(shape, channels, groups, weight); }) {
         pack(weight);
     }
 
