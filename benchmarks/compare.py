@@ -1,6 +1,7 @@
 """Times eager, compiled and fused in turn, in one process, so that whatever else the machine does slows down all alike.
 
-    python benchmarks/compare.py [conv_lstm] [additive_attention] [--workloads kth long] [--rounds 7] [--no-compile]
+    python benchmarks/compare.py [conv_lstm] [additive_attention] [attention_decoder]
+                                 [--workloads kth long] [--tasks training] [--rounds 7] [--no-compile]
 
 A speed-up is the median over rounds of eager's time in a round by the variant's in the same one; a share of the peak is
 the median of shares of what a loop of multiply-adds reached just before and after. --save writes the

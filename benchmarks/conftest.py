@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.environment import SMOKE
 from benchmarks.measure import machine, row, sample_peak, seconds, share_of_peak, table, to_the_end, warm_up
-from benchmarks.workloads import SMOKE, WORKLOADS, Job, Workload, checked_job, variants
+from benchmarks.workloads import WORKLOADS, Job, Workload, checked_job, variants
 
 # Rounds fill this much time, at least one and at most so many: the whole run is to end within minutes.
 SECONDS_PER_JOB, MOST_ROUNDS = 0.5, 100

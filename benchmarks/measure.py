@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 import hybridops
-from benchmarks.workloads import DEVICE, Job, Workload
+from benchmarks.environment import DEVICE
+from benchmarks.workloads import Job, Workload
 from hybridops import native
 
 ROOT = Path(__file__).parents[1]

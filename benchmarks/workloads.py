@@ -1,4 +1,4 @@
-"""What is measured: the workloads of both families, and the variants that run them.
+"""What is measured: the workloads of all families, and the variants that run them; the decoder's are in decoders.py.
 
 A job is one variant of one task of a workload, such as ("kth", "training", "native"). The variants:
 
@@ -9,15 +9,11 @@ A job is one variant of one task of a workload, such as ("kth", "training", "nat
     native-high        the same under torch.set_float32_matmul_precision("high"), on a CPU
     native-direct      the same without Winograd's convolutions, on a CPU
     eager-autocast     on a GPU, eager, compiled and each back end under autocast to bfloat16 too
-
-The environment decides two things: HYBRIDOPS_BENCH_SMOKE=1 takes tiny workloads, which show that everything runs, and
-HYBRIDOPS_BENCH_DEVICE (default cpu) names the device.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
@@ -29,11 +25,11 @@ from torch import Tensor, nn
 
 import hybridops
 import hybridops.functional as HF
+from benchmarks import decoders
+from benchmarks.decoders import AttentionDecoderWorkload
+from benchmarks.environment import DEVICE, SMOKE, Place, compile_in_place, compiled_function
 from hybridops import backends, reference
 from hybridops.native import conv_lstm as native_conv_lstm
-
-SMOKE = os.environ.get("HYBRIDOPS_BENCH_SMOKE") == "1"
-DEVICE = os.environ.get("HYBRIDOPS_BENCH_DEVICE", "cpu")
 
 # The largest error allowed, relative to the largest element: rounding in float32 gives about 1e-6, a wrong formula more
 # than 1e-2. (On CUDA, convolutions that round to TF32 give 1e-3: that is turned off.) In bfloat16, of 8 bits, rounding
@@ -217,8 +213,7 @@ class DecodingLoopWorkload:
         return decode
 
 
-Workload = ConvLSTMWorkload | AdditiveAttentionWorkload | DecodingLoopWorkload
-Place = dict[str, torch.dtype | str]  # the dtype and device of a job
+Workload = ConvLSTMWorkload | AdditiveAttentionWorkload | DecodingLoopWorkload | AttentionDecoderWorkload
 
 WORKLOADS: dict[str, tuple[Workload, ...]] = {
     "conv_lstm": (
@@ -245,6 +240,7 @@ WORKLOADS: dict[str, tuple[Workload, ...]] = {
         AdditiveAttentionWorkload("long", 1, 256, 2048, 256, 256),
         DecodingLoopWorkload("decoder", 32, 50, 50, 512),
     ),
+    "attention_decoder": decoders.WORKLOADS,
 }
 if SMOKE:
     WORKLOADS = {
@@ -253,12 +249,17 @@ if SMOKE:
             AdditiveAttentionWorkload("tiny", 2, 1, 7, 32, 16),
             DecodingLoopWorkload("decoder", 2, 3, 7, 16),
         ),
+        "attention_decoder": decoders.SMOKE_WORKLOADS,
     }
 
 
 def variants(family: str, task: str) -> Iterator[str]:
     yield "eager"
     yield "compiled"
+    if family == "attention_decoder":
+        yield "attention"
+        if task in ("inference", "training"):
+            yield "lstm"
     for backend in fused_backends(family):
         yield backend
         if family == "conv_lstm" and task == "training":
@@ -345,6 +346,8 @@ def checked_job(workload: Workload, task: str, variant: str) -> Job:
         torch._dynamo.reset()  # all modules share the plain one's code, of which only so many versions are compiled
     place: Place = {"dtype": workload.dtype, "device": DEVICE}
     function, short = _function(workload, task, name, place), workload.to_check()
+    if name == "lstm":  # computes something else
+        return _job(workload, task, function, place)
     got, want = replace(_job(short, task, function, place), mode=mode)(), _oracle(short, task)
     for index, (mine, exact) in enumerate(zip(got, want, strict=True)):
         error = ((mine - exact).abs().max() / exact.abs().max()).item()
@@ -379,6 +382,8 @@ def _job(workload: Workload, task: str, function: Callable[..., Tensor], place: 
 def _output_shape(workload: Workload, task: str) -> tuple[int, ...]:
     if isinstance(workload, ConvLSTMWorkload):
         return workload.batch, workload.steps, workload.hidden, workload.size, workload.size
+    if isinstance(workload, AttentionDecoderWorkload):
+        return workload.output_shape(task)
     last = workload.keys if task.startswith("scores") else workload.value_dim
     return workload.batch, workload.queries, last
 
@@ -401,21 +406,6 @@ def fusible_scores(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def fusible_attention(q: Tensor, k: Tensor, value: Tensor, v: Tensor) -> Tensor:
     return torch.softmax(fusible_scores(q, k, v), -1) @ value
-
-
-# In a smoke run everything is traced and nothing compiled, which would take half a minute.
-_COMPILE = {"dynamic": False, "backend": "aot_eager" if SMOKE else "inductor"}
-if DEVICE.startswith("cuda") and not SMOKE:
-    # CUDA graphs would write a step's state over the one before, which the next step is still to read.
-    _COMPILE["mode"] = "max-autotune-no-cudagraphs"
-
-
-def compile_in_place(module: nn.Module) -> None:
-    module.compile(**_COMPILE)
-
-
-def compiled_function(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return torch.compile(function, **_COMPILE)
 
 
 # ----------------------------------------------------------------------------------------------------------- accuracy

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +9,8 @@ from torch import Tensor
 
 import hybridops.functional as HF
 from hybridops.formulas.attention_decoder import GATES
-from tests.problems import SLOPE, Tensors, plain_attention
+from tests import tolerances
+from tests.problems import SLOPE, Tensors, assert_parity, cast, plain_attention, with_gradients
 
 CELLS, QUERIES = ("lstm", "gru"), ("previous", "current")
 MASK = torch.tensor([[1, 1, 0, 1, 1], [0, 0, 0, 0, 0], [1, 1, 1, 0, 0]], dtype=torch.bool)
@@ -123,5 +123,27 @@ def fused_decoder(
     return {"output": output, **states, "context": context, "weights": weights}
 
 
-def plain_of(options: dict[str, Any]) -> Any:
-    return partial(plain_decoder, **options)
+def assert_decoder_parity(plain, fused, inputs: Tensors, dtype: torch.dtype, device: str, **options: Any) -> None:
+    """As `problems.assert_parity`, but of all results together: by the largest error relative to the largest value of a
+    result. What one step rounds all later ones and their gradients have, so that it is by luck if one of them, computed
+    plainly, is right.
+    """
+    if dtype == torch.float64:
+        assert_parity(plain, fused, inputs, dtype, device, **options)
+        return
+    inputs = cast(inputs, dtype, device)
+    exact = with_gradients(plain, cast(inputs, torch.float64, device))
+    got, baseline = with_gradients(fused, inputs, **options), with_gradients(plain, inputs)
+    assert {name: t.shape for name, t in got.items()} == {name: t.shape for name, t in exact.items()}
+    assert not any(got[name].any() for name, want in exact.items() if not want.any())
+    ulps, least = tolerances.FLOOR_ULPS[dtype]
+
+    def error(results: Tensors) -> float:
+        return max(
+            tolerances.largest(results[name].double() - want) / max(tolerances.largest(want), least)
+            for name, want in exact.items()
+            if want.any()
+        )
+
+    floor = ulps * torch.finfo(dtype).eps * inputs["x"].shape[1]  # each step rounds anew
+    assert error(got) <= tolerances.TIMES_PLAIN * error(baseline) + floor

@@ -18,6 +18,8 @@ from torch.utils import _pytree as pytree
 from hybridops import native, triton
 from hybridops.autograd import additive_attention, conv_lstm  # noqa: F401  the latter defines an op
 from hybridops.autograd.double_backward import formula_gradients
+from hybridops.formulas import attention_decoder as attention_decoder_formulas
+from hybridops.formulas.attention_decoder import DecoderInputs, DecoderOptions
 from hybridops.native import additive_attention as native_additive_attention
 from hybridops.native import refuse_forward_mode
 from hybridops.reference import conv_lstm as reference_conv_lstm
@@ -25,6 +27,7 @@ from hybridops.reference import conv_lstm as reference_conv_lstm
 Formula = Callable[..., Sequence[Tensor]]
 
 _ACTIVATIONS = ("tanh", "relu", "leaky_relu")
+_QUERIES = ("previous", "current")
 _SAVED = ("nothing", "cells", "gates")
 
 
@@ -49,10 +52,17 @@ def _conv_lstm(x, h0, c0, w_ih, w_hh, bias, peephole, save, winograd):
     return [None if s is None else s.movedim(2, -1) for s in states]
 
 
+def _attention_decoder(*arguments):
+    *inputs, _, _, scale, activation, negative_slope, cell, query, save = arguments
+    options = DecoderOptions(scale, _ACTIVATIONS[activation], negative_slope, ("lstm", "gru")[cell], _QUERIES[query])
+    return attention_decoder_formulas.attention_decoder_forward(DecoderInputs(*inputs), options, save)
+
+
 _FORMULAS: dict[str, Formula] = {
     "hybridops::additive_scores_forward": _scores,
     "hybridops::additive_attention_forward": _attention,
     "hybridops::conv_lstm_forward": _conv_lstm,
+    "hybridops::attention_decoder_forward": _attention_decoder,
 }
 
 

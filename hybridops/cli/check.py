@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     wrong = 0
     print(f"{'device':8}{'back end':11}{'family':20}{'dtype':10}{'forward':>9}{'backward':>10}{'allowed':>9}")
-    for case in (_conv_lstm(), _additive_attention()):
+    for case in (_conv_lstm(), _additive_attention(), _attention_decoder()):
         for dtype in (torch.float32, torch.float64, torch.bfloat16):
             for device, name in _places():
                 row = f"{device:8}{name:11}{case.family:20}{str(dtype).removeprefix('torch.'):10}"
@@ -146,3 +146,20 @@ def _additive_attention() -> Case:
 
     inputs = torch.randn(3, 6, 10), torch.randn(3, 13, 12)
     return Case("additive_attention", 0, reference.AdditiveAttention(10, 12, 37), inputs, run)
+
+
+def _attention_decoder() -> Case:
+    """A padded memory, a row that may attend nothing, sentences that end early; with the context gate."""
+    torch.manual_seed(0)
+    mask = torch.arange(13) < torch.tensor([13, 5, 0])[:, None]
+    lengths = torch.tensor([6, 2, 4])
+
+    def run(module: nn.Module, x: Tensor, memory: Tensor) -> Tensors:
+        where = x.device
+        output, states, context, weights = module(
+            x, memory, mask=mask.to(where), lengths=lengths.to(where), need_weights=True
+        )
+        return output, *states, context, weights
+
+    module = reference.AttentionDecoder(7, 21, 10, 37, context_gate=True)
+    return Case("attention_decoder", 0, module, (torch.randn(3, 6, 7), torch.randn(3, 13, 10)), run)

@@ -17,6 +17,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from hybridops import backends
+from hybridops.autograd import under_transform
 from hybridops.checks import autocast_is_on
 
 # Hooks before a forward that compute a weight and look at no input: `recompute_weights` runs them.
@@ -61,7 +62,8 @@ def runs_plain(
 
     - A part that is more than its weights has to be called.
     - Where nothing compiled takes tensors like x, the plain forward does the same in less time than the explicit
-      formulas. Those stay where dtypes would differ (autocast) or gradients be wrong (volumes in bfloat16).
+      formulas. Those stay where dtypes would differ (autocast), gradients be wrong (volumes in bfloat16), or a
+      transform (`torch.func.vmap`) has no rule for PyTorch's own layers.
 
     Args:
         family, backend, x, spatial_dims: as in `backends.choose`.
@@ -76,7 +78,9 @@ def runs_plain(
             if named not in (None, "reference"):
                 raise RuntimeError(f"backend {named!r} was asked for, but {name} {reason}: it has to be called")
             return True
-    if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64) or autocast_is_on(x):
+    if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64):
+        return False
+    if autocast_is_on(x) or under_transform():
         return False
     return backends.fallback(family, backend, x, spatial_dims)
 

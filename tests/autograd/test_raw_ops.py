@@ -28,7 +28,7 @@ def test_exported(kind, training):
         program = torch.export.export(fused, inputs)
     called = {str(node.target).split(".")[1] for node in program.graph.nodes if "hybridops" in str(node.target)}
     assert called
-    assert called <= set(FUNCTIONS)
+    assert called <= {*FUNCTIONS, "additive_prepare_keys"}  # the latter of keys that are cut off from their gradient
     torch.testing.assert_close(results(program.module(), inputs), results(plain, inputs), **tolerances.FLOAT64)
 
 

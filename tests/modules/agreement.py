@@ -49,6 +49,10 @@ def examples() -> dict[str, tuple[dict[str, Any], tuple[Any, ...]]]:
         "ConvLSTMCell": (layer, (randn(3, 3, 7, 6), states)),
         "ConvLSTM": (layer | {"num_layers": 2}, (randn(3, 6, 3, 7, 6), stacked)),
         "ConcatAttention": ({"hidden_dim": 16}, (randn(3, 16), randn(3, 5, 16), mask)),
+        "AttentionDecoder": (
+            {"input_dim": 3, "hidden_dim": 6, "memory_dim": 12, "attn_dim": 20, "context_gate": True},
+            (randn(3, 4, 3), randn(1, 3, 5, 12)[0], (randn(3, 6), randn(1, 3, 6)[0])),
+        ),
         "AdditiveAttention": (dims, (randn(3, 4, 10), randn(3, 5, 12), randn(1, 3, 5, 9)[0], mask)),
     }
 

@@ -92,6 +92,7 @@ def of_size(kind: str, batch: int, length: int) -> tuple[torch.Tensor, ...]:
         "ConvLSTM": [(batch, length, 3, 7, 6)],
         "ConcatAttention": [(batch, 16), (batch, length, 16)],
         "AdditiveAttention": [(batch, 4, 10), (batch, length, 12)],
+        "AttentionDecoder": [(batch, 4, 3), (batch, length, 12)],
     }
     return tuple(randn(*shape) for shape in shapes[kind])
 

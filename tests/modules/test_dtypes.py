@@ -13,7 +13,7 @@ from tests import tolerances
 from tests.modules.agreement import assert_agree, examples, pair, results
 
 kinds = pytest.mark.parametrize("kind", examples())
-CELL_STATE = {"ConvLSTMCell": 1, "ConvLSTM": 2}  # where it stands among the outputs
+CELL_STATE = {"ConvLSTMCell": 1, "ConvLSTM": 2, "AttentionDecoder": 2}  # where it stands among the outputs
 
 
 def convert(tensors, dtype: torch.dtype):
@@ -59,7 +59,7 @@ def test_autocast_leaves_float64_alone(kind):
     _, fused = pair(kind, **arguments)
     want = results(fused, inputs)
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(results(fused, inputs), want, **tolerances.EXACT)
+        torch.testing.assert_close(results(fused, inputs), want, **tolerances.FLOAT64)
 
 
 def test_autocast_between_prepare_and_forward():

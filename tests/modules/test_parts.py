@@ -80,6 +80,8 @@ CHANGES = [replaced, subclassed, patched, hooked, hooked_before, hooked_backward
 PARTS = [
     ("ConvLSTMCell", "conv"), ("ConvLSTM", "cell_list.1.conv"), ("ConcatAttention", "attn"), ("ConcatAttention", "v"),
     ("AdditiveAttention", "query_proj"), ("AdditiveAttention", "key_proj"), ("AdditiveAttention", "v"),
+    ("AttentionDecoder", "context_gate"), ("AttentionDecoder", "attention.query_proj"),
+    ("AttentionDecoder", "attention.key_proj"), ("AttentionDecoder", "attention.v"),
 ]  # fmt: skip
 
 
@@ -197,7 +199,9 @@ def test_reasons(layer, reason):
 
 
 @pytest.mark.skipif(native.unavailable_reason() is not None, reason=str(native.unavailable_reason()))
-@pytest.mark.parametrize(("kind", "path"), [part for part in PARTS if part[1] not in ("query_proj", "key_proj")])
+@pytest.mark.parametrize(
+    ("kind", "path"), [part for part in PARTS if part[0] != "AttentionDecoder" and "_proj" not in part[1]]
+)
 def test_a_named_back_end_runs_or_raises(kind, path):
     arguments, inputs = examples()[kind]
     _, fused = pair(kind, **arguments)

@@ -1,0 +1,572 @@
+"""FusedAttentionDecoder in place of the plain module: all calls, parts that are more than their weights, decoding."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+
+import hybridops
+from hybridops import backends, reference
+from hybridops.reference import DecoderState
+from tests import tolerances
+from tests.decoder_problems import CELLS, LENGTHS, MASK, QUERIES
+from tests.modules.agreement import assert_agree, pair, results
+from tests.modules.test_parts import CHANGES, LowRank, change
+from tests.native.recorder import Recorder
+
+cells = pytest.mark.parametrize("cell", CELLS)
+queries = pytest.mark.parametrize("query", QUERIES)
+VARIANTS = {
+    "plain": {},
+    "gate": {"context_gate": True},
+    "relu": {"activation": "relu"},
+    "dropout": {"dropout": 0.4},
+    "everything": {"context_gate": True, "activation": "leaky_relu", "dropout": 0.4},
+}
+variants = pytest.mark.parametrize("arguments", VARIANTS.values(), ids=VARIANTS)
+SIZES = {"input_dim": 3, "hidden_dim": 6, "memory_dim": 4, "attn_dim": 7}
+
+# None: the fastest, or the plain forward through the parts where nothing compiled is here
+BACKENDS = [None, *(name for name in backends.NAMES if (name, "attention_decoder") in backends._MODULES)]
+each_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+
+class Called(nn.Module):
+    """With its keywords; without the None of weights that are not needed."""
+
+    def __init__(self, decoder: nn.Module, **keywords: Any) -> None:
+        super().__init__()
+        self.decoder, self.keywords = decoder, keywords
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.decoder(*inputs, **self.keywords)
+
+
+def decoders(backend: str | None, **arguments: Any) -> tuple[nn.Module, nn.Module]:
+    plain, fused = pair("AttentionDecoder", **SIZES | arguments)
+    fused.backend = fused.attention.backend = backend
+    return plain, fused
+
+
+def tensors(cell: str, batch: int = 3, steps: int = 4, keys: int = 5, states: bool = True, **sizes: int) -> tuple:
+    """x, memory, hx"""
+    sizes = SIZES | sizes
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    x, memory = randn(batch, steps, sizes["input_dim"]), randn(batch, keys, sizes["memory_dim"])
+    h, c = randn(batch, sizes["hidden_dim"]), randn(batch, sizes["hidden_dim"])
+    return x, memory, (h if cell == "gru" else (h, c)) if states else None
+
+
+def assert_both(modules: tuple[nn.Module, nn.Module], inputs: tuple, seed: int | None = None, **keywords: Any) -> None:
+    assert_agree(*(Called(module, **keywords) for module in modules), *inputs, seed=seed)
+
+
+# ------------------------------------------------------------------------------------------------- fused and plain
+
+
+@cells
+@queries
+@variants
+@each_backend
+@pytest.mark.parametrize("training", [True, False])
+def test_variants(cell, query, arguments, backend, training):
+    """Outputs, gradients of all parameters and inputs; dropout draws what the plain module's draws."""
+    modules = decoders(backend, cell=cell, query=query, **arguments)
+    for module in modules:
+        module.train(training)
+    for keywords in ({}, {"mask": MASK}, {"lengths": LENGTHS}, {"mask": MASK, "lengths": LENGTHS}):
+        for need_weights in (True, False):
+            assert_both(modules, tensors(cell), seed=3, need_weights=need_weights, **keywords)
+    assert_both(modules, tensors(cell, states=False), seed=3)
+
+
+@cells
+@queries
+@each_backend
+@pytest.mark.parametrize("empty", ["batch", "steps", "keys"])
+def test_empty(cell, query, backend, empty):
+    modules = decoders(backend, cell=cell, query=query, context_gate=True)
+    assert_both(modules, tensors(cell, **{empty: 0}), need_weights=True)
+
+
+@st.composite
+def sizes(draw):
+    names = ("input_dim", "hidden_dim", "memory_dim", "attn_dim")
+    return {name: draw(st.integers(1, 20)) for name in names} | {
+        name: draw(st.integers(1, 6)) for name in ("batch", "steps", "keys")
+    }
+
+
+@pytest.mark.slow
+@each_backend
+@given(
+    sizes=sizes(), cell=st.sampled_from(CELLS), query=st.sampled_from(QUERIES), gate=st.booleans(), padded=st.booleans()
+)
+def test_any_sizes(backend, sizes, cell, query, gate, padded):
+    dims = {name: size for name, size in sizes.items() if name in SIZES}
+    keywords = {}
+    if padded:
+        generator = torch.Generator().manual_seed(0)
+        keywords["mask"] = torch.rand(sizes["batch"], sizes["keys"], generator=generator) > 0.3
+        keywords["lengths"] = torch.randint(sizes["steps"] + 1, (sizes["batch"],), generator=generator)
+    modules = decoders(backend, cell=cell, query=query, context_gate=gate, **dims)
+    assert_both(modules, tensors(cell, **sizes), need_weights=True, **keywords)
+
+
+@each_backend
+@pytest.mark.parametrize("bias", ["query_proj", "both"])
+def test_projections_with_a_bias(backend, bias):
+    """Attention that the user made himself, with the biases `AdditiveAttention` may have, or one, and a scale."""
+    modules = decoders(backend)
+    for module in modules:
+        torch.manual_seed(0)
+        kind = type(module.attention)
+        module.attention = kind(6, 4, 7, bias=True, scale=0.3, activation="leaky_relu", dtype=torch.float64)
+        if bias == "query_proj":
+            module.attention.key_proj = nn.Linear(4, 7, bias=False, dtype=torch.float64)
+    assert_both(modules, tensors("lstm"), mask=MASK, need_weights=True)
+
+
+@cells
+@each_backend
+def test_a_cell_without_biases(cell, backend):
+    modules = decoders(backend, cell=cell)
+    for module in modules:
+        torch.manual_seed(0)
+        module.cell = type(module.cell)(7, 6, bias=False, dtype=torch.float64)
+    assert_both(modules, tensors(cell))
+
+
+@cells
+@variants
+def test_state_dict_goes_both_ways(cell, arguments):
+    plain, fused = pair("AttentionDecoder", **SIZES, cell=cell, **arguments)
+    plain.load_state_dict(fused.state_dict(), strict=True)
+    rows = {"lstm": 24, "gru": 18}[cell]
+    want = {
+        "attention.query_proj.weight": (7, 6), "attention.key_proj.weight": (7, 4), "attention.v.weight": (1, 7),
+        "cell.weight_ih": (rows, 7), "cell.weight_hh": (rows, 6), "cell.bias_ih": (rows,), "cell.bias_hh": (rows,),
+    }  # fmt: skip
+    want |= {"context_gate.weight": (4, 6), "context_gate.bias": (4,)} if "context_gate" in arguments else {}
+    for module in (plain, fused):
+        assert {name: tuple(t.shape) for name, t in module.state_dict().items()} == want
+
+
+# -------------------------------------------------------------------------------------------------------- padding
+
+
+@cells
+@queries
+@each_backend
+@pytest.mark.parametrize("garbage", [0.0, math.nan, math.inf, 1e30])
+def test_padding_changes_nothing(cell, query, backend, garbage):
+    """A batch of sentences of several lengths, padded with anything, against each alone: results and gradients."""
+    plain, fused = decoders(backend, cell=cell, query=query, context_gate=True)
+    x, memory, hx = tensors(cell)
+    memory_lengths, lengths = torch.tensor([5, 2, 3]), torch.tensor([4, 1, 3])
+    mask, alive = torch.arange(5) < memory_lengths[:, None], torch.arange(4) < lengths[:, None]
+    x, memory = x.masked_fill(~alive[..., None], garbage), memory.masked_fill(~mask[..., None], garbage)
+    for module in (plain, fused):
+        module.zero_grad()
+        output, states, context, weights = module(x, memory, hx, mask=mask, lengths=lengths, need_weights=True)
+        (output.square().sum() + context.sum()).backward()
+        got = [p.grad for p in module.parameters()]
+        total = 0.0
+        for b, (length, keys) in enumerate(zip(lengths, memory_lengths, strict=True)):
+            state = hx[b : b + 1] if cell == "gru" else tuple(t[b : b + 1] for t in hx)
+            alone = plain(x[b : b + 1, :length], memory[b : b + 1, :keys], state, need_weights=True)
+            total = total + alone[0].square().sum() + alone[2].sum()
+            for whole, part in ((output, alone[0]), (context, alone[2])):
+                torch.testing.assert_close(whole[b, :length], part[0], **tolerances.FLOAT64)
+                assert not whole[b, length:].any()
+            torch.testing.assert_close(weights[b, :length, :keys], alone[3][0], **tolerances.FLOAT64)
+            assert not weights[b, length:].any()
+            assert not weights[b, :, keys:].any()
+            last = states[b] if cell == "gru" else torch.cat([t[b] for t in states])
+            want = alone[1][0] if cell == "gru" else torch.cat([t[0] for t in alone[1]])
+            torch.testing.assert_close(last, want, **tolerances.FLOAT64)
+        want = torch.autograd.grad(total, list(plain.parameters()))
+        torch.testing.assert_close(got, list(want), **tolerances.FLOAT64)
+
+
+@each_backend
+def test_a_row_that_may_attend_nothing(backend):
+    for module in decoders(backend, context_gate=True):
+        x, memory, hx = tensors("lstm")
+        memory = memory.requires_grad_()
+        output, _, context, weights = module(x, memory, hx, mask=MASK, need_weights=True)
+        assert not context[1].any()
+        assert not weights[1].any()
+        (grad,) = torch.autograd.grad(output.sum() + context.sum() + weights.square().sum(), memory)
+        assert not grad[1].any()
+        assert grad[0].any()
+        assert grad.isfinite().all()
+
+
+# ---------------------------------------------------------------------------------------------------------- parts
+
+
+def replaced_cell(module: nn.Module) -> None:
+    class Doubled(type(module.cell)):
+        def forward(self, x, states):
+            out = super().forward(x, states)
+            return 2 * out if isinstance(out, Tensor) else (2 * out[0], out[1])
+
+    module.cell.__class__ = Doubled
+
+
+def hooked_cell(module: nn.Module) -> None:
+    module.cell.register_forward_pre_hook(lambda cell, args: (2 * args[0], args[1]))
+
+
+def own_forward(module: nn.Module) -> None:
+    kind = type(module.cell)
+    module.cell.forward = lambda x, states: kind.forward(module.cell, 3 * x, states)
+
+
+def hooked_attention(module: nn.Module) -> None:
+    module.attention.register_forward_hook(lambda part, args, out: (3 * out[0], out[1]))
+
+
+def low_rank_gate(module: nn.Module) -> None:
+    module.context_gate = LowRank(module.context_gate)
+
+
+@cells
+@queries
+@pytest.mark.parametrize("backend", [None, "reference"])
+@pytest.mark.parametrize(
+    "how", [replaced_cell, hooked_cell, own_forward, hooked_attention, low_rank_gate], ids=lambda how: how.__name__
+)
+def test_changed_parts(cell, query, backend, how):
+    plain, fused = decoders(backend, cell=cell, query=query, context_gate=True)
+    before = fused(*tensors(cell))[0]
+    for module in (plain, fused):
+        how(module)
+    assert_both((plain, fused), tensors(cell), mask=MASK, lengths=LENGTHS, need_weights=True)
+    assert not torch.allclose(fused(*tensors(cell))[0], before, **tolerances.FLOAT64)
+
+
+@pytest.mark.parametrize("how", CHANGES, ids=lambda how: how.__name__)
+@pytest.mark.parametrize("path", ["attention.query_proj", "attention.key_proj", "attention.v", "context_gate"])
+def test_changed_layers(path, how):
+    """On the fused function wherever it may run: the projection of the keys is called in any case."""
+    plain, fused = decoders("reference", context_gate=True)
+    for module in (plain, fused):
+        change(module, path, how)
+    assert_both((plain, fused), tensors("lstm"))
+
+
+@pytest.mark.parametrize("path", ["attention.query_proj", "attention.v", "context_gate"])
+def test_hooks_that_compute_a_weight(path):
+    """They run, though the part is not called."""
+    modules = decoders("reference", context_gate=True)
+    for module in modules:
+        torch.manual_seed(0)
+        prune.random_unstructured(module.get_submodule(path), "weight", 0.5)
+    assert_both(modules, tensors("lstm"))
+    modules = decoders("reference", context_gate=True)
+    for module in modules:
+        parametrizations.weight_norm(module.get_submodule(path))
+    assert_both(modules, tensors("lstm"))
+
+
+def test_plain_parts_run_on_the_function(monkeypatch):
+    """The check lets through what it should, and a part that is more than that is called."""
+    _, fused = decoders("reference", context_gate=True)
+    calls = []
+    function = hybridops.functional.attention_decoder
+    monkeypatch.setattr(
+        hybridops.functional, "attention_decoder", lambda *args, **kw: calls.append(1) or function(*args, **kw)
+    )
+    fused(*tensors("lstm"))
+    assert calls == [1]
+    parametrizations.weight_norm(fused.attention.query_proj)
+    fused.attention.key_proj.register_forward_hook(lambda part, args, out: out)
+    fused(*tensors("lstm"))
+    assert calls == [1, 1]
+    hooked_cell(fused)
+    fused(*tensors("lstm"))
+    assert calls == [1, 1]
+
+
+@pytest.mark.skipif("native" not in BACKENDS, reason="the decoder is not compiled")
+@pytest.mark.parametrize(
+    "how", [replaced_cell, hooked_cell, own_forward, hooked_attention], ids=lambda how: how.__name__
+)
+def test_a_named_back_end_runs_or_raises(how):
+    _, fused = decoders("native")
+    with Recorder("hybridops") as recorder:
+        results(fused, tensors("lstm"))
+    called = [op.name().removeprefix("hybridops::attention_decoder_") for op, _ in recorder.calls]
+    assert called == ["forward", "backward", "hybridops::additive_scores_backward"]
+    how(fused)
+    with pytest.raises(RuntimeError, match=r"^backend 'native' was asked for, but \w+ .*: it has to be called$"):
+        fused(*tensors("lstm"))
+
+
+@cells
+@queries
+def test_fuse(cell, query):
+    plain = nn.Sequential(reference.AttentionDecoder(**SIZES, cell=cell, query=query, context_gate=True)).double()
+    model, report = hybridops.fuse(copy.deepcopy(plain), report=True)
+    assert report.swapped == {
+        "0": "AttentionDecoder -> FusedAttentionDecoder",
+        "0.attention": "AdditiveAttention -> FusedAdditiveAttention",
+    }
+    assert list(model.state_dict()) == list(plain.state_dict())
+    for backend in (None, "reference"):
+        model[0].backend = backend
+        assert_both((plain[0], model[0]), tensors(cell), mask=MASK, lengths=LENGTHS, need_weights=True)
+
+
+def test_what_fuse_leaves_alone():
+    hooked = reference.AttentionDecoder(**SIZES)
+    hooked_cell(hooked)
+    _, report = hybridops.fuse(hooked, report=True)
+    assert report.left_alone[""] == "Its part cell has hooks."
+
+
+# -------------------------------------------------------------------------------------------------------- decoding
+
+
+def run_steps(module: nn.Module, x: Tensor, state: DecoderState) -> tuple[tuple[Tensor, ...], DecoderState]:
+    steps = []
+    for x_s in x.unbind(1):
+        *results, state = module.step(x_s, state)
+        steps.append(results)
+    return tuple(torch.stack(parts, 1) for parts in zip(*steps, strict=True)), state
+
+
+@cells
+@queries
+@each_backend
+@pytest.mark.parametrize("mask", [None, MASK], ids=["none", "(B,T)"])
+@pytest.mark.parametrize("training", [False, True])
+def test_steps_are_forward(cell, query, backend, mask, training):
+    for module in decoders(backend, cell=cell, query=query, context_gate=True):
+        x, memory, hx = tensors(cell)
+        output, states, context, weights = module(x, memory, hx, mask=mask, need_weights=True)
+        with torch.set_grad_enabled(training):
+            got, state = run_steps(module, x, module.start(memory, hx, mask=mask))
+        torch.testing.assert_close(got, (output, context, weights), **tolerances.FLOAT64)
+        torch.testing.assert_close(state.h if cell == "gru" else (state.h, state.c), states, **tolerances.FLOAT64)
+        assert got[0].requires_grad == training
+
+
+@cells
+def test_steps_from_zeros(cell):
+    for module in decoders(None, cell=cell):
+        x, memory, _ = tensors(cell)
+        got, _ = run_steps(module, x, module.start(memory))
+        torch.testing.assert_close(got[0], module(x, memory)[0], **tolerances.FLOAT64)
+
+
+def test_gradients_through_steps():
+    grads = []
+    for module in decoders(None, query="current"):
+        x, memory, hx = tensors("lstm")
+        leaves = [x.requires_grad_(), memory.requires_grad_(), *module.parameters()]
+        (output, _, _), _ = run_steps(module, x, module.start(memory, hx, mask=MASK))
+        for out in (output, module(x, memory, hx, mask=MASK)[0]):
+            grads.append(torch.autograd.grad(out.square().sum(), leaves))
+    for other in grads[1:]:
+        torch.testing.assert_close(other, grads[0], **tolerances.FLOAT64)
+
+
+@cells
+@queries
+@pytest.mark.parametrize("mask", [None, MASK], ids=["none", "(B,T)"])
+def test_beams_share_the_memory(cell, query, mask):
+    """As if it were repeated for each beam; after the first step there are two, which then change places."""
+    beams, places = 2, torch.tensor([1, 0, 2, 2, 5, 4])
+    for module in decoders(None, cell=cell, query=query, context_gate=True):
+        x, memory, hx = tensors(cell)
+        with torch.no_grad():
+            start = module.start(memory, hx, mask=mask)
+            state = module.step(x[:, 0], start)[-1].reorder(torch.arange(3).repeat_interleave(beams))
+            repeated = module.start(
+                *(t if t is None else repeat(t, beams) for t in (memory, hx)), mask=repeat(mask, beams)
+            )
+            other = module.step(x[:, 0].repeat_interleave(beams, 0), repeated)[-1]
+            generator = torch.Generator().manual_seed(1)
+            for _ in range(2):
+                x_s = torch.randn(6, 3, generator=generator, dtype=torch.float64)
+                *got, state = module.step(x_s, state)
+                *want, other = module.step(x_s, other)
+                torch.testing.assert_close(got, want, **tolerances.FLOAT64)
+                state = state.reorder(places)
+                other = DecoderState(
+                    other.keys, *(t if t is None else t[places] for t in (other.h, other.c, other.context))
+                )
+        assert state.keys is start.keys
+
+
+def repeat(hx: Any, times: int) -> Any:
+    return torch.utils._pytree.tree_map_only(Tensor, lambda t: t.repeat_interleave(times, 0), hx)
+
+
+@cells
+@queries
+@each_backend
+@pytest.mark.parametrize("mask", [None, MASK, MASK[:1]], ids=["none", "(B,T)", "(1,T)"])
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("index", [[2, 0], [1], [], [0, 0, 1, 2]], ids=str)
+def test_select(cell, query, backend, mask, beams, index):
+    """Those that go on, as if they had been alone."""
+    index = torch.tensor(index, dtype=torch.int64)
+    for module in decoders(backend, cell=cell, query=query):
+        x, memory, hx = tensors(cell)
+        with torch.no_grad():
+            state = module.step(x[:, 0], module.start(memory, hx, mask=mask))[-1]
+            state = state.reorder(torch.arange(3).repeat_interleave(beams))
+            x_s = torch.randn(3, beams, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+            *want, _ = module.step(x_s.flatten(0, 1), state)
+            if len(index) == 0:
+                assert state.select(index).h.shape == (0, 6)
+                continue
+            *got, _ = module.step(x_s[index].flatten(0, 1), state.select(index))
+        want = [t.unflatten(0, (3, beams))[index].flatten(0, 1) for t in want]
+        torch.testing.assert_close(got, want, **tolerances.FLOAT64)
+
+
+def test_a_state_serves_again():
+    """It is not changed by a step."""
+    for module in decoders(None):
+        x, memory, hx = tensors("lstm")
+        state = module.start(memory, hx)
+        with torch.no_grad():
+            first, again = (module.step(x[:, 0], state)[:3] for _ in range(2))
+        torch.testing.assert_close(again, first, **tolerances.EXACT)
+
+
+def test_weights_count_as_they_are_at_each_step():
+    """Only what `start` computed of the memory is kept."""
+    plain, fused = decoders(None)
+    x, memory, hx = tensors("lstm")
+    states = [module.start(memory, hx) for module in (plain, fused)]
+    with torch.no_grad():
+        for module in (plain, fused):
+            module.cell.weight_hh.mul_(2)
+            module.attention.query_proj.weight.mul_(2)
+            module.attention.v.weight.mul_(-1)
+        want, got = (module.step(x[:, 0], state)[:3] for module, state in zip((plain, fused), states, strict=True))
+    torch.testing.assert_close(got, want, **tolerances.FLOAT64)
+
+
+# ---------------------------------------------------------------------------------------------------------- errors
+
+WRONG = {
+    "input_dim": ({"input_dim": 0}, ValueError, r"^input_dim must be a positive int, got 0$"),
+    "hidden_dim": ({"hidden_dim": 1.5}, TypeError, r"^hidden_dim must be a positive int, got 1.5 of type float$"),
+    "cell": ({"cell": "rnn"}, ValueError, r"^cell must be one of 'lstm', 'gru', got 'rnn'$"),
+    "query": ({"query": "next"}, ValueError, r"^query must be one of 'previous', 'current', got 'next'$"),
+    "num_heads": ({"num_heads": 2}, ValueError, r"^num_heads must be 1, .* got 2$"),
+    "activation": ({"activation": "gelu"}, ValueError, r"^activation must be one of"),
+    "context_gate": ({"context_gate": 1}, TypeError, r"^context_gate must be a bool, got 1 of type int$"),
+    "dropout": ({"dropout": 2.0}, ValueError, r"^dropout must be a number in \[0, 1\], got 2.0$"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("kind", [reference.AttentionDecoder, hybridops.FusedAttentionDecoder], ids=["plain", "fused"])
+def test_errors_of_the_constructor(kind, wrong):
+    changed, error, message = WRONG[wrong]
+    with pytest.raises(error, match=message):
+        kind(**SIZES | changed)
+
+
+WRONG_CALLS = {
+    "x": ({"x": torch.zeros(3, 4, 2)}, ValueError, r"^x must have shape \(B, S, 3\), got \(3, 4, 2\)$"),
+    "memory": ({"memory": torch.zeros(2, 5, 4)}, ValueError, r"^memory must have shape \(3, T, 4\), got \(2, 5, 4\)$"),
+    "hx": ({"hx": torch.zeros(3, 6)}, TypeError, r"^hx must be a pair \(h, c\), got Tensor$"),
+    "h": ({"hx": (torch.zeros(2, 6),) * 2}, ValueError, r"^h of hx must have shape \(3, 6\), got \(2, 6\)$"),
+    "mask": ({"mask": torch.ones(3, 5)}, TypeError, r"^mask must be a boolean tensor"),
+    "lengths": ({"lengths": torch.ones(2).long()}, ValueError, r"^lengths must have shape \(3\), got \(2\)$"),
+    "floats": ({"lengths": torch.ones(3)}, TypeError, r"^lengths must be a tensor of integers, got torch.float32$"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_CALLS)
+@each_backend
+def test_errors_of_a_call(wrong, backend):
+    changed, error, message = WRONG_CALLS[wrong]
+    for module in decoders(backend):
+        x, memory, hx = tensors("lstm")
+        with pytest.raises(error, match=message):
+            module(**{"x": x, "memory": memory, "hx": hx} | changed)
+
+
+def test_errors_of_decoding():
+    for module in decoders(None):
+        x, memory, hx = tensors("lstm")
+        state = module.start(memory, hx)
+        for call, error, message in (
+            (lambda: module.start(memory, hx[0]), TypeError, r"^hx must be a pair"),  # noqa: B023
+            (lambda: module.step(x, state), ValueError, r"^x must have shape \(3, 3\), got \(3, 4, 3\)$"),  # noqa: B023
+            (lambda: module.step(x[:, 0], hx), TypeError, r"^state must be what start or step gave, got tuple$"),  # noqa: B023
+            (lambda: state.reorder(torch.arange(4)), ValueError, r"^index must have a multiple of the 3 .* got 4$"),  # noqa: B023
+            (lambda: state.select(torch.ones(3)), TypeError, r"^index must be a tensor of int64 or int32, got"),  # noqa: B023
+            (lambda: state.select([0]), TypeError, r"^index must be a tensor of shape \(rows\), got list$"),  # noqa: B023
+        ):
+            with pytest.raises(error, match=message):
+                call()
+
+
+@pytest.mark.slow
+@each_backend
+@pytest.mark.parametrize("training", [True, False])
+def test_compiled(backend, training):
+    """In one graph, with its backward."""
+    torch._dynamo.reset()
+    _, module = decoders(backend, context_gate=True)
+    twin = copy.deepcopy(module)
+    twin.compile(backend="aot_eager", fullgraph=True)
+    with torch.set_grad_enabled(training):
+        for keywords in ({}, {"mask": MASK, "lengths": LENGTHS, "need_weights": True}):
+            called = [Called(some, **keywords) for some in (twin, module)]
+            got, want = (results(m, tensors("lstm")) if training else m(*tensors("lstm")) for m in called)
+            torch.testing.assert_close(got, want, **tolerances.FLOAT64)
+
+
+@pytest.mark.slow
+def test_decoding_compiled():
+    """A loop over steps, in one graph."""
+    _, module = decoders(None)
+
+    def decode(x, memory):
+        state, outputs = module.start(memory), []
+        for x_s in x.unbind(1):
+            output, _, _, state = module.step(x_s, state)
+            outputs.append(output)
+        return torch.stack(outputs, 1)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(decode, backend="aot_eager", fullgraph=True)
+    x, memory, _ = tensors("lstm")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x, memory), decode(x, memory), **tolerances.FLOAT64)
+
+
+@cells
+def test_ensemble(cell):
+    """vmap over stacked parameters, for which PyTorch's LSTM cell has no rule: against one module after the other."""
+    models = [hybridops.FusedAttentionDecoder(**SIZES, cell=cell, dtype=torch.float64) for _ in range(3)]
+    parameters, buffers = torch.func.stack_module_state(models)
+    x, memory, hx = tensors(cell)
+    got = torch.func.vmap(lambda p, b: torch.func.functional_call(models[0], (p, b), (x, memory, hx))[0])(
+        parameters, buffers
+    )
+    torch.testing.assert_close(got, torch.stack([m(x, memory, hx)[0] for m in models]), **tolerances.FLOAT64)
