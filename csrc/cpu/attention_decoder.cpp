@@ -130,7 +130,8 @@ attention_decoder_forward(const Tensor& x_gates, const Tensor& key, const Tensor
             args.ungated = {data<scalar_t>(ungated), kept, n.channels};
             HYBRIDOPS_ON_ISA(attention_decoder_forward(args));
         });
-    if (!save) queries = beta = ungated = empty(false, {}, type);
+    for (Tensor* working : {&queries, &beta, &ungated})
+        if (!save) *working = empty(false, {}, type);
     return {output, h_n, cell_n, context, weights, cells, gates, hidden_n, queries, alpha, beta, ungated};
 }
 
