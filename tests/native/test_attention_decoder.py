@@ -73,10 +73,12 @@ def problem(
     allowed = rand(batch, keys) > 0.3
     allowed[:1] = False  # a row that may attend nothing
     inputs = DecoderInputs(
-        randn(batch, steps, rows), randn(batch, keys, width), randn(batch, keys, values), 3 * randn(width, fan_in=width),
+        randn(batch, steps, rows), randn(batch, keys, width), randn(batch, keys, values),
+        3 * randn(width, fan_in=width),
         randn(batch, hidden), randn(batch, hidden) if lstm else None, randn(batch, values),
         randn(width, hidden, fan_in=hidden), randn(width),
-        randn(rows, 3 + values, fan_in=values)[:, 3:], randn(rows, hidden, fan_in=hidden), None if lstm else randn(rows),
+        randn(rows, 3 + values, fan_in=values)[:, 3:], randn(rows, hidden, fan_in=hidden),
+        None if lstm else randn(rows),
         randn(values, hidden, fan_in=hidden), randn(values),
         allowed if mask else None, randn(batch, steps, keys) if score_bias else None,
         (rand(batch, steps, keys) > 0.3).double() / 0.7 if keep else None,
@@ -165,7 +167,9 @@ def test_sizes(cell, query, sizes, dtype):
 
 @cells
 @queries
-@pytest.mark.parametrize("sizes", [s for s in EMPTY if s["steps"]], ids=lambda sizes: "-".join(map(str, sizes.values())))
+@pytest.mark.parametrize(
+    "sizes", [s for s in EMPTY if s["steps"]], ids=lambda sizes: "-".join(map(str, sizes.values()))
+)
 def test_empty(cell, query, sizes):
     assert_parity(*problem(cell, query, **sizes), torch.float64)
 

@@ -136,7 +136,8 @@ class Computed(Dataset):
 
     def __getitem__(self, index: int) -> Tensors:
         return {
-            family: train(family, batch=1)[name] for family, name in (("conv_lstm", "output"), ("attention", "d v"), ("attention_decoder", "d v"))
+            family: train(family, batch=1)[name]
+            for family, name in (("conv_lstm", "output"), ("attention", "d v"), ("attention_decoder", "d v"))
         }
 
 

@@ -10,6 +10,7 @@ import torch
 from tests.native.recorder import NO_KERNEL, record
 
 SCHEMA_AND_FAKE = ("test_schema", "test_autograd_registration", "test_faketensor")
+FAMILIES = ("conv_lstm", "attention", "attention_decoder")
 CONV_LSTM = {
     "plain": {},
     "no states, no bias": {"states": False, "bias": False},
@@ -56,7 +57,7 @@ def test_opcheck(family, sizes):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("family", ["conv_lstm", "attention", "attention_decoder"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_opcheck_dtypes(family, dtype):
     for func, args in record(family, {}, dtype):
         torch.library.opcheck(func, args, test_utils=SCHEMA_AND_FAKE)
@@ -65,7 +66,7 @@ def test_opcheck_dtypes(family, dtype):
 def test_every_op_is_checked():
     names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("hybridops::")}
     names -= NO_KERNEL | {"hybridops::conv_lstm_gradients"}  # which is not compiled: tests/autograd/test_conv_lstm.py
-    called = {func.name() for family in ("conv_lstm", "attention", "attention_decoder") for func, _ in record(family, {})}
+    called = {func.name() for family in FAMILIES for func, _ in record(family, {})}
     assert called == names
 
 

@@ -72,7 +72,10 @@ def arguments(op: str, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
         "output": steps["H"], "cells": steps["H"], "gates": (B, S, gates), "hidden_n": steps["H"],
         "queries": steps["A"], "alpha": steps["K"], "beta": steps["D"], "ungated": steps["D"],
     }  # fmt: skip
-    decoder_grads = {"output": steps["H"], "h_n": (B, H), "cell_n": (B, H), "context": steps["D"], "weights": steps["K"]}
+    decoder_grads = {
+        "grad_output": steps["H"], "grad_h_n": (B, H), "grad_cell_n": (B, H), "grad_context": steps["D"],
+        "grad_weights": steps["K"],
+    }  # fmt: skip
     shapes = {
         "conv_lstm_forward": forward,
         "conv_lstm_backward": {**behind, "gates": (T, B, Y, X, 4 * H), "cs": states, **forward},
@@ -87,9 +90,7 @@ def arguments(op: str, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
         },
         "additive_scores_backward": {**pairs, "grad": (B, S, K)},
         "attention_decoder_forward": decoder,
-        "attention_decoder_backward": {
-            **decoder, **decoder_saved, **{f"grad_{name}": shape for name, shape in decoder_grads.items()},
-        },
+        "attention_decoder_backward": {**decoder, **decoder_saved, **decoder_grads},
     }[op]  # fmt: skip
     given = {name: randn(*shape) for name, shape in shapes.items()}
     given |= {"save": 2, "winograd": 0, "need_dh0": True, "activation": 0, "negative_slope": 0.1, "scale": 1.0}
@@ -209,7 +210,8 @@ def test_strides(op, name):
     if op.startswith("attention_decoder"):
         refused = {"key_exponentials", "key_bounds"}
     if name in refused:
-        with pytest.raises(RuntimeError, match=rf"hybridops::{op.removesuffix(GRU)}: {name} must be contiguous, got strides \("):
+        refusal = rf"hybridops::{op.removesuffix(GRU)}: {name} must be contiguous, got strides \("
+        with pytest.raises(RuntimeError, match=refusal):
             run(op, given | {name: apart})
     else:
         torch.testing.assert_close(run(op, given | {name: apart}), want, **tolerances.EXACT)
