@@ -126,6 +126,21 @@ struct OperandRows {
     }
 };
 
+// The register tile of `count` rows, 1 <= count <= P, while `next` comes into the L2 cache, `step` elements an operand. Not
+// all at once between the tiles: so many at a time the processor cannot wait for.
+template <class A, class E, int N, int P = tile_pixels<N>>
+void multiply_tile(int64_t count, A* sums, bool add, const E* const* rows, int64_t length, const E* w, const E* next,
+                   int64_t step) {
+    if constexpr (P > 1) {
+        if (count < P) return multiply_tile<A, E, N, P - 1>(count, sums, add, rows, length, w, next, step);
+    }
+    accumulate_tile_with<A, E, N, P>(sums, add, rows, 0, 1, length, w, HYBRIDOPS_LAMBDA() {
+        __builtin_prefetch(next, 0, 2);
+        __builtin_prefetch(next + step / 2, 0, 2);
+        next += step;
+    });
+}
+
 // sums (count,width) = rows x times W^T of a group of outputs, or += with `add`. No epilogue is in here: it takes registers
 // from the tile, and over the sums, which stay in the L1 cache, it costs less.
 template <class A, int N, class E>
@@ -133,15 +148,15 @@ void multiply(A* sums, bool add, const E* const* rows, int64_t count, const Pack
     constexpr int64_t width = N * lanes<A>, depth = Operands<A, E>::depth;
     constexpr int P = tile_pixels<N>;
     if (w.inputs() == 0 && !add) std::fill(sums, sums + count * width, A(0));
+    const int64_t tiles = ceil_div(count, P), step = ceil_div(width * depth, tiles);
     for_tiles(w.padded_inputs() / depth, chunk_length<A, E, N> / depth, [&](int64_t first, int64_t operands) {
-        const int64_t begin = first * depth, length = operands * depth, size = length * width;
-        const E* chunk = w.group(group) + begin * width;
-        Prefetch<E> next(chunk + size, size, ceil_div(count, P));
+        const int64_t begin = first * depth, length = operands * depth;
+        const E *chunk = w.group(group) + begin * width, *next = chunk + length * width;
         for_tiles(count, P, [&](int64_t row, int64_t tile_rows) {
-            next.some();
             const E* x[P];
             for (int64_t p = 0; p < tile_rows; ++p) x[p] = rows[row + p] + begin;
-            tile_kernel<A, E, N>(tile_rows)(sums + row * width, add || begin > 0, x, 0, 1, length, chunk);
+            multiply_tile<A, E, N>(tile_rows, sums + row * width, add || begin > 0, x, length, chunk, next, step);
+            next += operands * step;
         });
     });
 }

@@ -72,10 +72,11 @@ inline constexpr int64_t chunk_length =
     Operands<A, E>::depth * std::min(16 * 1024 / (N * HYBRIDOPS_VECTOR_BYTES), std::max(32 * N, 64));
 
 // partial (P,N,lanes) = the pixels' runs times the weights, or += with `add`. `pixel[p]` points to the first element of pixel
-// p's run; runs of the next kernel rows follow row_stride apart; weights follow each other.
-template <class A, class E, int N, int P>
-void accumulate_tile(A* partial, bool add, const E* const* pixels, int64_t row_stride, int64_t rows, int64_t length,
-                     const E* w) {
+// p's run; runs of the next kernel rows follow row_stride apart; weights follow each other. `each_operand` is called beside
+// every operand's products.
+template <class A, class E, int N, int P, class EachOperand>
+HYBRIDOPS_INLINE void accumulate_tile_with(A* partial, bool add, const E* const* pixels, int64_t row_stride,
+                                           int64_t rows, int64_t length, const E* w, const EachOperand& each_operand) {
     using Op = Operands<A, E>;
     using Vector = typename Op::Vector;
     const E* pixel[P];
@@ -102,6 +103,7 @@ void accumulate_tile(A* partial, bool add, const E* const* pixels, int64_t row_s
             });
         }
         w += N * lanes<A> * Op::depth;
+        each_operand();
     };
     for (int64_t row = 0; row < rows; ++row) {
         const int64_t begin = row * row_stride, end = begin + length;
@@ -116,6 +118,12 @@ void accumulate_tile(A* partial, bool add, const E* const* pixels, int64_t row_s
         A* const out = partial + i * lanes<A>;
         store(out, add ? load(out) + sums[i / N][i % N] : sums[i / N][i % N]);
     });
+}
+
+template <class A, class E, int N, int P>
+void accumulate_tile(A* partial, bool add, const E* const* pixels, int64_t row_stride, int64_t rows, int64_t length,
+                     const E* w) {
+    accumulate_tile_with<A, E, N, P>(partial, add, pixels, row_stride, rows, length, w, HYBRIDOPS_LAMBDA(){});
 }
 
 template <class A, class E>
