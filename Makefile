@@ -102,10 +102,11 @@ cuda-sanitize: build ## tests of the CUDA kernels under compute-sanitizer, memch
 	$(NEED) pytest hypothesis
 	PYTHONPATH=. $(PY) .ci/cuda_sanitize.py $(ARGS)
 
-lint: env ## style of Python and C++, changing nothing
-	$(NEED) ruff clang-format
+lint: env ## style and types of Python, style of C++, changing nothing
+	$(NEED) ruff clang-format mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 	$(FORMAT) --dry-run -Werror $(CXX_FILES)
 	@! grep -rnE '^ *(try:|except[ :])' tests --include='*.py' || { echo 'no try/except in a test: let it fail'; exit 1; }
 
@@ -129,5 +130,5 @@ env:
 	touch $@
 
 clean: ## all that was built or cached, but .venv and .venv-oldest
-	rm -rf build dist *.egg-info hybridops/*.so demo_output .benchmarks .hypothesis .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info hybridops/*.so demo_output .benchmarks .hypothesis .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

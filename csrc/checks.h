@@ -50,6 +50,10 @@ class Arguments {
         if (t) check(name, *t, ScalarType::Bool, shape, Memory::any_strides);
     }
 
+    void integers(const char* name, const std::optional<Tensor>& t, Shape shape) const {
+        if (t) check(name, *t, ScalarType::Long, shape, Memory::any_strides);
+    }
+
     // Before its sizes are asked for
     void dims(const char* name, const Tensor& t, int64_t dims) const {
         if (t.dim() != dims) fail(name, "have " + std::to_string(dims) + " dimensions", spelt(t.sizes()));
@@ -57,6 +61,11 @@ class Arguments {
 
     void require(bool holds, const char* name, const char* expected, int64_t came) const {
         if (!holds) fail(name, expected, std::to_string(came));
+    }
+
+    // What only some calls have
+    void given_or_not(const char* name, const std::optional<Tensor>& t, bool wanted, const char* expected) const {
+        if (t.has_value() != wanted) fail(name, expected, t ? "a tensor" : "None");
     }
 
     void both_or_none(const char* name, bool given, const char* other, bool other_given) const {

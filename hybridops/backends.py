@@ -121,7 +121,7 @@ def fallback(family: str, name: str | None, x: Tensor, spatial_dims: int = 0) ->
 
 def _fastest(family: str, x: Tensor, spatial_dims: int) -> tuple[BackEnd, str]:
     """A back end, and why it is that one: why not those that would come first."""
-    refusals = []
+    refusals: list[str] = []
     candidates = _by_priority.get(x.device.type) or [each for each in _back_ends.values() if each.priority]
     for back_end in candidates:
         reason = _refusal(back_end, family, x, spatial_dims)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -63,14 +64,14 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
     return value
 
 
-def check_pair(name: str, states: Sequence[Tensor]) -> None:
+def check_pair(name: str, states: object) -> None:
     if not isinstance(states, (tuple, list)):
         raise TypeError(f"{name} must be a pair (h, c), got {type(states).__name__}")
     if len(states) != 2:
         raise ValueError(f"{name} must be a pair (h, c), got {len(states)} items")
 
 
-def check_shape(name: str, tensor: Tensor, expected: Sequence[int | str]) -> None:
+def check_shape(name: str, tensor: object, expected: Sequence[int | str]) -> None:
     """A size given as an int must be met; one given as a letter may be anything: ("B", 3, "H", "W")."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor of shape {_spell(expected)}, got {type(tensor).__name__}")
@@ -82,8 +83,9 @@ def check_shape(name: str, tensor: Tensor, expected: Sequence[int | str]) -> Non
 
 
 def check_dtypes(**tensors: Tensor | None) -> None:
-    """All floating, of the dtype and on the device of the first."""
+    """All floating, of the dtype and on the device of the first, which is not None."""
     (name, first), *others = tensors.items()
+    assert first is not None
     if first.dtype not in DTYPES:
         raise TypeError(f"{name} must be one of {', '.join(map(str, DTYPES))}, got {first.dtype}")
     for other, tensor in others:
@@ -109,6 +111,12 @@ def check_broadcastable(name: str, tensor: Tensor, like: Tensor, shape: tuple[in
         raise ValueError(f"{name} must be broadcastable to {shape}, got {tuple(tensor.shape)}")
 
 
+@overload
+def broadcast_mask(mask: Tensor, batch: int, queries: int | None, keys: int) -> Tensor: ...
+@overload
+def broadcast_mask(mask: None, batch: int, queries: int | None, keys: int) -> None: ...
+@overload
+def broadcast_mask(mask: Tensor | None, batch: int, queries: int | None, keys: int) -> Tensor | None: ...
 def broadcast_mask(mask: Tensor | None, batch: int, queries: int | None, keys: int) -> Tensor | None:
     """A view of the mask with three dimensions, broadcastable to (batch, queries, keys); queries None: any number.
 

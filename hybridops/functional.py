@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -116,6 +117,7 @@ def conv_lstm(
     output, h_n, c_n = _conv_lstm(
         x, hx, weight_ih, weight_hh, bias, peephole, save=save, want_h_n=True, backend=backend
     )
+    assert h_n is not None
     return output, (h_n, c_n)
 
 
@@ -150,9 +152,10 @@ def _conv_lstm(
         h_n = x.new_zeros(state) if h0 is None else h0.clone()
         c_n = x.new_zeros(state, dtype=acc) if c0 is None else c0.clone()
         return h_n.new_empty(state[0], 0, *state[1:]), h_n, c_n.to(dtype_of_c)
+    inputs = (x, h0, c0, weight_ih, weight_hh, bias, peephole)
     with _no_autocast(x):
-        output, h_n, c_n = autograd.conv_lstm.run(impl, x, h0, c0, weight_ih, weight_hh, bias, peephole, keep, want_h_n)
-    return output, h_n, c_n.to(dtype_of_c)
+        output, last_h, last_c = autograd.conv_lstm.run(impl, *inputs, keep, want_h_n)
+    return output, last_h, last_c.to(dtype_of_c)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,8 +168,9 @@ class PreparedExponentials:
 
     def index_select(self, index: Tensor) -> PreparedExponentials:
         """Of the keys at `index` of the batch."""
-        tensors = tuple(t.index_select(0, index) for t in self.tensors)
-        return PreparedExponentials(self.backend, torch.Size([index.shape[0], *self.key_shape[1:]]), tensors)
+        exponentials, bounds = (t.index_select(0, index) for t in self.tensors)
+        shape = torch.Size([index.shape[0], *self.key_shape[1:]])
+        return PreparedExponentials(self.backend, shape, (exponentials, bounds))
 
 
 def prepare_exponentials(
@@ -217,6 +221,57 @@ def additive_scores(
     return scores.to(query.dtype)
 
 
+@overload
+def additive_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None = None,
+    score_bias: Tensor | None = None,
+    scale: float = 1.0,
+    activation: str = "tanh",
+    negative_slope: float = 0.01,
+    dropout_p: float = 0.0,
+    return_weights: Literal[False] = False,
+    prepared: PreparedExponentials | None = None,
+    backend: str | None = None,
+) -> Tensor: ...
+@overload
+def additive_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None = None,
+    score_bias: Tensor | None = None,
+    scale: float = 1.0,
+    activation: str = "tanh",
+    negative_slope: float = 0.01,
+    dropout_p: float = 0.0,
+    return_weights: Literal[True],
+    prepared: PreparedExponentials | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def additive_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None = None,
+    score_bias: Tensor | None = None,
+    scale: float = 1.0,
+    activation: str = "tanh",
+    negative_slope: float = 0.01,
+    dropout_p: float = 0.0,
+    return_weights: bool,
+    prepared: PreparedExponentials | None = None,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def additive_attention(
     query: Tensor,
     key: Tensor,
@@ -278,7 +333,7 @@ def additive_attention(
                 scores = scores + score_bias.to(scores.dtype)
             weights = F.dropout(masked_softmax(scores, mask), dropout_p).to(value.dtype)
             context = torch.matmul(weights, value)
-    return (context, weights) if return_weights else context
+    return context if weights is None or not return_weights else (context, weights)
 
 
 # Of more queries PyTorch's product is as fast, and it knows the matrix units of processors that have them.
@@ -412,18 +467,20 @@ def _space(weight: Tensor, name: str) -> tuple[str, ...]:
 # Casts are explicit, not left to the dispatcher, so that the cell state stays in float32.
 
 
-def _autocast(*tensors: Tensor | None) -> Sequence[Tensor | None]:
+def _autocast(*tensors: Tensor | None) -> Sequence[Any]:
     """Under autocast, the tensors as autocast would pass them to a convolution or a product."""
-    if not autocast_is_on(tensors[0]):
+    first = tensors[0]
+    assert first is not None
+    if not autocast_is_on(first):
         return tensors
-    dtype = torch.get_autocast_dtype(tensors[0].device.type)
+    dtype = torch.get_autocast_dtype(first.device.type)
     return [t if t is None or t.dtype not in DTYPES or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
 
 
 _AS_IT_IS = contextlib.nullcontext()
 
 
-def _no_autocast(x: Tensor) -> contextlib.AbstractContextManager:
+def _no_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast(x.device.type, enabled=False) if autocast_is_on(x) else _AS_IT_IS
 
 
@@ -552,7 +609,7 @@ def attention_decoder(
             Selection(mask, _kept_weights(dropout_p, value, pairs), lengths),
             DecoderOptions(Activation(activation, float(negative_slope)), float(scale), cell, query),
         )  # fmt: skip
-    states = h_n if cell == "gru" else (h_n, c_n.to(dtype_of_c))
+    states = h_n if c_n is None else (h_n, c_n.to(dtype_of_c))
     return output, states, context, weights if return_weights else None
 
 
@@ -561,6 +618,8 @@ def _split_states(hx: States | None, cell: str) -> tuple[Tensor | None, Tensor |
     if hx is None:
         return None, None
     if cell == "gru":
+        check_shape("hx", hx, ("B", "H"))
+        assert isinstance(hx, Tensor)
         return hx, None
     check_pair("hx", hx)
     return hx[0], hx[1]

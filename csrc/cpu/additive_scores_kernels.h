@@ -176,11 +176,15 @@ struct TanhScores {
 
         // v's unit and twice any score are finite; an infinite v times a difference would be NaN
         const bool factored = v.magnitude <= std::numeric_limits<A>::max() / 4;
-        const auto weigh = [&](int, int64_t at, Simd<A> k) { return k * load(v.scaled.data() + at); };
+        const A* k[key_tile];
+        const auto weigh = [&](int j, int64_t at, Simd<A> key) {
+            // few queries wait for memory: the processor sees no further than a key's row
+            __builtin_prefetch(k[j] + key_tile * v.padded + at, 0, 2);
+            return key * load(v.scaled.data() + at);
+        };
         const auto read = [&](int j, int64_t at, Simd<A>) { return load(tile_vk + j * v.padded + at); };
         for (int64_t t = pairs.t0; t < pairs.t1; t += key_tile) {
             const int64_t count = std::min<int64_t>(key_tile, pairs.t1 - t), key = pairs.b * n.keys + t;
-            const A* k[key_tile];
             const A key_bound = exponentials(k, own, key, count);
             const auto within = [&](int64_t i, A range) { return factored && bound[i] <= range && key_bound <= range; };
             const auto scores = [&](const auto& weighted) {

@@ -85,28 +85,21 @@ struct Softmax {
 template <class A, class T>
 struct Context {
     static constexpr int vectors = 2, rows = tile_pixels<vectors>;  // a register tile
-    static constexpr int wide = 8;                                  // vectors of a tile of one row
-    static constexpr int64_t panel = vectors * lanes<A>, strip = wide * lanes<A>;
+    static constexpr int64_t panel = vectors * lanes<A>, strip = 4 * panel;
 
     const ContextArgs<T, A>& c;
     int64_t queries, keys;
 
-    int64_t scratch() const { return keys * panel; }
+    int64_t scratch() const { return std::max(keys * panel, few_queries * round_up(c.channels, lanes<A>)); }
 
     // The channels [d0, d1) of some queries; weights (queries, stride)
     void operator()(const Pairs& pairs, int64_t d0, int64_t d1, const A* weights, int64_t stride, A* scratch) const {
         const int64_t count = pairs.s1 - pairs.s0;
         const T* value = c.value + pairs.b * keys * c.channels;
         T* context = c.context + (pairs.b * queries + pairs.s0) * c.channels;
+        if (count <= few_queries) return few(context, value, count, d0, d1, weights, stride, scratch);
         int64_t d = d0;
-        // Values for few are read where they are
-        if (count <= few_queries)
-            for (; d + strip <= d1; d += strip)
-                for (int64_t i = 0; i < count; ++i)
-                    tile<1, wide>(
-                        context + i * c.channels + d, strip, weights + i * stride, stride,
-                        [&](int64_t t, int j) { return load_all<A>(value + t * c.channels + d + j * lanes<A>); });
-        // Others are put next to each other by the first tile: rows far apart crowd a few sets of the caches. The processor
+        // Values are put next to each other by the first tile: rows far apart crowd a few sets of the caches. The processor
         // sees no pattern in them: a panel is brought near while the one before is multiplied, and nearer before its use.
         for (; d < d1; d += panel) {
             const int64_t width = std::min(panel, d1 - d), next_width = std::min(panel, d1 - d - width);
@@ -139,6 +132,45 @@ struct Context {
     }
 
    private:
+    // For few queries, values are read once: where they are and in their order, some keys at a time, while the next ones are
+    // brought near. Sums have the order of the tile's, to the same bits.
+    void few(T* context, const T* value, int64_t count, int64_t d0, int64_t d1, const A* weights, int64_t stride,
+             A* sums) const {
+        const int64_t width = round_up(d1 - d0, lanes<A>);
+        std::fill(sums, sums + count * width, A(0));
+        value += d0;
+        int64_t t = 0;
+        for (; t + keys_together <= keys; t += keys_together)
+            for (int64_t i = 0; i < count; ++i)
+                add_keys<keys_together>(sums + i * width, value + t * c.channels, weights + i * stride + t, d1 - d0);
+        for (; t < keys; ++t)
+            for (int64_t i = 0; i < count; ++i)
+                add_keys<1>(sums + i * width, value + t * c.channels, weights + i * stride + t, d1 - d0);
+        for (int64_t i = 0; i < count; ++i)
+            for (int64_t d = 0; d < d1 - d0; d += lanes<A>)
+                store_lanes<A>(context + i * c.channels + d0 + d, load(sums + i * width + d), lanes_of<A>(d1 - d0 - d));
+    }
+
+    template <int size>
+    void add_keys(A* sums, const T* value, const A* weights, int64_t width) const {
+        Simd<A> weight[size];
+        for (int i = 0; i < size; ++i) weight[i] = broadcast(weights[i]);
+        const auto add = HYBRIDOPS_LAMBDA(int64_t d, const auto& vector) {
+            Simd<A> sum = load(sums + d);
+            for (int i = 0; i < size; ++i) sum += weight[i] * vector(value + i * c.channels + d);
+            store(sums + d, sum);
+        };
+        int64_t d = 0;
+        for (; d + lanes<A> <= width; d += lanes<A>)
+            add(
+                d, HYBRIDOPS_LAMBDA(const T* at) {
+                    __builtin_prefetch(at + size * c.channels, 0, 2);
+                    return load_all<A>(at);
+                });
+        if (d < width) add(d, HYBRIDOPS_LAMBDA(const T* at) { return load_lanes<A>(at, width - d); });
+    }
+
+    static constexpr int keys_together = 8;
     static constexpr int64_t rows_ahead = 16;  // more would push each other out of a cache's set
 
     template <int P = rows, class... Arguments>
@@ -146,24 +178,24 @@ struct Context {
         if constexpr (P > 1) {
             if (size < P) return tile_of<P - 1>(size, arguments...);
         }
-        tile<P, vectors>(arguments...);
+        tile<P>(arguments...);
     }
 
     // `width` channels of `size` rows; value(t, j) is the j-th vector of them
-    template <int size, int N, class Value>
+    template <int size, class Value>
     void tile(T* context, int64_t width, const A* weights, int64_t stride, const Value& value) const {
-        Simd<A> sums[size][N];
+        Simd<A> sums[size][vectors];
         clear(sums);
         for (int64_t t = 0; t < keys; ++t) {
-            Simd<A> x[N];
-            for (int j = 0; j < N; ++j) x[j] = value(t, j);
+            Simd<A> x[vectors];
+            for (int j = 0; j < vectors; ++j) x[j] = value(t, j);
             for (int i = 0; i < size; ++i) {
                 const Simd<A> weight = broadcast(weights[i * stride + t]);
-                for (int j = 0; j < N; ++j) sums[i][j] += weight * x[j];
+                for (int j = 0; j < vectors; ++j) sums[i][j] += weight * x[j];
             }
         }
         for (int i = 0; i < size; ++i)
-            for (int j = 0; j < N; ++j)
+            for (int j = 0; j < vectors; ++j)
                 store_lanes<A>(context + i * c.channels + j * lanes<A>, sums[i][j], lanes_of<A>(width - j * lanes<A>));
     }
 };

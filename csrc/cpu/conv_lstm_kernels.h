@@ -42,29 +42,14 @@ template <class A>
 inline constexpr TileLimits<A> gradient_limits{std::numeric_limits<A>::infinity(), 0};
 
 template <class T>
-bool has_dot_product() {  // of the processor: two products of T an instruction
-#ifdef HYBRIDOPS_WIDE
-    return is_bfloat16<T> && cpu_isa() == Isa::avx512_bf16;
-#else
-    return false;
-#endif
-}
-
-template <class T>
 int64_t fastest_tile(const ConvShape& shape, int64_t channels, int64_t allowed) {
     return convolution_tile(shape, channels, allowed, has_dot_product<T>() ? 0.5 : 1);
 }
 
-// f(E{}): with the type of the factors of convolutions in tiles of that size, A or T where the processor multiplies T.
+// f(E{}): with the type of the factors of convolutions in tiles of that size.
 template <class T, class A, class F>
 void with_factors(int64_t tile, const F& f) {
-#ifdef HYBRIDOPS_WIDE
-    if constexpr (is_bfloat16<T>) {
-        if (tile == 0 && has_dot_product<T>()) return f(T{});
-    }
-#endif
-    (void)tile;
-    f(A{});
+    tile == 0 ? with_operands<T, A>(f) : f(A{});
 }
 
 // f(N): with the vectors of the forward's register tile, one a gate; fewer where the four gates of all channels go into them.

@@ -2,23 +2,27 @@
 // date. Part of additive_attention_kernels.h.
 
 // Every output is a dot product along a row of x and a row of W, both contiguous.
-template <class A, class T>
+template <class A, class T, class Out = T>
 struct Projection {
     int64_t rows, outputs, inputs;
     const A* x;       // (rows,inputs)
     const T* weight;  // (outputs,inputs)
     const T* bias;    // (outputs), null = none
-    T* out;           // (rows,outputs)
+    Out* out;         // (rows,outputs)
 
     void operator()() const {
         parallel_for_dynamic(ceil_div(outputs, unit), [&](WorkQueue& queue) {
-            const bool widened = !std::is_same_v<A, T>;
-            A* scratch = widened ? static_cast<A*>(thread_scratch(tile_outputs * inputs * sizeof(A))) : nullptr;
-            for (int64_t first; queue.take(first);)
-                for (int64_t o = first * unit; o < std::min((first + 1) * unit, outputs); o += tile_outputs)
-                    all_rows(o, scratch);
+            A* scratch = static_cast<A*>(thread_scratch(scratch_count() * sizeof(A)));
+            for (int64_t first; queue.take(first);) run(first * unit, std::min((first + 1) * unit, outputs), scratch);
         });
     }
+
+    // The outputs [begin, end), on this thread
+    void run(int64_t begin, int64_t end, A* scratch) const {
+        for (int64_t o = begin; o < end; o += tile_outputs) all_rows(o, scratch);
+    }
+
+    int64_t scratch_count() const { return std::is_same_v<A, T> ? 0 : tile_outputs * inputs; }
 
    private:
     // Accumulators of a tile fill three quarters of the registers; the rest hold x and W.
@@ -45,14 +49,17 @@ struct Projection {
         clear(sums);
         const A* from = x + row * inputs;
         const int64_t whole = inputs / lanes<A> * lanes<A>;
-        for (int64_t i = 0; i < whole; i += lanes<A>) accumulate<false>(sums, from, w, i);
+        for (int64_t i = 0; i < whole; i += lanes<A>) {
+            for (int o = 0; o < tile_outputs; ++o) __builtin_prefetch(w[o] + tile_outputs * inputs + i, 0, 2);
+            accumulate<false>(sums, from, w, i);
+        }
         if (whole < inputs) accumulate<true>(sums, from, w, whole);
         for (int r = 0; r < R; ++r) {
             Four<A> sum;
             sum_lanes_of_four<A>(sum, sums[r]);
-            T* to = out + (row + r) * outputs + first;
+            Out* to = out + (row + r) * outputs + first;
             for (int64_t o = 0; o < count; ++o)
-                to[o] = static_cast<T>(bias ? sum[o] + static_cast<A>(bias[first + o]) : sum[o]);
+                to[o] = static_cast<Out>(bias ? sum[o] + static_cast<A>(bias[first + o]) : sum[o]);
         }
     }
 

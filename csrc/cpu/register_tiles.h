@@ -32,6 +32,27 @@ struct Operands<float, torch::headeronly::BFloat16> {
 };
 #endif
 
+template <class T>
+bool has_dot_product() {  // of the processor: two products of T an instruction
+#ifdef HYBRIDOPS_WIDE
+    return is_bfloat16<T> && cpu_isa() == Isa::avx512_bf16;
+#else
+    return false;
+#endif
+}
+
+// f(E{}): with the type of the operands that products of tensors of type T are made of, A or T where the processor
+// multiplies T.
+template <class T, class A, class F>
+void with_operands(const F& f) {
+#ifdef HYBRIDOPS_WIDE
+    if constexpr (is_bfloat16<T>) {
+        if (has_dot_product<T>()) return f(T{});
+    }
+#endif
+    f(A{});
+}
+
 // Sums start from zero and are then added to memory, because the error of a sum grows with its length.
 template <class A, class V, int P, int N>
 HYBRIDOPS_INLINE void add_to_memory(A* out, const V (&sums)[P][N]) {
@@ -51,10 +72,11 @@ inline constexpr int64_t chunk_length =
     Operands<A, E>::depth * std::min(16 * 1024 / (N * HYBRIDOPS_VECTOR_BYTES), std::max(32 * N, 64));
 
 // partial (P,N,lanes) = the pixels' runs times the weights, or += with `add`. `pixel[p]` points to the first element of pixel
-// p's run; runs of the next kernel rows follow row_stride apart; weights follow each other.
-template <class A, class E, int N, int P>
-void accumulate_tile(A* partial, bool add, const E* const* pixels, int64_t row_stride, int64_t rows, int64_t length,
-                     const E* w) {
+// p's run; runs of the next kernel rows follow row_stride apart; weights follow each other. `each_operand` is called beside
+// every operand's products.
+template <class A, class E, int N, int P, class EachOperand>
+HYBRIDOPS_INLINE void accumulate_tile_with(A* partial, bool add, const E* const* pixels, int64_t row_stride,
+                                           int64_t rows, int64_t length, const E* w, const EachOperand& each_operand) {
     using Op = Operands<A, E>;
     using Vector = typename Op::Vector;
     const E* pixel[P];
@@ -81,6 +103,7 @@ void accumulate_tile(A* partial, bool add, const E* const* pixels, int64_t row_s
             });
         }
         w += N * lanes<A> * Op::depth;
+        each_operand();
     };
     for (int64_t row = 0; row < rows; ++row) {
         const int64_t begin = row * row_stride, end = begin + length;
@@ -95,6 +118,12 @@ void accumulate_tile(A* partial, bool add, const E* const* pixels, int64_t row_s
         A* const out = partial + i * lanes<A>;
         store(out, add ? load(out) + sums[i / N][i % N] : sums[i / N][i % N]);
     });
+}
+
+template <class A, class E, int N, int P>
+void accumulate_tile(A* partial, bool add, const E* const* pixels, int64_t row_stride, int64_t rows, int64_t length,
+                     const E* w) {
+    accumulate_tile_with<A, E, N, P>(partial, add, pixels, row_stride, rows, length, w, HYBRIDOPS_LAMBDA(){});
 }
 
 template <class A, class E>

@@ -46,9 +46,18 @@ def _conv_lstm(x, h0, c0, w_ih, w_hh, bias, peephole, save, reduced_precision, w
 
 
 def _attention_decoder(*arguments):
+    """In plain PyTorch, where what is saved has its derivatives too."""
     *inputs, _, _, scale, activation, negative_slope, cell, query, save = arguments
+    inputs = DecoderInputs(*inputs)
     options = DecoderOptions(Activation(ACTIVATIONS[activation], negative_slope), scale, CELLS[cell], QUERIES[query])
-    return decoder_formulas.attention_decoder_forward(DecoderInputs(*inputs), options, save)
+    states = decoder_formulas.attention_decoder_forward(inputs, options, save)
+    if inputs.keep is None:
+        states = states._replace(alpha=None)  # the op gives them once, as the weights
+    if inputs.lengths is None:
+        return states
+    steps = torch.arange(inputs.x_gates.shape[1], device=inputs.lengths.device)
+    ended = (steps >= inputs.lengths[:, None])[..., None]
+    return [*states[:5], *(None if t is None else t.masked_fill(ended, 0.0) for t in states[5:])]
 
 
 _FORMULAS: dict[str, Formula] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -25,15 +25,33 @@ class FusedPreparedKeys(PreparedKeys):
     def index_select(self, index: Tensor) -> FusedPreparedKeys:
         """Those at `index` of the batch."""
         exponentials = None if self.exponentials is None else self.exponentials.index_select(index)
-        return replace(super().index_select(index), exponentials=exponentials)
+        keys = super().index_select(index)
+        return FusedPreparedKeys(keys.key, keys.value, keys.mask, exponentials)
 
 
 class FusedConcatAttention(ConcatAttention):
-    __doc__ = f"""{ConcatAttention.__doc__}
+    """Attention weights of one decoder state over the encoder's outputs, scored over their concatenation.
+
+        α = softmax_t(v · tanh(W [hidden; encoder_outputs_t] + b))        (Bahdanau et al. 2015,
+                                                                           https://arxiv.org/abs/1409.0473)
+
+    Args:
+        hidden_dim: channels H of hidden and of encoder_outputs.
+        backend: "reference", "native", "triton", or None for the fastest that takes the inputs.
+
+    Parameters: those of `reference.ConcatAttention`, and the same state dict: `attn.weight` (H, 2H) with the columns of
+    hidden first, `attn.bias` (H), `v.weight` (1, H).
+
+    Shape: hidden (B, H), encoder_outputs (B, T, H), mask None or boolean, broadcastable to (B, T); weights (B, T).
+    A row whose mask is False everywhere has zero weights and zero gradients.
+
     Fused: W [hidden; encoder_outputs] is taken apart into a query and keys, scored by `functional.additive_scores`.
-    `backend` (keyword) names a back end, None takes the fastest. Where `attn` or `v` is more than a linear map (another
-    class, hooks, ...), the plain forward runs. Where one encoder output serves many steps,
-    `FusedAdditiveAttention.prepare` saves projecting it at each.
+    Where `attn` or `v` is more than a linear map (another class, hooks, ...), the plain forward runs. Where one encoder
+    output serves many steps, `FusedAdditiveAttention.prepare` saves projecting it at each.
+
+    Raises:
+        TypeError, ValueError: an argument, or the shape of an input, is not as said here.
+        RuntimeError: a back end was named that is not here, or does not take the inputs.
     """
 
     backend: str | None = None  # a class attribute too: `fuse` makes this class of modules whose __init__ knew none
@@ -62,10 +80,40 @@ class FusedConcatAttention(ConcatAttention):
 
 
 class FusedAdditiveAttention(AdditiveAttention):
-    __doc__ = f"""{AdditiveAttention.__doc__}
-    Fused: `functional.additive_attention` runs it, and no (B, S, T, A) tensor is made. `backend` (keyword) names a back
-    end, None takes the fastest. Where `v` is more than a linear map (another class, hooks, ...), the plain forward
-    runs; the projections are called in any case, but for decoding steps of a plain `query_proj`.
+    """Additive attention (Bahdanau et al. 2015, https://arxiv.org/abs/1409.0473), fused.
+
+        score[b,s,t] = scale v · act(W_q query[b,s] + W_k key[b,t])
+        α = softmax_t(score) where mask is True, 0 elsewhere          context[b,s] = Σ_t α[b,s,t] value[b,t]
+
+    Args:
+        query_dim, key_dim, attn_dim: channels Q of the query, K of the key, A of the sum of their projections.
+        bias: whether the two projections have one.
+        activation: "tanh", "relu" or "leaky_relu".
+        negative_slope: of leaky_relu.
+        scale: multiplies the scores.
+        dropout: probability with which a weight is zeroed in training, as in `nn.MultiheadAttention`: the weights that
+            are returned are those the context was made of.
+        backend: "reference", "native", "triton", or None for the fastest that takes the inputs.
+
+    Parameters: those of `reference.AdditiveAttention`, and the same state dict: `query_proj.weight` (A, Q),
+    `key_proj.weight` (A, K), their biases (A) if any, `v.weight` (1, A).
+
+    Shape: query (B, S, Q), key (B, T, K) or what `prepare` gave, value (B, T, D) or None (the key itself), mask None or
+    boolean and broadcastable to (B, S, T), where two dimensions are (B, T). Gives (context (B, S, D), weights (B, S, T)
+    or None). A query (B, Q) gives (B, D) and (B, T). A row that may attend nothing has a zero context, zero weights and
+    zero gradients.
+
+    In a beam search the queries may be m times as many, (m·B, S, Q) or (m·B, Q), the m of a batch entry next to each
+    other as `repeat_interleave` puts them: they share its keys, which are not repeated. A mask is then the same for all
+    queries of an entry.
+
+    Fused: `functional.additive_attention` runs it, and no (B, S, T, A) tensor is made. Where `v` is more than a linear
+    map (another class, hooks, ...), the plain forward runs; the projections are called in any case, but for decoding
+    steps of a plain `query_proj`.
+
+    Raises:
+        TypeError, ValueError: an argument, or the shape of an input, is not as said here.
+        RuntimeError: a back end was named that is not here, or does not take the inputs.
     """
 
     backend: str | None = None
@@ -131,7 +179,7 @@ class FusedAdditiveAttention(AdditiveAttention):
             dropout_p=self.dropout if self.training else 0.0, return_weights=need_weights,
             prepared=getattr(keys, "exponentials", None), backend=self.backend,
         )  # fmt: skip
-        return out if need_weights else (out, None)
+        return out if isinstance(out, tuple) else (out, None)
 
 
 def _are_as_they_stand(*parts: nn.Linear) -> bool:

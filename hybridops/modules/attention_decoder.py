@@ -60,6 +60,7 @@ class FusedAttentionDecoder(AttentionDecoder):
         RuntimeError: a back end was named that is not here, or does not take the inputs.
     """
 
+    attention: FusedAdditiveAttention
     attention_type = FusedAdditiveAttention
     backend: str | None = None  # a class attribute too: `fuse` makes this class of modules whose __init__ knew none
 

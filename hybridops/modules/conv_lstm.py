@@ -12,10 +12,32 @@ from hybridops.reference.conv_lstm import GATES, ConvLSTM, ConvLSTMCell, States
 
 
 class FusedConvLSTMCell(ConvLSTMCell):
-    __doc__ = f"""{ConvLSTMCell.__doc__}
-    Fused: `functional.conv_lstm_cell` runs it. `backend` (keyword) names a back end, None takes the fastest. c_t has
-    the dtype of c, or of x_t where no states are given. Where `conv` is more than a convolution with zero padding
-    (another class, hooks, dilation, ...), the plain forward runs.
+    """One step of a ConvLSTM (Shi et al. 2015, https://arxiv.org/abs/1506.04214), fused.
+
+        a = W * [x_t; h] + b     (* 'same' convolution)     f = σ(a_f + p_f∘c)     i = σ(a_i + p_i∘c)     g = tanh(a_g)
+        c_t = f∘c + i∘g          o = σ(a_o + p_o∘c_t)       h_t = o∘tanh(c_t)
+
+    Args:
+        input_dim, hidden_dim: channels C of the input and H of the state.
+        kernel_size: odd. An int means two spatial dimensions; a tuple has one size for each of one to three.
+        bias: whether the convolution has one.
+        peephole: None, "channel" (one weight a channel) or "spatial" (one a channel and position).
+        spatial_size: the spatial sizes S*; needed by peephole="spatial".
+        gate_order: the order in which the gates' rows stand in `conv.weight` and `conv.bias`, a permutation of "figo".
+        backend: "reference", "native", "triton", or None for the fastest that takes the inputs.
+
+    Parameters: those of `reference.ConvLSTMCell`, and the same state dict: `conv.weight` (4H, C+H, K*), `conv.bias`
+    (4H), `peephole` (3, H) or (3, H, S*) with rows f, i, o, which are zeros at first.
+
+    Shape: x_t (B, C, S*), states None (zeros) or (h, c) of (B, H, S*) each; gives (h_t, c_t) of (B, H, S*) each, h_t in
+    the dtype of x_t, c_t in that of c, or of x_t where no states are given.
+
+    Fused: `functional.conv_lstm_cell` runs it. Where `conv` is more than a convolution with zero padding (another
+    class, hooks, dilation, ...), the plain forward runs; a back end that was named then raises.
+
+    Raises:
+        TypeError, ValueError: an argument, or the shape of an input, is not as said here.
+        RuntimeError: a back end was named that is not here, or does not take the inputs.
     """
 
     backend: str | None = None  # a class attribute too: `fuse` makes this class of modules whose __init__ knew none
@@ -56,11 +78,33 @@ class FusedConvLSTMCell(ConvLSTMCell):
 
 
 class FusedConvLSTM(ConvLSTM):
-    __doc__ = f"""{ConvLSTM.__doc__}
-    Fused: `functional.conv_lstm` runs each layer. `save` (keyword) is "gates" (fast) or "recompute" (half the memory in
-    training); `backend` (keyword) names a back end, None takes the fastest. c_n has the dtype of c_0, or of x where
-    none is given; within the sequence the cell is float32 at least. The output's memory is time-major and
-    channels-last. A layer whose cell, or whose cell's `conv`, is more than that runs step by step, through the cell.
+    """A stack of ConvLSTM layers over a sequence, called as `nn.LSTM` is; the equations are `FusedConvLSTMCell`'s.
+
+    Args:
+        input_dim: channels C of the input.
+        hidden_dim: channels H of every layer's state, or a list with one for each layer.
+        kernel_size: as in `FusedConvLSTMCell` (a TUPLE is one size for each spatial dimension), or a LIST with one a
+            layer.
+        num_layers: how many layers.
+        bias, peephole, spatial_size, gate_order: as in `FusedConvLSTMCell`, the same in every layer.
+        batch_first: x and the output are (B, T, ...) if true, else (T, B, ...). It does not concern the states.
+        save: what the backward finds: "gates" (fast), or "recompute" (half the memory in training).
+        backend: "reference", "native", "triton", or None for the fastest that takes the inputs.
+
+    Parameters: those of `FusedConvLSTMCell`, under `cell_list.{layer}`.
+
+    Shape: x (B, T, C, S*); hx None (zeros) or (h_0, c_0), each (num_layers, B, H, S*) or a list of (B, H, S*). A list
+    of one pair (h, c) a layer is taken as such where it cannot be (h_0, c_0); for two layers of one size it could.
+    Gives (output (B, T, H, S*) of the last layer, (h_n, c_n)), states stacked as hx, or lists where hidden_dim is one.
+    c_n has the dtype of c_0, or of x where none is given; within the sequence the cell is float32 at least. The
+    output's memory is time-major and channels-last.
+
+    Fused: `functional.conv_lstm` runs each layer. A layer whose cell, or whose cell's `conv`, is more than that runs
+    step by step, through the cell; a back end that was named then raises.
+
+    Raises:
+        TypeError, ValueError: an argument, or the shape of an input, is not as said here.
+        RuntimeError: a back end was named that is not here, or does not take the inputs.
     """
 
     cell_type = FusedConvLSTMCell

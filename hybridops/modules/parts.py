@@ -102,7 +102,7 @@ def has_hooks(part: nn.Module) -> bool:
     )
 
 
-def _reason_not_same(conv: nn.Module) -> str | None:
+def _reason_not_same(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> str | None:
     """Whether it is more than a convolution with 'same' zero padding."""
     kernel = conv.kernel_size
     same, ones = tuple(size // 2 for size in kernel), (1,) * len(kernel)

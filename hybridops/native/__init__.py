@@ -6,7 +6,7 @@ from torch import Tensor
 
 from hybridops.checks import DTYPES
 from hybridops.contract import BackEnd
-from hybridops.native import additive_attention, conv_lstm, fakes  # noqa: F401
+from hybridops.native import additive_attention, attention_decoder, conv_lstm, fakes  # noqa: F401
 from hybridops.native.library import OPS, call, cpu_isa, unavailable_reason
 
 __all__ = ["BACK_END", "OPS", "call", "cpu_isa", "unavailable_reason", "unsupported_reason"]
@@ -22,6 +22,8 @@ def unsupported_reason(family: str, x: Tensor, spatial_dims: int) -> str | None:
         return f"the compiled ops do not take {x.dtype}"
     if family == "conv_lstm" and spatial_dims > 2:
         return f"the compiled ConvLSTM takes 1 or 2 spatial dimensions, not {spatial_dims}"
+    if family == "attention_decoder" and x.device.type != "cpu":
+        return f"the compiled attention decoder runs on the CPU, not on {x.device.type}"
     return unavailable_reason(x.device.type)  # last: only who would have the compiled ops hears that they are missing
 
 
@@ -33,7 +35,11 @@ def _description() -> str:
 
 BACK_END = BackEnd(
     name="native",
-    families={"conv_lstm": conv_lstm, "additive_attention": additive_attention},
+    families={
+        "conv_lstm": conv_lstm,
+        "additive_attention": additive_attention,
+        "attention_decoder": attention_decoder,
+    },
     priority=dict.fromkeys(DEVICES, 2),
     unavailable_reason=unavailable_reason,
     unsupported_reason=unsupported_reason,

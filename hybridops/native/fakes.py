@@ -68,3 +68,39 @@ if unavailable_reason() is None:
     @torch.library.register_fake("hybridops::additive_scores_backward")
     def _(grad, q, k, v, activation, negative_slope):
         return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
+
+    @torch.library.register_fake("hybridops::attention_decoder_forward")
+    def _(
+        x_gates, key, value, v, h0, cell0, context0, w_q, b_q, w_c, w_h, b_h, w_beta, b_beta, mask, score_bias, keep,
+        lengths, exponentials, bounds, scale, activation, slope, cell, query, save,
+    ):  # fmt: skip
+        new, lstm, gated = x_gates.new_empty, cell == 0, save and w_beta is not None
+        batch, steps, hidden, acc = *x_gates.shape[:2], h0.shape[1], accumulation_dtype(x_gates.dtype)
+
+        def rows(wanted: bool, width: int, dtype: torch.dtype | None = None) -> Tensor:
+            return new(batch, steps, width, dtype=dtype) if wanted else new(0, dtype=dtype)
+
+        context, weights = rows(True, value.shape[2]), rows(True, key.shape[1])
+        cell_n = new(batch, hidden, dtype=acc) if lstm else new(0, dtype=acc)
+        saved = (
+            rows(save and lstm, hidden, acc), rows(save, x_gates.shape[2]), rows(save and not lstm, hidden),
+            rows(save, key.shape[2]), rows(save and keep is not None, key.shape[1]),
+            rows(gated, value.shape[2]), rows(gated, value.shape[2]),
+        )  # fmt: skip
+        return rows(True, hidden), new(batch, hidden), cell_n, context, weights, *saved
+
+    @torch.library.register_fake("hybridops::attention_decoder_backward")
+    def _(
+        grad_output, grad_h_n, grad_cell_n, grad_context, grad_weights, key, value, v, h0, cell0, w_q, w_c, w_h, w_beta,
+        mask, keep, lengths, exponentials, bounds, output, cells, gates, hidden_n, queries, alpha, beta, ungated,
+        scale, activation, slope, cell, query,
+    ):  # fmt: skip
+        new, lstm, acc = gates.new_empty, cell == 0, accumulation_dtype(gates.dtype)
+        batch, steps, _ = gates.shape
+        return (
+            new(gates.shape), new(0) if lstm else new(gates.shape), new(queries.shape),
+            new(batch, steps, value.shape[2]), new(batch, steps, key.shape[1], dtype=acc),
+            new(0) if w_beta is None else new(batch, steps, value.shape[2]),
+            new(h0.shape), new(h0.shape if lstm else (0,), dtype=acc),
+            new(0) if query == 0 else new(batch, value.shape[2]),
+        )  # fmt: skip

@@ -181,7 +181,8 @@ class AdditiveAttention(nn.Module):
             q.flatten(0, 1).unflatten(0, (batch, -1)) if shared else q, keys, mask, need_weights
         )
         if shared:
-            context, weights = (None if t is None else t.reshape(*q.shape[:2], -1) for t in (context, weights))
+            context = context.reshape(*q.shape[:2], -1)
+            weights = None if weights is None else weights.reshape(*q.shape[:2], -1)
         if query.dim() == 2:
             return context.squeeze(1), None if weights is None else weights.squeeze(1)
         return context, weights

@@ -43,12 +43,18 @@ class DecoderState:
         """The rows at `index` (m'·B,): the beams of a search that go on.
 
         They stay with the memory of their entry, which is not copied: index // m has to be 0 ... 0, 1 ... 1, ..., each
-        m' times. That is not checked.
+        m' times.
+
+        Raises:
+            ValueError: the rows of an entry are not next to each other, or not as many as of the others.
         """
         batch = self.keys.key.shape[0]
         _check_index(index)
         if batch == 0 or index.shape[0] % batch:
             raise ValueError(f"index must have a multiple of the {batch} entries of the memory, got {index.shape[0]}")
+        entries = torch.arange(batch, device=index.device).repeat_interleave(index.shape[0] // batch)
+        if not torch.compiler.is_compiling() and not torch.equal(index // (self.h.shape[0] // batch), entries):
+            raise ValueError("index must have the rows of each entry of the memory in turn, got others between them")
         return self._rows(index)
 
     def select(self, index: Tensor) -> DecoderState:
@@ -59,8 +65,8 @@ class DecoderState:
         return replace(self._rows(rows), keys=self.keys.index_select(index))
 
     def _rows(self, index: Tensor) -> DecoderState:
-        h, c, context = (None if t is None else t.index_select(0, index) for t in (self.h, self.c, self.context))
-        return replace(self, h=h, c=c, context=context)
+        c = None if self.c is None else self.c.index_select(0, index)
+        return replace(self, h=self.h.index_select(0, index), c=c, context=self.context.index_select(0, index))
 
 
 class AttentionDecoder(nn.Module):
@@ -128,13 +134,14 @@ class AttentionDecoder(nn.Module):
         self.query = check_choice("query", query, ("previous", "current"))
         if check_positive_int("num_heads", num_heads) != 1:
             raise ValueError(f"num_heads must be 1, which is all there is for now, got {num_heads}")
-        place = {"device": device, "dtype": dtype}
         self.attention = self.attention_type(
-            self.hidden_dim, self.memory_dim, attn_dim, activation=activation, dropout=dropout, **place
-        )
-        self.cell = CELLS[cell](self.input_dim + self.memory_dim, self.hidden_dim, **place)
-        gate = check_bool("context_gate", context_gate)
-        self.context_gate = nn.Linear(self.hidden_dim, self.memory_dim, **place) if gate else None
+            self.hidden_dim, self.memory_dim, attn_dim, activation=activation, dropout=dropout, device=device,
+            dtype=dtype,
+        )  # fmt: skip
+        self.cell = CELLS[cell](self.input_dim + self.memory_dim, self.hidden_dim, device=device, dtype=dtype)
+        self.context_gate: nn.Linear | None = None
+        if check_bool("context_gate", context_gate):
+            self.context_gate = nn.Linear(self.hidden_dim, self.memory_dim, device=device, dtype=dtype)
 
     def forward(
         self,
@@ -176,6 +183,7 @@ class AttentionDecoder(nn.Module):
             raise TypeError(f"state must be what start or step gave, got {type(state).__name__}")
         check_shape("x", x, (state.h.shape[0], self.input_dim))
         context, weights, state = self._step(x, state, True)
+        assert weights is not None
         return state.h, context, weights, state
 
     # ------------------------------------------------------------------------------------------ of checked arguments
@@ -193,7 +201,9 @@ class AttentionDecoder(nn.Module):
         if lengths is not None:  # zeros, not NaN times a gradient of zero
             x = x.masked_fill((torch.arange(x.shape[1], device=x.device) >= lengths[:, None])[..., None], 0.0)
         state = self._start(memory, h, c, mask)
-        outputs, contexts, all_weights = [], [], []
+        outputs: list[Tensor] = []
+        contexts: list[Tensor] = []
+        all_weights: list[Tensor] = []
         for s, x_s in enumerate(x.unbind(1)):
             context, weights, new = self._step(x_s, state, need_weights)
             output = new.h
@@ -202,12 +212,13 @@ class AttentionDecoder(nn.Module):
                 output, context = torch.where(alive, output, 0.0), torch.where(alive, context, 0.0)
                 weights = None if weights is None else torch.where(alive, weights, 0.0)
                 h = torch.where(alive, new.h, state.h)
-                c = None if new.c is None else torch.where(alive, new.c, state.c)
+                c = None if new.c is None or state.c is None else torch.where(alive, new.c, state.c)
                 new = replace(new, h=h, c=c)
             state = new
             outputs.append(output)
             contexts.append(context)
-            all_weights.append(weights)
+            if weights is not None:
+                all_weights.append(weights)
         states = state.h if state.c is None else (state.h, state.c)
         if not outputs:
             weights = x.new_empty(x.shape[0], 0, memory.shape[1]) if need_weights else None
@@ -256,6 +267,7 @@ class AttentionDecoder(nn.Module):
             return memory.new_zeros(shape), None if self.cell_kind == "gru" else memory.new_zeros(shape)
         if self.cell_kind == "gru":
             check_shape("hx", hx, shape)
+            assert isinstance(hx, Tensor)
             return hx, None
         check_pair("hx", hx)
         for name, state in zip(("h of hx", "c of hx"), hx, strict=True):

@@ -28,7 +28,7 @@ from hybridops.formulas.recurrence import same_padding
 GATES = "figo"
 PEEPHOLES = ("channel", "spatial")
 
-_CONV_MODULES = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_CONV_MODULES: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 States = tuple[Tensor, Tensor]
 
@@ -106,11 +106,12 @@ class ConvLSTMCell(nn.Module):
 
     def canonical_weights(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """w_ih (4H, C, K*), w_hh (4H, H, K*), bias (4H) or None, peephole or None: rows in the order f, i, g, o."""
-        weight, bias = (self._canonical_rows(stored) for stored in (self.conv.weight, self.conv.bias))
+        weight, bias = self._canonical_rows(self.conv.weight), self.conv.bias
+        bias = None if bias is None else self._canonical_rows(bias)
         return weight[:, : self.input_dim], weight[:, self.input_dim :], bias, self.peephole
 
-    def _canonical_rows(self, stored: Tensor | None) -> Tensor | None:
-        if stored is None or self.gate_order == GATES:
+    def _canonical_rows(self, stored: Tensor) -> Tensor:
+        if self.gate_order == GATES:
             return stored
         rows = dict(zip(self.gate_order, stored.chunk(4), strict=True))
         return torch.cat([rows[gate] for gate in GATES])
@@ -133,8 +134,11 @@ class ConvLSTMCell(nn.Module):
         """p_f, p_i, p_o, each to be broadcast against (B, H, S*)."""
         if self.peephole is None:
             return None, None, None
-        rows = self.peephole
-        return (rows[(..., *[None] * self.spatial_dims)] if rows.dim() == 2 else rows).unbind(0)
+        p_f, p_i, p_o = self.peephole
+        if self.peephole.dim() > 2:
+            return p_f, p_i, p_o
+        per_channel = (..., *[None] * self.spatial_dims)
+        return p_f[per_channel], p_i[per_channel], p_o[per_channel]
 
     def _space(self) -> tuple[int | str, ...]:
         """The spatial sizes an input must have: a spatial peephole fixes them, nothing else does."""
@@ -178,6 +182,7 @@ class ConvLSTM(nn.Module):
     """
 
     cell_type: type[ConvLSTMCell] = ConvLSTMCell
+    cell_list: nn.ModuleList  # of cells
 
     def __init__(
         self,
@@ -217,14 +222,17 @@ class ConvLSTM(nn.Module):
             raise ValueError(f"kernel_size must have as many dimensions in every layer, got {kernel_size!r}")
 
     def forward(self, x: Tensor, hx: tuple[Any, Any] | None = None) -> tuple[Tensor, tuple[Any, Any]]:
-        first = self.cell_list[0]
+        first = self._cells()[0]
         check_shape("x", x, (*("BT" if self.batch_first else "TB"), first.input_dim, *first._space()))
         output = x if self.batch_first else x.transpose(0, 1)
         states = []
-        for cell, state in zip(self.cell_list, self._split_states(hx), strict=True):
+        for cell, state in zip(self._cells(), self._split_states(hx), strict=True):
             output, state = self._run_layer(cell, output, state)
             states.append(state)
         return (output if self.batch_first else output.transpose(0, 1)), self._join_states(states)
+
+    def _cells(self) -> list[ConvLSTMCell]:
+        return list(self.cell_list)  # type: ignore[arg-type]  # a ModuleList is of modules of any kind
 
     def _run_layer(self, cell: ConvLSTMCell, x: Tensor, state: States | None) -> tuple[Tensor, States]:
         """One layer over the sequence: x (B, T, C, S*) -> output (B, T, H, S*), (h_n, c_n) of (B, H, S*) each."""
@@ -249,7 +257,7 @@ class ConvLSTM(nn.Module):
             if isinstance(state, (list, tuple)) and len(state) != self.num_layers:
                 raise ValueError(f"{name} must have one state for each of {self.num_layers} layers, got {len(state)}")
             if not isinstance(state, (list, tuple)):
-                first = self.cell_list[0]
+                first = self._cells()[0]
                 check_shape(name, state, (self.num_layers, "B", first.hidden_dim, *first._space()))
         return list(zip(*hx, strict=True))
 

@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 from hybridops import native
 from tests import tolerances
 from tests.modules.agreement import examples, pair, results
-from tests.native.test_sizes import OPS, arguments, run, schema
+from tests.native.test_sizes import GRU, OPS, arguments, run, schema
 from tests.problems import cast, conv_lstm_inputs
 
 pytestmark = pytest.mark.skipif(native.unavailable_reason() is not None, reason=str(native.unavailable_reason()))
@@ -66,6 +66,19 @@ def test_conv_lstm(save, peephole):
     if peephole == "channel":
         given["peephole"] = leaves["peephole"] = spatial[:, 0, 0].detach().clone().requires_grad_()
     assert_derivatives("conv_lstm_forward", given, leaves)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("save", [False, True])
+@pytest.mark.parametrize("query", [0, 1])
+@pytest.mark.parametrize("kind", ["", GRU])
+def test_attention_decoder(kind, query, save):
+    """Of what is saved too."""
+    op = "attention_decoder_forward" + kind
+    given, leaves = in_float64(op, query=query, save=save)
+    if query == 0:
+        given["context0"] = leaves.pop("context0").detach()
+    assert_derivatives(op, given, leaves)
 
 
 def assert_derivatives(op: str, given: dict, leaves: dict[str, Tensor]) -> None:

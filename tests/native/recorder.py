@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_map_only
 
 import hybridops
 from hybridops import FusedAdditiveAttention
+from tests.decoder_problems import CELLS, QUERIES, decoder_inputs, fused_decoder
 from tests.problems import attention_inputs, cast, conv_lstm_inputs, fused_attention, fused_conv_lstm, with_gradients
 
 NO_KERNEL = {"hybridops::cpu_isa"}  # takes no tensor
@@ -42,6 +43,10 @@ def record(
             for save in ("gates", "recompute"):
                 with_gradients(fused_conv_lstm, inputs, save=save)
             fused_conv_lstm(**inputs)
+        elif family == "attention_decoder":
+            for cell in CELLS:
+                for query in QUERIES:
+                    _run_decoder(cell, query, sizes, dtype)
         else:
             inputs = cast(attention_inputs(**sizes), dtype)
             mask = torch.ones(inputs["key"].shape[:2], dtype=torch.bool)
@@ -53,3 +58,17 @@ def record(
             with torch.no_grad():  # a step of decoding
                 module(inputs["query"], module.prepare(inputs["key"]))
     return recorder.calls
+
+
+def _run_decoder(cell: str, query: str, sizes: dict[str, Any], dtype: torch.dtype) -> None:
+    inputs = cast(decoder_inputs(cell=cell, query=query, **sizes), dtype)
+    generator = torch.Generator().manual_seed(0)
+    batch, steps, _ = inputs["x"].shape
+    kind = {"cell": cell, "query": query}
+    selected = {
+        "mask": torch.rand(inputs["key"].shape[:2], generator=generator) > 0.3,
+        "lengths": torch.randint(steps + 1, (batch,), generator=generator),
+    }
+    for options in ({}, {"activation": "relu"}, {**selected, "dropout_p": 0.5}):
+        with_gradients(fused_decoder, inputs, **kind, **options)
+    fused_decoder(**inputs, **kind)

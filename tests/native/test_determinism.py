@@ -20,6 +20,7 @@ TILES = [  # of Winograd's convolutions
     {"channels": 9, "hidden": 16, "space": (18, 23)},
     {"batch": 1, "channels": 12, "hidden": 9, "space": (31, 33), "kernel": (5, 5)},
 ]
+DECODER = {"batch": 23, "steps": 3, "keys": 41, "hidden": 33, "width": 70, "values": 50, "gate": True}
 PAIRS = {"batch": 3, "queries": 37, "keys": 150, "width": 70, "score_bias": True}
 
 
@@ -27,7 +28,8 @@ PAIRS = {"batch": 3, "queries": 37, "keys": 150, "width": 70, "score_bias": True
 def calls() -> list[Call]:
     """Large enough to be shared out among threads."""
     dtypes = (torch.float64, torch.float32, torch.bfloat16)
-    cases = [("conv_lstm", VIDEO, dtype) for dtype in dtypes] + [("attention", PAIRS, dtype) for dtype in dtypes]
+    families = [("conv_lstm", VIDEO), ("attention", PAIRS), ("attention_decoder", DECODER)]
+    cases = [(*family, dtype) for family in families for dtype in dtypes]
     plain = [call for case in cases for call in record(*case)]
     tiled = [call for sizes in TILES for call in record("conv_lstm", sizes)]
     return [*plain, *tiled, *(with_outliers(call) for call in tiled)]

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import hybridops.functional as HF
 from tests import tolerances
+from tests.decoder_problems import decoder_inputs, fused_decoder
 from tests.problems import (
     Tensors,
     attention_inputs,
@@ -27,6 +28,7 @@ from tests.processes import run_python
 
 VIDEO = {"batch": 2, "steps": 4, "channels": 9, "hidden": 16, "space": (20, 24)}
 PAIRS = {"queries": 60, "keys": 80, "width": 64}
+STEPS = {"batch": 20, "steps": 9, "keys": 40, "hidden": 48, "width": 50, "values": 60, "gate": True}
 
 
 def train(family: str, **sizes: int) -> Tensors:
@@ -34,10 +36,13 @@ def train(family: str, **sizes: int) -> Tensors:
     if family == "conv_lstm":
         inputs = conv_lstm_inputs(**VIDEO | sizes)
         return with_gradients(fused_conv_lstm, cast(inputs, torch.float32), backend="native")
+    if family == "attention_decoder":
+        return with_gradients(fused_decoder, cast(decoder_inputs(**STEPS | sizes), torch.float32), backend="native")
     return with_gradients(fused_attention, cast(attention_inputs(**PAIRS | sizes), torch.float32), backend="native")
 
 
-families = pytest.mark.parametrize("family", ["conv_lstm", "attention"])
+FAMILIES = ["conv_lstm", "attention", "attention_decoder"]
+families = pytest.mark.parametrize("family", FAMILIES)
 
 # More memory from one attempt to the next, until the call is through: it fails at each allocation in turn. All in one
 # thread, whose helpers' stacks are there by then: OpenMP ends the process where it cannot make a thread.
@@ -52,7 +57,10 @@ def limit(bytes):
     resource.setrlimit(resource.RLIMIT_AS, (bytes, resource.RLIM_INFINITY))
 
 pool = ThreadPoolExecutor(1)
-large = {"attention": {"queries": 900, "keys": 1000}, "conv_lstm": {"hidden": 64, "space": (16, 16), "kernel": (5, 5)}}
+large = {
+    "attention": {"queries": 900, "keys": 1000}, "conv_lstm": {"hidden": 64, "space": (16, 16), "kernel": (5, 5)},
+    "attention_decoder": {"hidden": 300, "width": 300, "keys": 200},
+}
 for family, sizes in large.items():
     before, errors = pool.submit(train, family).result(), set()
     for megabytes in range(0, 150):
@@ -77,7 +85,7 @@ def test_out_of_memory():
     """
     variables = {"OMP_NUM_THREADS": "2", "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     errors = dict(line.split(" ", 1) for line in run_python(OUT_OF_MEMORY, **variables).splitlines())
-    assert errors == {"attention": "RuntimeError", "conv_lstm": "RuntimeError"}
+    assert errors == dict.fromkeys(("attention", "conv_lstm", "attention_decoder"), "RuntimeError")
 
 
 @pytest.fixture
@@ -111,8 +119,8 @@ def test_interrupted(family):
 
 
 def test_many_threads():
-    """Forward and backward of both families from eight threads at once, in sizes that want other working memory."""
-    calls = [(family, {"batch": batch}) for batch in (1, 2, 3) for family in ("conv_lstm", "attention")]
+    """Forward and backward of all families from eight threads at once, in sizes that want other working memory."""
+    calls = [(family, {"batch": batch}) for batch in (1, 2, 3) for family in FAMILIES]
     want = [train(family, **sizes) for family, sizes in calls]
     with ThreadPoolExecutor(8) as pool:
         got = list(pool.map(lambda call: train(call[0], **call[1]), calls * 8))
@@ -128,7 +136,8 @@ class Computed(Dataset):
 
     def __getitem__(self, index: int) -> Tensors:
         return {
-            family: train(family, batch=1)[name] for family, name in (("conv_lstm", "output"), ("attention", "d v"))
+            family: train(family, batch=1)[name]
+            for family, name in (("conv_lstm", "output"), ("attention", "d v"), ("attention_decoder", "d v"))
         }
 
 

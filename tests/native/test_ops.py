@@ -10,6 +10,7 @@ import torch
 from tests.native.recorder import NO_KERNEL, record
 
 SCHEMA_AND_FAKE = ("test_schema", "test_autograd_registration", "test_faketensor")
+FAMILIES = ("conv_lstm", "attention", "attention_decoder")
 CONV_LSTM = {
     "plain": {},
     "no states, no bias": {"states": False, "bias": False},
@@ -29,13 +30,23 @@ ATTENTION = {
     "no keys": {"keys": 0},
     "no queries": {"queries": 0},
 }
+DECODER = {
+    "plain": {},
+    "gate, score bias": {"gate": True, "score_bias": True},
+    "no biases": {"bias": False, "states": False},
+    "odd sizes": {"batch": 5, "steps": 3, "keys": 13, "hidden": 17, "width": 33, "values": 19, "gate": True},
+    "one of everything": {"batch": 1, "steps": 1, "keys": 1, "hidden": 1, "width": 1, "values": 1},
+    "no batch": {"batch": 0},
+    "no keys": {"keys": 0},
+}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "sizes"),
     [pytest.param("conv_lstm", sizes, id=f"conv_lstm, {name}") for name, sizes in CONV_LSTM.items()]
-    + [pytest.param("attention", sizes, id=f"attention, {name}") for name, sizes in ATTENTION.items()],
+    + [pytest.param("attention", sizes, id=f"attention, {name}") for name, sizes in ATTENTION.items()]
+    + [pytest.param("attention_decoder", sizes, id=f"decoder, {name}") for name, sizes in DECODER.items()],
 )
 def test_opcheck(family, sizes):
     calls = record(family, sizes)
@@ -46,7 +57,7 @@ def test_opcheck(family, sizes):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("family", ["conv_lstm", "attention"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_opcheck_dtypes(family, dtype):
     for func, args in record(family, {}, dtype):
         torch.library.opcheck(func, args, test_utils=SCHEMA_AND_FAKE)
@@ -55,7 +66,7 @@ def test_opcheck_dtypes(family, dtype):
 def test_every_op_is_checked():
     names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("hybridops::")}
     names -= NO_KERNEL | {"hybridops::conv_lstm_gradients"}  # which is not compiled: tests/autograd/test_conv_lstm.py
-    called = {func.name() for family in ("conv_lstm", "attention") for func, _ in record(family, {})}
+    called = {func.name() for family in FAMILIES for func, _ in record(family, {})}
     assert called == names
 
 

@@ -37,6 +37,15 @@ SOURCES = {
     "additive_scores_backward": {"q", "k"},
     "additive_attention_forward": {"q", "k"},
     "additive_attention_step": {"k", "projection", "query"},
+    "attention_decoder_forward": {"x_gates", "key", "value", "h0"},
+    "attention_decoder_backward": {"gates", "key", "value", "h0"},
+}
+GRU = ", gru"  # behind the name of an op: with the arguments of a GRU, else of an LSTM
+ABSENT = {
+    "attention_decoder_forward": {"b_h"},
+    "attention_decoder_forward" + GRU: {"cell0"},
+    "attention_decoder_backward": {"hidden_n"},
+    "attention_decoder_backward" + GRU: {"cell0", "cells", "grad_cell_n"},
 }
 
 
@@ -52,6 +61,21 @@ def arguments(op: str, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     behind = {"grad_hs": states, "grad_hn": state, "grad_cn": state}
     factors = {"x": (T, B, Y, X, C), "h": (T, B, Y, X, H), "dw_x": weights["w_ih"], "dw_h": weights["w_hh"]}
     pairs = {"q": (B, S, A), "k": (B, K, A), "v": (A,)}
+    op, gru = op.removesuffix(GRU), op.endswith(GRU)
+    steps, gates = {"H": (B, S, H), "A": (B, S, A), "D": (B, S, D), "K": (B, S, K)}, (3 if gru else 4) * H
+    decoder = {
+        "key": (B, K, A), "value": (B, K, D), "v": (A,), "h0": (B, H), "cell0": (B, H), "context0": (B, D),
+        "w_q": (A, H), "b_q": (A,), "w_c": (gates, D), "w_h": (gates, H), "b_h": (gates,), "w_beta": (D, H),
+        "b_beta": (D,), "x_gates": (B, S, gates), "score_bias": steps["K"], "keep": steps["K"],
+    }  # fmt: skip
+    decoder_saved = {
+        "output": steps["H"], "cells": steps["H"], "gates": (B, S, gates), "hidden_n": steps["H"],
+        "queries": steps["A"], "alpha": steps["K"], "beta": steps["D"], "ungated": steps["D"],
+    }  # fmt: skip
+    decoder_grads = {
+        "grad_output": steps["H"], "grad_h_n": (B, H), "grad_cell_n": (B, H), "grad_context": steps["D"],
+        "grad_weights": steps["K"],
+    }  # fmt: skip
     shapes = {
         "conv_lstm_forward": forward,
         "conv_lstm_backward": {**behind, "gates": (T, B, Y, X, 4 * H), "cs": states, **forward},
@@ -65,6 +89,8 @@ def arguments(op: str, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
             **pairs, "query": (MORE, S, Q), "v": (1, A), "value": (B, K, D), "projection_bias": (A,),
         },
         "additive_scores_backward": {**pairs, "grad": (B, S, K)},
+        "attention_decoder_forward": decoder,
+        "attention_decoder_backward": {**decoder, **decoder_saved, **decoder_grads},
     }[op]  # fmt: skip
     given = {name: randn(*shape) for name, shape in shapes.items()}
     given |= {
@@ -77,30 +103,36 @@ def arguments(op: str, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
         "scale": 1.0,
     }
     given |= {"need_weights": True}
+    if op.startswith("attention_decoder"):
+        given |= {"cell": int(gru), "query": 1, "lengths": torch.tensor([3, 2])}
     names = [argument.name for argument in schema(op).arguments]
     if "mask" in names:
         rows = MORE // B * S if op == "additive_attention_step" else S
-        given["mask"] = torch.rand(B, 1, K, generator=generator).gt(0.3).expand(B, rows, K)
+        mask = torch.rand(B, 1, K, generator=generator).gt(0.3)
+        given["mask"] = mask[:, 0] if op.startswith("attention_decoder") else mask.expand(B, rows, K)
     if "projection" in names:
         given["projection"] = randn(A, Q)
     if "key_exponentials" in names:
-        prepared = additive_attention.prepare_keys(given["k"], "tanh") or (None, None)  # none where the GPU's ops run
+        k = given["key" if op.startswith("attention_decoder") else "k"]
+        prepared = additive_attention.prepare_keys(k, "tanh") or (None, None)  # none where the GPU's ops run
         given["key_exponentials"], given["key_bounds"] = prepared
-    return {name: given[name] for name in names}
+    absent = ABSENT.get(op + GRU * gru, ())
+    return {name: None if name in absent else given[name] for name in names}
 
 
 def schema(op: str) -> torch.FunctionSchema:
-    return getattr(torch.ops.hybridops, op).default._schema
+    return getattr(torch.ops.hybridops, op.removesuffix(GRU)).default._schema
 
 
 def run(op: str, given: dict[str, Any]) -> list[Tensor]:
     """The outputs, and what was written into."""
-    out = getattr(torch.ops.hybridops, op)(*given.values())
+    out = getattr(torch.ops.hybridops, op.removesuffix(GRU))(*given.values())
     written = [given[a.name] for a in schema(op).arguments if a.alias_info is not None and a.alias_info.is_write]
     return [*([out] if isinstance(out, Tensor) else out or ()), *written]
 
 
 OPS = [op for op in native.OPS if op != "cpu_isa"] if native.unavailable_reason() is None else []
+CASES = OPS + [op + GRU for op in OPS if op.startswith("attention_decoder")]
 
 
 def is_free(op: str, name: str, dim: int) -> bool:
@@ -110,18 +142,25 @@ def is_free(op: str, name: str, dim: int) -> bool:
     return (op, name, dim) in FREE
 
 
-each_op = pytest.mark.parametrize("op", OPS)
+each_op = pytest.mark.parametrize("op", CASES)
 each_tensor = pytest.mark.parametrize(
-    ("op", "name"), [(op, a.name) for op in OPS for a in schema(op).arguments if "Tensor" in str(a.type)]
+    ("op", "name"),
+    [
+        (op, a.name)
+        for op in CASES
+        for a in schema(op).arguments
+        if "Tensor" in str(a.type) and a.name not in ABSENT.get(op, ())
+    ],
 )
 
 
 def assert_refused(op: str, name: str, wrong: Tensor | None) -> None:
     """With an error that names the op, and the tensor or one that is held against it."""
-    with pytest.raises(RuntimeError, match=rf"hybridops::{op}: \w+ must .*, got ") as refusal:
+    called = op.removesuffix(GRU)
+    with pytest.raises(RuntimeError, match=rf"hybridops::{called}: \w+ must .*, got ") as refusal:
         run(op, arguments(op) | {name: wrong})
     named = str(refusal.value).split(": ")[1].split()[0]
-    assert named == name or name in SOURCES.get(op, ()), refusal.value
+    assert named == name or name in SOURCES.get(called, ()), refusal.value
 
 
 @each_op
@@ -157,7 +196,7 @@ def test_dimensions(op, name):
 @each_tensor
 def test_dtypes(op, name):
     right = arguments(op)[name]
-    for dtype in (torch.int64, torch.complex64, torch.uint8):
+    for dtype in {torch.int64, torch.complex64, torch.uint8} - {right.dtype}:
         assert_refused(op, name, right.to(dtype))
     if op != "additive_prepare_keys":  # whose one tensor may be of any
         for dtype in (torch.float64, torch.bfloat16):
@@ -176,8 +215,11 @@ def test_strides(op, name):
         "h0", "c0", "bias", "peephole", "grad_hn", "gates", "hs", "cs", "da", "dx", "dw_x", "dw_h",
         "key_exponentials", "key_bounds",
     }  # fmt: skip
+    if op.startswith("attention_decoder"):
+        refused = {"key_exponentials", "key_bounds"}
     if name in refused:
-        with pytest.raises(RuntimeError, match=rf"hybridops::{op}: {name} must be contiguous, got strides \("):
+        refusal = rf"hybridops::{op.removesuffix(GRU)}: {name} must be contiguous, got strides \("
+        with pytest.raises(RuntimeError, match=refusal):
             run(op, given | {name: apart})
     else:
         torch.testing.assert_close(run(op, given | {name: apart}), want, **tolerances.EXACT)
@@ -191,12 +233,14 @@ def test_devices(op, name):
         run(op, right | {name: right[name].cuda()})
 
 
+PREPARED = [op for op in OPS if "key_bounds" in [a.name for a in schema(op).arguments]]
+
+
 @pytest.mark.parametrize(
     ("op", "name"),
     [
         ("conv_weight_gradient", "h"), ("conv_weight_gradient", "dw_h"),
-        *((f"additive_{op}", name) for op in ("scores_forward", "attention_forward", "attention_step")
-          for name in ("key_exponentials", "key_bounds")),
+        *((op, name) for op in PREPARED for name in ("key_exponentials", "key_bounds")),
     ],
 )  # fmt: skip
 def test_both_or_none(op, name):
@@ -204,7 +248,7 @@ def test_both_or_none(op, name):
         run(op, arguments(op) | {name: None})
 
 
-@pytest.mark.parametrize("op", ["additive_scores_forward", "additive_attention_forward", "additive_attention_step"])
+@pytest.mark.parametrize("op", PREPARED)
 @pytest.mark.parametrize("activation", [1, 2])
 def test_prepared_keys_are_for_tanh(op, activation):
     """To another activation they are nothing."""
@@ -215,6 +259,41 @@ def test_prepared_keys_are_for_tanh(op, activation):
 
 @pytest.mark.parametrize("value", [-1, 3])
 def test_choices(value):
-    for op, name in (("additive_attention_forward", "activation"), ("conv_lstm_forward", "save")):
+    decoder = [(op, "activation") for op in OPS if op.startswith("attention_decoder")]
+    for op, name in (("additive_attention_forward", "activation"), ("conv_lstm_forward", "save"), *decoder):
         with pytest.raises(RuntimeError, match=f"hybridops::{op}: {name} must be 0, 1 or 2, got {value}"):
             run(op, arguments(op) | {name: value})
+
+
+@pytest.mark.parametrize("value", [-1, 2])
+@pytest.mark.parametrize("name", ["cell", "query"])
+@pytest.mark.parametrize("op", [op for op in OPS if op.startswith("attention_decoder")])
+def test_kinds_of_decoder(op, name, value):
+    with pytest.raises(RuntimeError, match=f"hybridops::{op}: {name} must be 0 or 1, got {value}"):
+        run(op, arguments(op) | {name: value})
+
+
+@pytest.mark.parametrize(
+    ("op", "name"),
+    [("attention_decoder_forward", "cell0"), *(("attention_decoder_backward", n) for n in ("cell0", "cells", "beta"))],
+)
+def test_what_a_decoder_needs(op, name):
+    with pytest.raises(RuntimeError, match=rf"hybridops::{op}: {name} must be given .*, got None"):
+        run(op, arguments(op) | {name: None})
+
+
+@pytest.mark.parametrize("op", [op for op in CASES if op.startswith("attention_decoder")])
+def test_what_a_decoder_has_not(op):
+    """An LSTM's argument for a GRU, and the other way round; a part of the gate without a gate."""
+    other = op.removesuffix(GRU) if op.endswith(GRU) else op + GRU
+    for name in ABSENT[op]:
+        with pytest.raises(RuntimeError, match=rf": {name} must .*, got a tensor"):
+            run(op, arguments(op) | {name: arguments(other)[name].new_zeros(wrong_shape(op, name))})
+    gate = "b_beta" if "forward" in op else "beta"
+    with pytest.raises(RuntimeError, match=rf": {gate} must .*, got a tensor"):
+        run(op, arguments(op) | {"w_beta": None})
+
+
+def wrong_shape(op: str, name: str) -> tuple[int, ...]:
+    """Right ones but for the cell."""
+    return {"b_h": (4 * H,), "cell0": (B, H), "grad_cell_n": (B, H)}.get(name, (B, S, H))

@@ -1,0 +1,108 @@
+// What the attention decoder's ops make sure of, on the CPU and on a GPU alike; sizes as in library.cpp.
+#pragma once
+#include "attention_decoder_args.h"
+#include "checks.h"
+
+namespace hybridops {
+
+// As they come to both ops; the references live as long as the call.
+struct DecoderTensors {
+    const Tensor &key, &value, &v, &h0;
+    const std::optional<Tensor>& cell0;
+    const Tensor &w_q, &w_c, &w_h;
+    const std::optional<Tensor>&w_beta, &mask, &keep, &lengths, &key_exponentials, &key_bounds;
+};
+
+// `first` (B,S,·) is the one that the others are held against. Gives the sizes.
+inline DecoderShape check_decoder(const Arguments& arguments, const Tensor& first, const DecoderTensors& x,
+                                  double scale, int64_t activation, double negative_slope, int64_t cell,
+                                  int64_t query) {
+    arguments.require(activation >= 0 && activation <= 2, "activation", "be 0, 1 or 2", activation);
+    arguments.require(cell == 0 || cell == 1, "cell", "be 0 or 1", cell);
+    arguments.require(query == 0 || query == 1, "query", "be 0 or 1", query);
+    arguments.dims("key", x.key, 3);
+    arguments.dims("value", x.value, 3);
+    arguments.dims("h0", x.h0, 2);
+    const DecoderShape n{first.size(0),
+                         first.size(1),
+                         x.key.size(1),
+                         x.h0.size(1),
+                         x.value.size(2),
+                         x.key.size(2),
+                         static_cast<CellType>(cell),
+                         static_cast<QuerySource>(query),
+                         scale,
+                         static_cast<Activation>(activation),
+                         negative_slope};
+    const bool lstm = n.cell == CellType::lstm;
+    arguments.like("key", x.key, {n.batch, n.keys, n.width});
+    arguments.like("value", x.value, {n.batch, n.keys, n.channels});
+    arguments.like("v", x.v, {n.width});
+    arguments.like("h0", x.h0, {n.batch, n.hidden});
+    arguments.given_or_not("cell0", x.cell0, lstm, "be given for an LSTM, and for no GRU");
+    arguments.sums("cell0", x.cell0, {n.batch, n.hidden});
+    arguments.like("w_q", x.w_q, {n.width, n.hidden});
+    arguments.like("w_c", x.w_c, {n.gates(), n.channels});
+    arguments.like("w_h", x.w_h, {n.gates(), n.hidden});
+    arguments.like("w_beta", x.w_beta, {n.channels, n.hidden});
+    arguments.booleans("mask", x.mask, {n.batch, n.keys});
+    arguments.like("keep", x.keep, {n.batch, n.steps, n.keys});
+    arguments.integers("lengths", x.lengths, {n.batch});
+    return n;
+}
+
+inline DecoderShape check_decoder_forward(const Arguments& arguments, const Tensor& x_gates, const DecoderTensors& x,
+                                          const std::optional<Tensor>& context0, const std::optional<Tensor>& b_q,
+                                          const std::optional<Tensor>& b_h, const std::optional<Tensor>& b_beta,
+                                          const std::optional<Tensor>& score_bias, double scale, int64_t activation,
+                                          double negative_slope, int64_t cell, int64_t query) {
+    const DecoderShape n = check_decoder(arguments, x_gates, x, scale, activation, negative_slope, cell, query);
+    arguments.like("x_gates", x_gates, {n.batch, n.steps, n.gates()});
+    arguments.like("context0", context0, {n.batch, n.channels});
+    arguments.like("b_q", b_q, {n.width});
+    arguments.like("b_h", b_h, {n.gates()});
+    if (n.cell == CellType::lstm) arguments.given_or_not("b_h", b_h, false, "be in x_gates for an LSTM");
+    arguments.like("b_beta", b_beta, {n.channels});
+    if (!x.w_beta) arguments.given_or_not("b_beta", b_beta, false, "be None without w_beta");
+    arguments.sums("score_bias", score_bias, {n.batch, n.steps, n.keys});
+    return n;
+}
+
+// What the forward saved.
+struct DecoderSaved {
+    const Tensor &output, &gates, &queries, &alpha;
+    const std::optional<Tensor>&cells, &hidden_n, &beta, &ungated;
+};
+
+inline DecoderShape check_decoder_backward(const Arguments& arguments, const std::optional<Tensor>& grad_output,
+                                           const std::optional<Tensor>& grad_h_n,
+                                           const std::optional<Tensor>& grad_cell_n,
+                                           const std::optional<Tensor>& grad_context,
+                                           const std::optional<Tensor>& grad_weights, const DecoderTensors& x,
+                                           const DecoderSaved& saved, double scale, int64_t activation,
+                                           double negative_slope, int64_t cell, int64_t query) {
+    const DecoderShape n = check_decoder(arguments, saved.gates, x, scale, activation, negative_slope, cell, query);
+    const bool lstm = n.cell == CellType::lstm;
+    arguments.like("gates", saved.gates, {n.batch, n.steps, n.gates()});
+    arguments.like("output", saved.output, {n.batch, n.steps, n.hidden});
+    arguments.like("queries", saved.queries, {n.batch, n.steps, n.width});
+    arguments.like("alpha", saved.alpha, {n.batch, n.steps, n.keys});
+    arguments.given_or_not("cells", saved.cells, lstm, "be given for an LSTM, and for no GRU");
+    arguments.sums("cells", saved.cells, {n.batch, n.steps, n.hidden});
+    arguments.given_or_not("hidden_n", saved.hidden_n, !lstm, "be given for a GRU, and for no LSTM");
+    arguments.like("hidden_n", saved.hidden_n, {n.batch, n.steps, n.hidden});
+    const bool gated = x.w_beta.has_value();
+    arguments.given_or_not("beta", saved.beta, gated, "be given with w_beta, and not without");
+    arguments.like("beta", saved.beta, {n.batch, n.steps, n.channels});
+    arguments.given_or_not("ungated", saved.ungated, gated, "be given with w_beta, and not without");
+    arguments.like("ungated", saved.ungated, {n.batch, n.steps, n.channels});
+    arguments.like("grad_output", grad_output, {n.batch, n.steps, n.hidden});
+    arguments.like("grad_h_n", grad_h_n, {n.batch, n.hidden});
+    arguments.sums("grad_cell_n", grad_cell_n, {n.batch, n.hidden});
+    if (!lstm) arguments.given_or_not("grad_cell_n", grad_cell_n, false, "be None for a GRU");
+    arguments.like("grad_context", grad_context, {n.batch, n.steps, n.channels});
+    arguments.like("grad_weights", grad_weights, {n.batch, n.steps, n.keys});
+    return n;
+}
+
+}  // namespace hybridops

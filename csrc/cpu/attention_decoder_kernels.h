@@ -1,0 +1,341 @@
+// The attention decoder's loop over the steps, forward and backward, for one instruction set; included by every_isa.h
+// inside its namespace. Equations: hybridops/formulas/attention_decoder.py.
+//
+// A thread takes some rows of the batch through all steps: no thread waits for another, a row's numbers do not depend on
+// which rows go with it, and memory of so many rows that it exceeds the caches is read a part after the other.
+
+#include "../math/gru_gates.h"
+#include "../math/lstm_gates.h"
+#include "additive_attention_kernels.h"
+#include "packed_product_kernels.h"
+
+// Which rows of the batch go through the steps together. Enough for full register tiles; not so many that their sums leave
+// the L1 cache.
+struct RowBlocks {
+    static constexpr int64_t max = 48;
+    int64_t batch, count;
+
+    explicit RowBlocks(int64_t batch) : batch(batch) {
+        const int64_t threads = torch::stable::get_num_threads();
+        const int64_t rounds = ceil_div(batch, max * threads);
+        count = std::min(batch, rounds * threads);
+    }
+
+    int64_t first(int64_t block) const { return block * batch / count; }
+    int64_t rows() const { return ceil_div(batch, count); }  // at most
+};
+
+// Of one row of the batch: the keys that the mask lets through.
+struct AttendedKeys {
+    int64_t end;  // behind the last of them
+    bool all;     // of those before
+
+    AttendedKeys(const Broadcast<bool>& mask, int64_t b, int64_t keys) : end(keys), all(true) {
+        if (!mask.data) return;
+        const bool* row = mask.data + b * mask.batch;
+        while (end > 0 && !row[(end - 1) * mask.key]) --end;
+        for (int64_t t = 0; t < end; ++t) all = all && row[t * mask.key];
+    }
+};
+
+// Those rows of a block that are not behind their end at a step: their numbers in the batch and in the block.
+struct LiveRows {
+    int64_t *batch, *block;
+    int64_t count;
+
+    LiveRows(Arena& arena, int64_t rows)
+        : batch(arena.take<int64_t>(rows)), block(arena.take<int64_t>(rows)), count(0) {}
+
+    // dead(b) for each of the others
+    template <class Dead>
+    void choose(int64_t first, int64_t end, int64_t s, const int64_t* lengths, const Dead& dead) {
+        count = 0;
+        for (int64_t b = first; b < end; ++b) {
+            if (lengths && lengths[b] <= s) {
+                dead(b);
+                continue;
+            }
+            batch[count] = b;
+            block[count++] = b - first;
+        }
+    }
+};
+
+// Where the operands of the live rows begin.
+template <class E>
+struct RowPointers {
+    const E** data;
+
+    RowPointers(Arena& arena, int64_t rows) : data(arena.take<const E*>(rows)) {}
+
+    template <class A>
+    const E* const* operator()(const OperandRows<A, E>& operands, const LiveRows& live) const {
+        for (int64_t i = 0; i < live.count; ++i) data[i] = operands[live.block[i]];
+        return data;
+    }
+};
+
+template <class T>
+void clear_row(T* data, int64_t row, int64_t width) {
+    if (data) std::fill(data + row * width, data + (row + 1) * width, T(0));
+}
+
+// The scores of one query and the keys [0, end), whatever the activation.
+template <class A>
+struct RowScores {
+    std::function<void(const Pairs&, A* out, A* scratch)> run;
+    int64_t scratch;
+    A largest;  // none is larger
+
+    template <class Scores>
+    RowScores(const Scores& scores, A largest)
+        : run([scores](const Pairs& pairs, A* out, A* scratch) { scores(pairs, out, 0, scratch); }),
+          scratch(scores.scratch(1)),
+          largest(largest) {}
+};
+
+template <class A, class T>
+AdditiveScoresArgs<T, A> scores_args(const AttentionDecoderInputs<T, A>& a, const T* queries, int64_t steps,
+                                     const KeyExponentials<A>& keys) {
+    const DecoderShape& n = a.shape;
+    return {{n.batch, steps, n.keys, n.width, n.activation, n.negative_slope}, queries, a.key, a.v, keys, nullptr};
+}
+
+// ---- forward ---------------------------------------------------------------------------------------------------------
+
+template <class T, class A, class E>
+class DecoderForward {
+   public:
+    using Args = AttentionDecoderForwardArgs<T, A>;
+
+    DecoderForward(const Args& a, const RowScores<A>& scores)
+        : a(a), scores_(scores), query_(a.shape.width, a.w_q, a.shape.hidden) {
+        if (a.gated) gate_.emplace(n.channels, a.w_beta, n.hidden);
+        n.cell == CellType::lstm ? pack(lstm_) : pack(gru_);
+    }
+
+    void run() const {
+        const RowBlocks blocks(n.batch);
+        parallel_for_dynamic(blocks.count, [&](WorkQueue& queue) {
+            Scratch scratch = from_thread_scratch([&](Arena& arena) { return Scratch(arena, *this, blocks.rows()); });
+            for (int64_t block; queue.take(block);) all_steps(blocks.first(block), blocks.first(block + 1), scratch);
+        });
+    }
+
+   private:
+    const Args& a;
+    const DecoderShape& n = a.shape;
+    const RowScores<A>& scores_;
+    PlainProduct<A, E> query_;
+    std::optional<PlainProduct<A, E>> gate_;
+    template <int gates>
+    struct GateWeights {  // of c', of h_{s-1}
+        PackedWeight<A, gates, E> context, h;
+    };
+    std::optional<GateWeights<4>> lstm_;
+    std::optional<GateWeights<3>> gru_;
+
+    template <int gates>
+    void pack(std::optional<GateWeights<gates>>& to) {
+        to.emplace(GateWeights<gates>{{n.channels, groups(), GateRows<A, T>{a.w_c, n.hidden}},
+                                      {n.hidden, groups(), GateRows<A, T>{a.w_h, n.hidden}}});
+    }
+
+    int64_t groups() const { return ceil_div(n.hidden, lanes<A>); }
+
+    struct Scratch {
+        LiveRows live;
+        OperandRows<A, E> h, context;
+        RowPointers<E> h_rows, context_rows;
+        A *sums, *other_sums;  // of a product
+        A *weights, *attention;
+
+        Scratch(Arena& arena, const DecoderForward& f, int64_t rows)
+            : live(arena, rows),
+              h(arena, rows, f.n.hidden),
+              context(arena, rows, f.n.channels),
+              h_rows(arena, rows),
+              context_rows(arena, rows) {
+            sums = arena.take<A>(rows * 4 * lanes<A>);
+            other_sums = arena.take<A>(f.n.cell == CellType::gru ? rows * 3 * lanes<A> : 0);
+            weights = arena.take<A>(round_up(f.n.keys, lanes<A>));
+            const ContextArgs<T, A> none{};
+            attention = arena.take<A>(std::max(f.scores_.scratch, Context<A, T>{none, 1, f.n.keys}.scratch()));
+        }
+    };
+
+    void all_steps(int64_t first, int64_t end, Scratch& x) const {
+        for (int64_t b = first; b < end; ++b) {
+            x.h.set(b - first, a.h0 + b * n.hidden);
+            x.context.set(b - first, a.context0 ? a.context0 + b * n.channels : nullptr);
+            if (a.cell_n) std::copy_n(a.cell0 + b * n.hidden, n.hidden, a.cell_n + b * n.hidden);
+        }
+        for (int64_t s = 0; s < n.steps; ++s) {
+            x.live.choose(first, end, s, a.lengths, [&](int64_t b) { clear(b, s); });
+            if (x.live.count == 0) continue;
+            if (n.query == QuerySource::previous) attend(s, x);
+            n.cell == CellType::lstm ? lstm(s, x) : gru(s, x);
+            for (int64_t i = 0; i < x.live.count; ++i)
+                x.h.set(x.live.block[i], a.output + (x.live.batch[i] * n.steps + s) * n.hidden);
+            if (n.query == QuerySource::current) attend(s, x);
+        }
+        for (int64_t b = first; b < end; ++b) {
+            const int64_t steps = a.lengths ? std::clamp<int64_t>(a.lengths[b], 0, n.steps) : n.steps;
+            const T* last = steps ? a.output + (b * n.steps + steps - 1) * n.hidden : a.h0 + b * n.hidden;
+            std::copy_n(last, n.hidden, a.h_n + b * n.hidden);
+        }
+    }
+
+    // A step behind the end of a row
+    void clear(int64_t b, int64_t s) const {
+        const int64_t row = b * n.steps + s;
+        clear_row(a.output, row, n.hidden);
+        clear_row(a.context, row, n.channels);
+        clear_row(a.weights, row, n.keys);
+        clear_row(a.cells, row, n.hidden);
+        clear_row(a.gates, row, n.gates());
+        clear_row(a.hidden_n, row, n.hidden);
+        clear_row(a.alpha, row, n.keys);
+        for (const PerStep<T>& saved : {a.queries, a.beta, a.ungated})
+            if (saved.steps == n.steps) clear_row(saved.data, row, saved.width);
+    }
+
+    void attend(int64_t s, Scratch& x) const {
+        const E* const* h = x.h_rows(x.h, x.live);
+        query_(x.sums, h, nullptr, x.live.count, [&](int64_t i, int64_t at, int64_t count, Simd<A> sum) {
+            if (a.b_q) sum += load_lanes<A>(a.b_q + at, count);
+            store_lanes<A>(a.queries.at(x.live.batch[i], s) + at, sum, count);
+        });
+        if (gate_)
+            (*gate_)(x.sums, h, nullptr, x.live.count, [&](int64_t i, int64_t at, int64_t count, Simd<A> sum) {
+                if (a.b_beta) sum += load_lanes<A>(a.b_beta + at, count);
+                store_lanes<A>(a.beta.at(x.live.batch[i], s) + at, sigmoid(sum), count);
+            });
+        for (int64_t i = 0; i < x.live.count; ++i) {
+            const int64_t b = x.live.batch[i];
+            T* context = a.context + (b * n.steps + s) * n.channels;
+            T* ungated = gate_ ? a.ungated.at(b, s) : context;
+            attend_row(b, s, ungated, x);
+            if (gate_) {
+                const T* beta = a.beta.at(b, s);
+                for (int64_t d = 0; d < n.channels; d += lanes<A>) {
+                    const int64_t count = lanes_of<A>(n.channels - d);
+                    store_lanes<A>(context + d, load_lanes<A>(beta + d, count) * load_lanes<A>(ungated + d, count),
+                                   count);
+                }
+            }
+            x.context.set(x.live.block[i], context);
+        }
+    }
+
+    void attend_row(int64_t b, int64_t s, T* context, Scratch& x) const {
+        const AttendedKeys keys(a.mask, b, n.keys);
+        const int64_t query = std::min(s, a.queries.steps - 1), row = (b * n.steps + s) * n.keys;
+        scores_.run(Pairs{b, query, query + 1, 0, keys.end}, x.weights, x.attention);
+        const SoftmaxArgs<T, A> options{
+            {keys.all ? nullptr : a.mask.data + b * a.mask.batch, 0, 0, a.mask.key},
+            {a.score_bias.data ? a.score_bias.data + b * a.score_bias.batch + s * a.score_bias.query : nullptr, 0, 0,
+             a.score_bias.key},
+            static_cast<A>(n.scale),
+            nullptr};
+        Softmax<A, T>{options, 1, keys.end, scores_.largest}(x.weights, 0);
+        const auto each = [&](const auto& f) {
+            for (int64_t t = 0; t < keys.end; t += lanes<A>) f(t, lanes_of<A>(keys.end - t));
+        };
+        const auto write = [&](T* to) {
+            each([&](int64_t t, int64_t count) { store_lanes<A>(to + t, load(x.weights + t), count); });
+            std::fill(to + keys.end, to + n.keys, T(0));
+        };
+        if (a.keep.data) {
+            if (a.alpha) write(a.alpha + row);
+            const T* keep = a.keep.data + b * a.keep.batch + s * a.keep.query;
+            each([&](int64_t t, int64_t count) {
+                const Simd<A> kept = load_lanes<A>(keep + t * a.keep.key, count, a.keep.key);
+                store(x.weights + t, load(x.weights + t) * kept);
+            });
+        }
+        write(a.weights + row);
+        const ContextArgs<T, A> values{{}, a.value + b * n.keys * n.channels, context, n.channels};
+        Context<A, T>{values, 1, keys.end}({0, 0, 1, 0, keys.end}, 0, n.channels, x.weights, 0, x.attention);
+    }
+
+    void lstm(int64_t s, Scratch& x) const {
+        const E *const *context = x.context_rows(x.context, x.live), *const *h = x.h_rows(x.h, x.live);
+        for (int64_t group = 0; group < groups(); ++group) {
+            multiply(x.sums, false, context, x.live.count, lstm_->context, group);
+            multiply(x.sums, true, h, x.live.count, lstm_->h, group);
+            const int64_t unit = group * lanes<A>, count = lanes_of<A>(n.hidden - unit);
+            for (int64_t i = 0; i < x.live.count; ++i) {
+                const int64_t b = x.live.batch[i], row = b * n.steps + s, at = row * n.hidden + unit;
+                const auto gate = [&](int g) {
+                    return load(x.sums + (i * 4 + g) * lanes<A>) +
+                           load_lanes<A>(a.x_gates + (row * 4 + g) * n.hidden + unit, count);
+                };
+                A* running = a.cell_n + b * n.hidden + unit;
+                const auto cell =
+                    lstm_cell(gate(1), gate(0), gate(2), load_lanes<A>(running, count), false, Peephole<Simd<A>>{});
+                const auto output = lstm_output(gate(3), cell.c, false, Peephole<Simd<A>>{});
+                store_lanes<A>(running, cell.c, count);
+                store_lanes<A>(a.output + at, output.h, count);
+                if (a.cells) store_lanes<A>(a.cells + at, cell.c, count);
+                if (!a.gates) continue;
+                T* gates = a.gates + row * 4 * n.hidden + unit;
+                store_lanes<A>(gates, cell.i, count);
+                store_lanes<A>(gates + n.hidden, cell.f, count);
+                store_lanes<A>(gates + 2 * n.hidden, cell.g, count);
+                store_lanes<A>(gates + 3 * n.hidden, output.o, count);
+            }
+        }
+    }
+
+    void gru(int64_t s, Scratch& x) const {
+        const E *const *context = x.context_rows(x.context, x.live), *const *h = x.h_rows(x.h, x.live);
+        for (int64_t group = 0; group < groups(); ++group) {
+            multiply(x.sums, false, context, x.live.count, gru_->context, group);
+            multiply(x.other_sums, false, h, x.live.count, gru_->h, group);  // r scales its part of n
+            const int64_t unit = group * lanes<A>, count = lanes_of<A>(n.hidden - unit);
+            for (int64_t i = 0; i < x.live.count; ++i) {
+                const int64_t row = x.live.batch[i] * n.steps + s, at = row * n.hidden + unit;
+                const auto of_x = [&](int g) {
+                    return load(x.sums + (i * 3 + g) * lanes<A>) +
+                           load_lanes<A>(a.x_gates + (row * 3 + g) * n.hidden + unit, count);
+                };
+                const auto of_h = [&](int g) {
+                    const Simd<A> sum = load(x.other_sums + (i * 3 + g) * lanes<A>);
+                    return a.b_h ? sum + load_lanes<A>(a.b_h + g * n.hidden + unit, count) : sum;
+                };
+                const Simd<A> hidden_n = of_h(2), h_prev = load_lanes<A>(h[i] + unit, count);
+                const auto cell = gru_cell(of_x(0) + of_h(0), of_x(1) + of_h(1), of_x(2), hidden_n, h_prev);
+                store_lanes<A>(a.output + at, cell.h, count);
+                if (a.hidden_n) store_lanes<A>(a.hidden_n + at, hidden_n, count);
+                if (!a.gates) continue;
+                T* gates = a.gates + row * 3 * n.hidden + unit;
+                store_lanes<A>(gates, cell.r, count);
+                store_lanes<A>(gates + n.hidden, cell.z, count);
+                store_lanes<A>(gates + 2 * n.hidden, cell.n, count);
+            }
+        }
+    }
+};
+
+template <class T, class A>
+void attention_decoder_forward(const AttentionDecoderForwardArgs<T, A>& a) {
+    const DecoderShape& n = a.shape;
+    const auto run = [&](const RowScores<A>& scores) {
+        with_operands<T, A>([&](auto e) { DecoderForward<T, A, decltype(e)>(a, scores).run(); });
+    };
+    with_activation<A>(n.activation, n.negative_slope, [&](auto act) {
+        if constexpr (std::is_same_v<decltype(act), Tanh>) {
+            const ScoreVector<A> v(a.v, n.width);
+            std::optional<OwnedExponentials<A>> keys;
+            if (!a.prepared_keys.values) keys.emplace(a.key, n.batch * n.keys, n.width);
+            const auto args = scores_args(a, static_cast<const T*>(a.queries.data), a.queries.steps, a.prepared_keys);
+            run({TanhScores<A, T>{args, keys ? keys->rows : a.prepared_keys, v}, v.magnitude});
+        } else {
+            const auto args = scores_args(a, static_cast<const T*>(a.queries.data), a.queries.steps, a.prepared_keys);
+            run({DirectScores<A, T, decltype(act)>{args, act}, std::numeric_limits<A>::infinity()});
+        }
+    });
+}
+
+#include "attention_decoder_gradient_kernels.h"
