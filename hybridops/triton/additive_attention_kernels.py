@@ -27,6 +27,8 @@ def attention_kernel(
     s = block * BLOCK_S + tl.arange(0, BLOCK_S)[:, None]
     d = tl.arange(0, BLOCK_D)[None]
     p_value = value.ptr + b * value.batch
+    if mask.ptr is not None:
+        p_mask = mask.ptr + b * mask.batch
     b_max = tl.full((BLOCK_S, 1), float("-inf"), tl.float32)
     b_sum = tl.zeros((BLOCK_S, 1), tl.float32)
     b_seen = tl.zeros((BLOCK_S, 1), tl.int32)
@@ -41,8 +43,7 @@ def attention_kernel(
         if scores_ptr is not None:
             tl.store(scores_ptr + (b * S + s) * T + t, b_scores, attended)
         if mask.ptr is not None:
-            p_mask = mask.ptr + b * mask.batch + offset(s, mask.row) + offset(t, mask.column)
-            attended &= tl.load(p_mask, attended, 0) != 0
+            attended &= tl.load(p_mask + offset(s, mask.row) + offset(t, mask.column), attended, 0) != 0
         b_old_max = b_max
         b_max = tl.maximum(b_max, tl.max(tl.where(attended, b_scores, float("-inf")), 1)[:, None])
         b_shift = tl.where(b_max == float("-inf"), 0.0, b_max)  # no score yet, or none that counts

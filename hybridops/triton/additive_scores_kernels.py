@@ -84,17 +84,19 @@ def pair_scores(
     registers.
     """
     if ACTIVATION == "tanh":
+        p_q = pairs.q_exp_ptr + b * padded(pairs.A) * padded(pairs.S)
+        p_k = pairs.k_exp_ptr + b * padded(pairs.A) * padded(pairs.T)
         a = tl.arange(0, WIDTH)
         b_v = tl.load(pairs.v_ptr + offset(a, pairs.v_a), a < pairs.A, 0.0).to(b_scores.dtype)
         q_bound = tl.max(tl.load(pairs.q_bound_ptr + b * pairs.S + s, s < pairs.S, 0.0))
         bound = q_bound + tl.max(tl.load(pairs.k_bound_ptr + b * pairs.T + t, t < pairs.T, 0.0))
         factored = tl.sum(tl.abs(b_v)) <= RANGE.max_v
         if factored & (bound <= RANGE.merged):
-            b_scores = tl.sum(b_v) - 2 * quotients(pairs, b, s, t, b_scores, 4)
+            b_scores = tl.sum(b_v) - 2 * quotients(pairs, p_q, p_k, s, t, b_scores, 4)
         elif factored & (bound <= RANGE.paired):
-            b_scores = tl.sum(b_v) - 2 * quotients(pairs, b, s, t, b_scores, 2)
+            b_scores = tl.sum(b_v) - 2 * quotients(pairs, p_q, p_k, s, t, b_scores, 2)
         elif factored & (bound <= RANGE.single):
-            b_scores = tl.sum(b_v) - 2 * quotients(pairs, b, s, t, b_scores, 1)
+            b_scores = tl.sum(b_v) - 2 * quotients(pairs, p_q, p_k, s, t, b_scores, 1)
         else:
             b_scores = direct_sum(pairs, b, s, t, b_scores, ACTIVATION, SLOPE)
     else:
@@ -107,10 +109,8 @@ def pair_scores(
 
 
 @triton.jit
-def quotients(pairs, b, s, t, b_sum, SHARE: tl.constexpr):
+def quotients(pairs, p_q, p_k, s, t, b_sum, SHARE: tl.constexpr):
     """b_sum + Σ_a v_a / (1 + P_a Q_a), where SHARE channels, of 1, 2 and 4, share a reciprocal"""
-    p_q = pairs.q_exp_ptr + b * padded(pairs.A) * padded(pairs.S)
-    p_k = pairs.k_exp_ptr + b * padded(pairs.A) * padded(pairs.T)
     for a in range(0, pairs.A, SHARE):
         if SHARE == 1:
             n, d = quotient(pairs, p_q, p_k, s, t, a, b_sum.dtype)
