@@ -38,22 +38,35 @@ struct QueryGradient {
     }
 };
 
+template <class A, class E>
+struct BackwardWeights {
+    PlainProduct<A, E> to_context, to_hidden, from_attention;
+
+    BackwardWeights(Arena& arena, const DecoderShape& n, bool gated)
+        : to_context(arena, n.channels, n.gates()),
+          to_hidden(arena, n.hidden, n.gates()),
+          from_attention(arena, n.hidden, n.width) {
+        if (gated) from_attention.add_factor(arena, n.channels);
+    }
+
+    template <class T>
+    void pack(const DecoderWeights<T>& w) const {
+        to_context.pack(w.context.transposed());
+        to_hidden.pack(w.h.transposed());
+        from_attention.pack(w.q.transposed(), w.beta.transposed());
+    }
+};
+
 template <class T, class A, class E>
 class DecoderBackward {
    public:
     using Args = AttentionDecoderBackwardArgs<T, A>;
 
-    DecoderBackward(const Args& a, const KeyExponentials<A>& keys)
-        : a(a),
-          keys_(keys),
-          to_context_(n.channels, a.w_c.transposed(), n.gates()),
-          to_hidden_(n.hidden, a.w_h.transposed(), n.gates()),
-          from_attention_(n.hidden, a.w_q.transposed(), n.width) {
-        if (a.gated) from_attention_.add_factor(a.w_beta.transposed(), n.channels);
-    }
+    DecoderBackward(const Args& a, const KeyExponentials<A>& keys, const BackwardWeights<A, E>& weights)
+        : a(a), keys_(keys), w_(weights) {}
 
     void run() const {
-        const RowBlocks blocks(n.batch);
+        const RowBlocks blocks(n.batch, n.keys * (n.width * sizeof(A) + n.channels * sizeof(T)));
         parallel_for_dynamic(blocks.count, [&](WorkQueue& queue) {
             Scratch scratch = from_thread_scratch([&](Arena& arena) { return Scratch(arena, *this, blocks.rows()); });
             for (int64_t block; queue.take(block);) all_steps(blocks.first(block), blocks.first(block + 1), scratch);
@@ -64,7 +77,7 @@ class DecoderBackward {
     const Args& a;
     const DecoderShape& n = a.shape;
     const KeyExponentials<A>& keys_;  // values null: not of tanh
-    PlainProduct<A, E> to_context_, to_hidden_, from_attention_;
+    const BackwardWeights<A, E>& w_;
 
     struct Scratch {
         LiveRows live;
@@ -99,7 +112,7 @@ class DecoderBackward {
     };
 
     bool gru() const { return n.cell == CellType::gru; }
-    bool gated() const { return a.gated; }
+    bool gated() const { return a.w.gated; }
 
     void all_steps(int64_t first, int64_t end, Scratch& x) const {
         for (int64_t b = first; b < end; ++b) {
@@ -165,11 +178,11 @@ class DecoderBackward {
             if (gru()) x.da_h.set(row, a.da_h + at * n.gates());
         }
         const E* const* da = x.rows(x.da, x.live);
-        to_context_(x.sums, da, nullptr, x.live.count, [&](int64_t i, int64_t at, int64_t count, Simd<A> sum) {
+        w_.to_context(x.sums, da, nullptr, x.live.count, [&](int64_t i, int64_t at, int64_t count, Simd<A> sum) {
             store_lanes<A>(x.dfed + x.live.block[i] * n.channels + at, sum, count);
         });
         const E* const* da_h = gru() ? x.rows(x.da_h, x.live) : da;
-        to_hidden_(x.sums, da_h, nullptr, x.live.count, adder(x.dh, n.hidden, x.live));
+        w_.to_hidden(x.sums, da_h, nullptr, x.live.count, adder(x.dh, n.hidden, x.live));
     }
 
     // Finish of a product whose sums are added to rows of a block.
@@ -238,8 +251,8 @@ class DecoderBackward {
             x.dq.set(row, a.dq + step * n.width);
             if (gated()) x.dbeta.set(row, a.dbeta + step * n.channels);
         }
-        from_attention_(x.sums, x.rows(x.dq, x.live), gated() ? x.other_rows(x.dbeta, x.live) : nullptr, x.live.count,
-                        adder(x.dh, n.hidden, x.live));
+        w_.from_attention(x.sums, x.rows(x.dq, x.live), gated() ? x.other_rows(x.dbeta, x.live) : nullptr, x.live.count,
+                          adder(x.dh, n.hidden, x.live));
     }
 
     void context_gradient(int64_t step, int64_t row, Scratch& x) const {
@@ -323,5 +336,14 @@ void attention_decoder_backward(const AttentionDecoderBackwardArgs<T, A>& a) {
     std::optional<OwnedExponentials<A>> own;
     if (n.activation == Activation::tanh && !a.prepared_keys.values) own.emplace(a.key, n.batch * n.keys, n.width);
     const KeyExponentials<A> keys = own ? own->rows : a.prepared_keys;
-    with_operands<T, A>([&](auto e) { DecoderBackward<T, A, decltype(e)>(a, keys).run(); });
+    with_operands<T, A>([&](auto e) {
+        using Weights = BackwardWeights<A, decltype(e)>;
+        Arena counted;
+        Weights(counted, n, a.w.gated);
+        const Buffer<std::byte> memory(counted.size());
+        Arena arena(memory.data());
+        const Weights weights(arena, n, a.w.gated);
+        weights.pack(a.w);
+        DecoderBackward<T, A, decltype(e)>(a, keys, weights).run();
+    });
 }

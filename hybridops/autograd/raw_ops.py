@@ -54,7 +54,7 @@ def _conv_lstm(x, h0, c0, w_ih, w_hh, bias, peephole, save, winograd):
 
 def _attention_decoder(*arguments):
     """In plain PyTorch, where what is saved has its derivatives too."""
-    *inputs, _, _, scale, activation, negative_slope, cell, query, save = arguments
+    *inputs, _, _, _, scale, activation, negative_slope, cell, query, save = arguments
     inputs = DecoderInputs(*inputs)
     options = DecoderOptions(scale, _ACTIVATIONS[activation], negative_slope, ("lstm", "gru")[cell], _QUERIES[query])
     states = attention_decoder_formulas.attention_decoder_forward(inputs, options, save)

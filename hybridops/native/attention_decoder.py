@@ -15,7 +15,10 @@ from hybridops.formulas.attention_decoder import (
 from hybridops.native import call, refuse_forward_mode
 from hybridops.native.additive_attention import _ACTIVATION, additive_scores_backward, prepare_keys
 
-__all__ = ["additive_scores_backward", "attention_decoder_backward", "attention_decoder_forward", "prepare_keys"]
+__all__ = [
+    "additive_scores_backward", "attention_decoder_backward", "attention_decoder_forward", "pack_weights",
+    "prepare_keys",
+]  # fmt: skip
 
 _CELL = {"lstm": 0, "gru": 1}
 _QUERY = {"previous": 0, "current": 1}
@@ -26,11 +29,13 @@ def attention_decoder_forward(
     options: DecoderOptions,
     save: bool,
     key_exponentials: tuple[Tensor, Tensor] | None = None,
+    packed: Tensor | None = None,
 ) -> DecoderStates:
+    """`packed`: what pack_weights made of these weights, which are then not read; it does not see that they change."""
     refuse_forward_mode(*inputs)
     states = call(
         torch.ops.hybridops.attention_decoder_forward.default,
-        *inputs, *(key_exponentials or (None, None)), *_flat(options), save,
+        *inputs, *(key_exponentials or (None, None)), packed, *_flat(options), save,
     )  # fmt: skip
     lstm, gated = options.cell == "lstm", inputs.w_beta is not None
     output, h_n, cell_n, context, weights, cells, gates, hidden_n, queries, alpha, beta, ungated = states
@@ -40,6 +45,12 @@ def attention_decoder_forward(
     alpha = weights if inputs.keep is None else alpha
     saved = (gates, None if lstm else hidden_n, queries, alpha, *((beta, ungated) if gated else (None, None)))
     return DecoderStates(*results, cells if lstm else None, *saved)
+
+
+def pack_weights(w_q: Tensor, w_c: Tensor, w_h: Tensor, w_beta: Tensor | None, cell: str) -> Tensor:
+    """The weights as the forward otherwise packs them at every call, which takes longer than a step of decoding."""
+    weights = (None if w is None else w.detach() for w in (w_q, w_c, w_h, w_beta))
+    return call(torch.ops.hybridops.attention_decoder_pack.default, *weights, _CELL[cell])
 
 
 def attention_decoder_backward(
