@@ -38,6 +38,7 @@ struct QueryGradient {
     }
 };
 
+// Transposed ones.
 template <class A, class E>
 struct BackwardWeights {
     PlainProduct<A, E> to_context, to_hidden, from_attention;
@@ -193,6 +194,14 @@ class DecoderBackward {
         };
     }
 
+    // f(first, count) for every vector of a row; the count a constant where it is whole
+    template <class F>
+    static HYBRIDOPS_INLINE void each_vector(int64_t size, const F& f) {
+        int64_t at = 0;
+        for (; at + lanes<A> <= size; at += lanes<A>) f(at, std::integral_constant<int64_t, lanes<A>>{});
+        if (at < size) f(at, size - at);
+    }
+
     Simd<A> upstream(const T* grad, int64_t at, int64_t count) const {
         return grad ? load_lanes<A>(grad + at, count) : Simd<A>{};
     }
@@ -200,8 +209,8 @@ class DecoderBackward {
     void lstm_gradient(int64_t b, int64_t s, int64_t row, Scratch& x) const {
         const int64_t step = b * n.steps + s;
         const A* before = s ? a.cells + (step - 1) * n.hidden : a.cell0 + b * n.hidden;
-        for (int64_t u = 0; u < n.hidden; u += lanes<A>) {
-            const int64_t count = lanes_of<A>(n.hidden - u), at = step * n.hidden + u;
+        each_vector(n.hidden, [&](int64_t u, auto count) {
+            const int64_t at = step * n.hidden + u;
             const T* gates = a.gates + step * 4 * n.hidden + u;
             const auto gate = HYBRIDOPS_LAMBDA(int g) { return load_lanes<A>(gates + g * n.hidden, count); };
             A *dh = x.dh + row * n.hidden + u, *dcell = a.dcell + b * n.hidden + u;
@@ -216,14 +225,14 @@ class DecoderBackward {
             store_lanes<A>(da + 3 * n.hidden, d.da_o, count);
             store_lanes<A>(dcell, d.dc_prev, count);
             store_lanes<A>(dh, Simd<A>{}, count);
-        }
+        });
     }
 
     void gru_gradient(int64_t b, int64_t s, int64_t row, Scratch& x) const {
         const int64_t step = b * n.steps + s;
         const T* before = s ? a.output + (step - 1) * n.hidden : a.h0 + b * n.hidden;
-        for (int64_t u = 0; u < n.hidden; u += lanes<A>) {
-            const int64_t count = lanes_of<A>(n.hidden - u), at = step * n.hidden + u;
+        each_vector(n.hidden, [&](int64_t u, auto count) {
+            const int64_t at = step * n.hidden + u;
             const T* gates = a.gates + step * 3 * n.hidden + u;
             const auto gate = HYBRIDOPS_LAMBDA(int g) { return load_lanes<A>(gates + g * n.hidden, count); };
             A* dh = x.dh + row * n.hidden + u;
@@ -238,7 +247,7 @@ class DecoderBackward {
             store_lanes<A>(da + 2 * n.hidden, d.da_n, count);
             store_lanes<A>(da_h + 2 * n.hidden, d.dhidden_n, count);
             store_lanes<A>(dh, d.dh_prev, count);
-        }
+        });
     }
 
     // From dfed: dcontext, dbeta, dscores, dq, and what they add to dh of h'.
@@ -256,8 +265,8 @@ class DecoderBackward {
     }
 
     void context_gradient(int64_t step, int64_t row, Scratch& x) const {
-        for (int64_t d = 0; d < n.channels; d += lanes<A>) {
-            const int64_t count = lanes_of<A>(n.channels - d), at = step * n.channels + d;
+        each_vector(n.channels, [&](int64_t d, auto count) {
+            const int64_t at = step * n.channels + d;
             Simd<A> grad = load_lanes<A>(x.dfed + row * n.channels + d, count) + upstream(a.grad_context, at, count);
             if (gated()) {
                 const Simd<A> beta = load_lanes<A>(a.beta + at, count);
@@ -267,7 +276,7 @@ class DecoderBackward {
             }
             store(x.dungated + d, grad);
             store_lanes<A>(a.dcontext + at, grad, count);
-        }
+        });
     }
 
     // Keys that may not be attended are left out, not multiplied by their weight of zero: their gradient may be infinite.

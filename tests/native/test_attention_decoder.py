@@ -24,6 +24,7 @@ ODD = [
     {"batch": 5, "steps": 2, "keys": 70, "hidden": 64, "width": 128, "values": 16},
     {"batch": 100, "steps": 2, "keys": 3, "hidden": 31, "width": 3, "values": 5},  # more rows than go together
     {"batch": 2, "steps": 3, "keys": 9, "hidden": 130, "width": 70, "values": 150},  # sums of several chunks
+    {"batch": 2, "steps": 2, "keys": 1, "hidden": 3, "width": 5, "values": 300},
 ]
 EMPTY = [SIZES | {name: 0} for name in SIZES]
 VARIANTS: dict[str, dict[str, Any]] = {
