@@ -303,9 +303,9 @@ def additive_attention_step(
     such op, or there is more to do than it does (gradients, autocast, a transform, tensors that are not alike).
     """
     tensors = (query, projection, key, value, v, projection_bias)
-    rows, batch = query.shape[:-1].numel(), key.shape[0]
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or autograd.under_transform():
         return None
+    rows, batch = query.shape[:-1].numel(), key.shape[0]  # not before: `numel` makes a number of a symbol
     if not 0 < rows <= MAX_STEP_QUERIES or autocast_is_on(query):
         return None
     for tensor in tensors:
