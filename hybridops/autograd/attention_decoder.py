@@ -138,6 +138,7 @@ def _gradients(
     asking = before if previous else states.output.flatten(0, 1)  # h'
     fed = states.context if previous else _one_step_later(states.context, w.context0)
     dscores, dbeta = found.dscores, None if found.dbeta is None else found.dbeta.flatten(0, 1)
+    dbias = _sum(da) if needed.bias_ih or needed.bias_hh else None
     dkey = dv = None
     if needed.key or needed.v:
         _, dkey, dv = backend.additive_scores_backward(
@@ -156,8 +157,8 @@ def _gradients(
         _sum(dq) if needed.bias_q else None,
         da.T @ torch.cat([w.x, fed], 2).flatten(0, 1) if needed.weight_ih else None,
         da_h.T @ before if needed.weight_hh else None,
-        _sum(da) if needed.bias_ih else None,
-        _sum(da_h) if needed.bias_hh else None,
+        dbias if needed.bias_ih else None,
+        (dbias if options.cell == "lstm" else _sum(da_h)) if needed.bias_hh else None,
         dbeta.T @ asking if needed.weight_gate else None,
         _sum(dbeta) if needed.bias_gate else None,
         dscores if needed.score_bias else None,

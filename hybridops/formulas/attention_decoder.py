@@ -137,7 +137,7 @@ def attention_decoder_forward(inputs: DecoderInputs, options: DecoderOptions, sa
         alive = _alive(s, inputs.lengths)
         if alive is not None:
             step_output, step_context, weights = (torch.where(alive, t, 0.0) for t in (new_h, new_context, weights))
-            new_h, new_context = torch.where(alive, new_h, h), torch.where(alive, new_context, context)
+            new_h = torch.where(alive, new_h, h)  # the context of a row behind its end is fed to no step that counts
             new_cell = None if cell is None else torch.where(alive, new_cell, cell)
         h, cell, context = new_h, new_cell, new_context
         rows.append((step_output, step_context, weights, cell, gates, hidden_n, queries, alpha, beta, ungated))

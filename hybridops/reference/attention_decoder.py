@@ -193,7 +193,9 @@ class AttentionDecoder(nn.Module):
                 alive = (lengths > s)[:, None]
                 output, context = torch.where(alive, output, 0.0), torch.where(alive, context, 0.0)
                 weights = None if weights is None else torch.where(alive, weights, 0.0)
-                new = _where(alive, new, state)
+                h = torch.where(alive, new.h, state.h)
+                c = None if new.c is None else torch.where(alive, new.c, state.c)
+                new = replace(new, h=h, c=c)
             state = new
             outputs.append(output)
             contexts.append(context)
@@ -241,29 +243,19 @@ class AttentionDecoder(nn.Module):
 
     def _check_states(self, hx: States | None, memory: Tensor) -> tuple[Tensor, Tensor | None]:
         """h, and c or None."""
-        if self.cell_kind == "gru":
-            named = {"hx": hx}
-        elif hx is None:
-            named = {"h of hx": None, "c of hx": None}
-        else:
-            check_pair("hx", hx)
-            named = {"h of hx": hx[0], "c of hx": hx[1]}
         shape = (memory.shape[0], self.hidden_dim)
         if hx is None:
-            zeros = memory.new_zeros(shape)
-            return zeros, None if self.cell_kind == "gru" else zeros
-        for name, state in named.items():
+            return memory.new_zeros(shape), None if self.cell_kind == "gru" else memory.new_zeros(shape)
+        if self.cell_kind == "gru":
+            check_shape("hx", hx, shape)
+            return hx, None
+        check_pair("hx", hx)
+        for name, state in zip(("h of hx", "c of hx"), hx, strict=True):
             check_shape(name, state, shape)
-        h, *c = named.values()
-        return h, c[0] if c else None
+        return hx[0], hx[1]
 
     def extra_repr(self) -> str:
         return f"query={self.query!r}"
-
-
-def _where(alive: Tensor, new: DecoderState, old: DecoderState) -> DecoderState:
-    c = None if new.c is None else torch.where(alive, new.c, old.c)
-    return DecoderState(new.keys, torch.where(alive, new.h, old.h), c, torch.where(alive, new.context, old.context))
 
 
 def _check_index(index: Tensor) -> None:
