@@ -2,6 +2,7 @@
 // no strides stand beside them. Equations and symbols: hybridops/formulas/attention_decoder.py.
 #pragma once
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 
@@ -33,6 +34,12 @@ struct WeightMatrix {
     WeightMatrix transposed() const { return {data, input, output}; }
 };
 
+template <class T>
+struct DecoderWeights {
+    WeightMatrix<T> q, context, h, beta;  // (A,H), (GH,D), (GH,H), (D,H)
+    bool gated;                           // whether there is beta, which may have no elements
+};
+
 // (B,S,width), or (B,1,width) that every step overwrites; data null = not wanted.
 template <class T>
 struct PerStep {
@@ -46,15 +53,14 @@ struct PerStep {
 template <class T, class A>
 struct AttentionDecoderInputs {
     DecoderShape shape;
-    const T *key, *value, *v;               // (B,T,A), (B,T,D), (A)
-    KeyExponentials<A> prepared_keys;       // values null = none
-    const T* h0;                            // (B,H)
-    const A* cell0;                         // (B,H)
-    WeightMatrix<T> w_q, w_c, w_h, w_beta;  // (A,H), (GH,D), (GH,H), (D,H)
-    bool gated;                             // whether there is w_beta, which may have no elements
-    Broadcast<bool> mask;                   // (B,T)
-    Broadcast<T> keep;                      // (B,S,T)
-    const int64_t* lengths;                 // (B)
+    const T *key, *value, *v;          // (B,T,A), (B,T,D), (A)
+    KeyExponentials<A> prepared_keys;  // values null = none
+    const T* h0;                       // (B,H)
+    const A* cell0;                    // (B,H)
+    DecoderWeights<T> w;
+    Broadcast<bool> mask;    // (B,T)
+    Broadcast<T> keep;       // (B,S,T)
+    const int64_t* lengths;  // (B)
 };
 
 template <class T, class A>
@@ -68,6 +74,7 @@ struct AttentionDecoderForwardArgs : AttentionDecoderInputs<T, A> {
     A* cells;                           // (B,S,H), null = not wanted, and so the next two
     T *gates, *hidden_n;                // (B,S,GH), (B,S,H)
     T* alpha;                           // (B,S,T), null = not wanted: the weights are the same
+    std::byte* packed;                  // what attention_decoder_pack made of the weights; null = none
     PerStep<T> queries, beta, ungated;  // widths A, D, D
 };
 

@@ -68,6 +68,23 @@ inline DecoderShape check_decoder_forward(const Arguments& arguments, const Tens
     return n;
 }
 
+// What is packed: of the shape, H, D, A and the cell are set.
+inline DecoderShape check_decoder_pack(const Tensor& w_q, const Tensor& w_c, const Tensor& w_h,
+                                       const std::optional<Tensor>& w_beta, int64_t cell) {
+    const Arguments arguments("attention_decoder_pack", "w_q", w_q, {any_size, any_size});
+    arguments.require(cell == 0 || cell == 1, "cell", "be 0 or 1", cell);
+    arguments.dims("w_c", w_c, 2);
+    DecoderShape n{};
+    n.hidden = w_q.size(1);
+    n.channels = w_c.size(1);
+    n.width = w_q.size(0);
+    n.cell = static_cast<CellType>(cell);
+    arguments.like("w_c", w_c, {n.gates(), n.channels});
+    arguments.like("w_h", w_h, {n.gates(), n.hidden});
+    arguments.like("w_beta", w_beta, {n.channels, n.hidden});
+    return n;
+}
+
 // What the forward saved.
 struct DecoderSaved {
     const Tensor &output, &gates, &queries, &alpha;

@@ -54,6 +54,10 @@ class Arguments {
         if (t) check(name, *t, ScalarType::Long, shape, Memory::any_strides);
     }
 
+    void bytes(const char* name, const std::optional<Tensor>& t, Shape shape) const {
+        if (t) check(name, *t, ScalarType::Byte, shape, Memory::contiguous);
+    }
+
     // Before its sizes are asked for
     void dims(const char* name, const Tensor& t, int64_t dims) const {
         if (t.dim() != dims) fail(name, "have " + std::to_string(dims) + " dimensions", spelt(t.sizes()));

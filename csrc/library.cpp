@@ -60,12 +60,15 @@ STABLE_TORCH_LIBRARY(hybridops, m) {
         "additive_scores_backward(Tensor grad, Tensor q, Tensor k, Tensor v, int activation, float negative_slope) -> "
         "(Tensor, Tensor, Tensor)");
 
+    // The weights of attention_decoder_forward as it otherwise packs them at every call, for calls of few steps while they do
+    // not change -> bytes, for this instruction set, dtype and these sizes alone; on the CPU alone
+    m.def("attention_decoder_pack(Tensor w_q, Tensor w_c, Tensor w_h, Tensor? w_beta, int cell) -> Tensor");
     // All steps of a recurrent decoder with additive attention: hybridops/formulas/attention_decoder.py. G gates, 4 of an
     // LSTM (cell 0; rows i f g o) or 3 of a GRU (1; r z n); H hidden, T positions of the memory, D its width, A that of the
     // attention. x_gates (B,S,GH), key (B,T,A), value (B,T,D), v (A), h0 (B,H), cell0 (B,H) acc of an LSTM, context0 (B,D),
     // which the first step is fed with query 1; w_q (A,H), b_q (A), w_c (GH,D), w_h (GH,H), b_h (GH) of a GRU; w_beta (D,H),
     // b_beta (D) of a context gate; mask (B,T), score_bias (B,S,T) acc, keep (B,S,T), by which weights are multiplied;
-    // lengths (B) int64; prepared keys as above, on the CPU alone. query: 0 of h_{s-1}, 1 of h_s. All weights any strides
+    // lengths (B) int64; prepared keys as above and packed weights, in whose place w_* then only give sizes. query: 0 of h_{s-1}, 1 of h_s. All weights any strides
     // -> output (B,S,H), h_n (B,H), cell_n (B,H) acc, context (B,S,D), weights (B,S,T); with `save` cells (B,S,H) acc, gates
     // (B,S,GH) after their nonlinearity, hidden_n (B,S,H) of a GRU, queries (B,S,A), alpha (B,S,T), the weights before
     // keep, where there is one, beta and ungated (B,S,D), the gate and what it multiplies; what there is not has 0 elements
@@ -73,7 +76,8 @@ STABLE_TORCH_LIBRARY(hybridops, m) {
         "attention_decoder_forward(Tensor x_gates, Tensor key, Tensor value, Tensor v, Tensor h0, Tensor? cell0, "
         "Tensor? context0, Tensor w_q, Tensor? b_q, Tensor w_c, Tensor w_h, Tensor? b_h, Tensor? w_beta, "
         "Tensor? b_beta, Tensor? mask, Tensor? score_bias, Tensor? keep, Tensor? lengths, Tensor? key_exponentials, "
-        "Tensor? key_bounds, float scale, int activation, float negative_slope, int cell, int query, bool save) -> "
+        "Tensor? key_bounds, Tensor? packed, float scale, int activation, float negative_slope, int cell, int query, "
+        "bool save) -> "
         "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
     // grad_output (B,S,H), grad_h_n (B,H), grad_cell_n (B,H) acc, grad_context (B,S,D), grad_weights (B,S,T); what the
     // forward was given and gave

@@ -102,10 +102,12 @@ def check_like(name: str, tensor: Tensor, like: Tensor, *, dtype: bool = True, l
         raise ValueError(f"{name} must be on the device of {like_name}, {like.device}, got {tensor.device}")
 
 
-def check_broadcastable(name: str, tensor: Tensor, like: Tensor, shape: tuple[int, ...]) -> None:
+def check_broadcastable(
+    name: str, tensor: Tensor, like: Tensor, shape: tuple[int, ...], like_name: str = "query"
+) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor broadcastable to {shape}, got {type(tensor).__name__}")
-    check_like(name, tensor, like, dtype=False, like_name="query")
+    check_like(name, tensor, like, dtype=False, like_name=like_name)
     sizes = zip(reversed(tensor.shape), reversed(shape), strict=False)
     if tensor.dim() > len(shape) or any(got not in (1, want) for got, want in sizes):
         raise ValueError(f"{name} must be broadcastable to {shape}, got {tuple(tensor.shape)}")

@@ -364,9 +364,9 @@ def additive_attention_step(
     such op, or there is more to do than it does (gradients, autocast, a transform, tensors that are not alike).
     """
     tensors = (query, projection, key, value, v, projection_bias)
-    rows, batch = query.shape[:-1].numel(), key.shape[0]
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or autograd.under_transform():
         return None
+    rows, batch = query.shape[:-1].numel(), key.shape[0]  # not before: `numel` makes a number of a symbol
     if not 0 < rows <= MAX_STEP_QUERIES or autocast_is_on(query):
         return None
     for tensor in tensors:
@@ -557,8 +557,10 @@ def attention_decoder(
     """
     check_choice("cell", cell, CELLS)
     check_choice("query", query, QUERIES)
-    h0, c0 = _split_states(hx, cell)
-    pairs, hidden, width = _check_decoder(x, key, value, v, h0, c0, weight_q, weight_ih, weight_hh, cell)
+    if hx is not None and cell == "lstm":
+        check_pair("hx", hx)
+    pairs, hidden, width = _check_decoder(x, key, value, v, hx, weight_q, weight_ih, weight_hh, cell)
+    h0, c0 = _split_states(hx)
     _check_optional(bias_ih=(bias_ih, weight_ih.shape[:1]), bias_hh=(bias_hh, weight_ih.shape[:1]))
     _check_optional(bias_q=(bias_q, v.shape), weight_gate=(weight_gate, (width, hidden)))
     _check_optional(bias_gate=(bias_gate, (width,)), context0=(context0, (pairs[0], width)))
@@ -581,15 +583,15 @@ def attention_decoder(
         weight_hh=weight_hh, bias_ih=bias_ih, bias_hh=bias_hh, weight_gate=weight_gate, bias_gate=bias_gate,
     )  # fmt: skip
     mask = _decoder_mask(mask, x, pairs)
+    if score_bias is not None:
+        check_broadcastable("score_bias", score_bias, x, pairs, like_name="x")
     if lengths is not None:
         check_lengths(lengths, x)
         lengths = lengths.to(torch.int64)
         # zeros, not NaN times a gradient of zero
         x = x.masked_fill((torch.arange(pairs[1], device=x.device) >= lengths[:, None])[..., None], 0.0)
     acc = accumulation_dtype(x.dtype)
-    if score_bias is not None:
-        check_broadcastable("score_bias", score_bias, x, pairs)
-        score_bias = score_bias.to(acc).expand(pairs)
+    score_bias = None if score_bias is None else score_bias.to(acc).expand(pairs)
     h0 = x.new_zeros(pairs[0], hidden) if h0 is None else h0.to(x.dtype)
     if cell == "lstm":
         c0 = x.new_zeros(pairs[0], hidden, dtype=acc) if c0 is None else c0.to(acc)
@@ -613,16 +615,9 @@ def attention_decoder(
     return output, states, context, weights if return_weights else None
 
 
-def _split_states(hx: States | None, cell: str) -> tuple[Tensor | None, Tensor | None]:
-    """h, c of an LSTM; h, None of a GRU."""
-    if hx is None:
-        return None, None
-    if cell == "gru":
-        check_shape("hx", hx, ("B", "H"))
-        assert isinstance(hx, Tensor)
-        return hx, None
-    check_pair("hx", hx)
-    return hx[0], hx[1]
+def _split_states(hx: States | None) -> tuple[Tensor | None, Tensor | None]:
+    """h and c, where there are; of a GRU h is all there is."""
+    return hx if isinstance(hx, (tuple, list)) else (hx, None)
 
 
 def _check_decoder(
@@ -630,8 +625,7 @@ def _check_decoder(
     key: Tensor,
     value: Tensor,
     v: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
+    hx: States | None,
     weight_q: Tensor,
     weight_ih: Tensor,
     weight_hh: Tensor,
@@ -648,10 +642,10 @@ def _check_decoder(
     hidden, values = weight_q.shape[1], value.shape[2]
     check_shape("weight_ih", weight_ih, (GATES[cell] * hidden, inputs + values))
     check_shape("weight_hh", weight_hh, (GATES[cell] * hidden, hidden))
-    for name, state in (("hx" if cell == "gru" else "h of hx", h0), ("c of hx", c0)):
-        if state is not None:
-            check_shape(name, state, (batch, hidden))
-            check_like(name, state, x, dtype=False, like_name="x")
+    states: dict[str, Any] = {} if hx is None else {"hx": hx} if cell == "gru" else {"h of hx": hx[0], "c of hx": hx[1]}
+    for name, state in states.items():
+        check_shape(name, state, (batch, hidden))
+        check_like(name, state, x, dtype=False, like_name="x")
     return (batch, steps, keys), hidden, values
 
 

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -40,6 +41,57 @@ WeightMatrix<T> matrix(const Tensor& w) {
     return {data<const T>(w), w.stride(0), w.stride(1)};
 }
 
+template <class T>
+DecoderWeights<T> weights(const Tensor& w_q, const Tensor& w_c, const Tensor& w_h,
+                          const std::optional<Tensor>& w_beta) {
+    return {matrix<T>(w_q), matrix<T>(w_c), matrix<T>(w_h), w_beta ? matrix<T>(*w_beta) : WeightMatrix<T>{},
+            w_beta.has_value()};
+}
+
+// What stands before packed weights: what they are good for.
+using PackedHeader = std::array<int64_t, 8>;
+
+PackedHeader packed_header(const DecoderShape& n, bool gated, ScalarType type) {
+    return {static_cast<int64_t>(cpu_isa()),
+            static_cast<int64_t>(type),
+            static_cast<int64_t>(n.cell),
+            n.width,
+            n.hidden,
+            n.channels,
+            gated,
+            0};
+}
+
+int64_t packed_bytes(const DecoderShape& n, bool gated, ScalarType type) {
+    int64_t bytes = 0;
+    HYBRIDOPS_DISPATCH_DTYPE(type, "attention_decoder_pack",
+                             { HYBRIDOPS_ON_ISA(set_packed_bytes<scalar_t>(bytes, n, gated)); });
+    return bytes + sizeof(PackedHeader);
+}
+
+void check_packed(const Arguments& arguments, const std::optional<Tensor>& packed, const DecoderShape& n, bool gated,
+                  ScalarType type) {
+    if (!packed) return;
+    arguments.bytes("packed", packed, {packed_bytes(n, gated, type)});
+    const PackedHeader header = packed_header(n, gated, type);
+    const bool same = std::memcmp(data<const std::byte>(*packed), header.data(), sizeof(header)) == 0;
+    arguments.require(same, "packed", "be packed for this instruction set, dtype, cell and sizes", 0);
+}
+
+Tensor attention_decoder_pack(const Tensor& w_q, const Tensor& w_c, const Tensor& w_h,
+                              const std::optional<Tensor>& w_beta, int64_t cell) {
+    const DecoderShape n = check_decoder_pack(w_q, w_c, w_h, w_beta, cell);
+    const ScalarType type = w_q.scalar_type();
+    Tensor packed = torch::stable::empty({packed_bytes(n, w_beta.has_value(), type)}, ScalarType::Byte);
+    std::byte* to = data<std::byte>(packed);
+    const PackedHeader header = packed_header(n, w_beta.has_value(), type);
+    std::memcpy(to, header.data(), sizeof(header));
+    HYBRIDOPS_DISPATCH_DTYPE(type, "attention_decoder_pack", {
+        HYBRIDOPS_ON_ISA(pack_weights(to + sizeof(header), n, weights<scalar_t>(w_q, w_c, w_h, w_beta)));
+    });
+    return packed;
+}
+
 // What both ops read, in one piece where they take it to be so.
 struct Inputs {
     const DecoderShape shape;
@@ -58,11 +110,7 @@ struct Inputs {
                             data<A>(x.key_exponentials), data<A>(x.key_bounds)};
         to.h0 = data<const T>(h0);
         to.cell0 = data<const A>(cell0);
-        to.w_q = matrix<T>(x.w_q);
-        to.w_c = matrix<T>(x.w_c);
-        to.w_h = matrix<T>(x.w_h);
-        to.gated = x.w_beta.has_value();
-        if (to.gated) to.w_beta = matrix<T>(*x.w_beta);
+        to.w = weights<T>(x.w_q, x.w_c, x.w_h, x.w_beta);
         if (x.mask) to.mask = {data<const bool>(*x.mask), x.mask->stride(0), 0, x.mask->stride(1)};
         to.keep = broadcast_of<T>(x.keep);
         to.lengths = data<const int64_t>(lengths);
@@ -82,14 +130,15 @@ attention_decoder_forward(const Tensor& x_gates, const Tensor& key, const Tensor
                           const std::optional<Tensor>& b_beta, const std::optional<Tensor>& mask,
                           const std::optional<Tensor>& score_bias, const std::optional<Tensor>& keep,
                           const std::optional<Tensor>& lengths, const std::optional<Tensor>& key_exponentials,
-                          const std::optional<Tensor>& key_bounds, double scale, int64_t activation,
-                          double negative_slope, int64_t cell, int64_t query, bool save) {
+                          const std::optional<Tensor>& key_bounds, const std::optional<Tensor>& packed, double scale,
+                          int64_t activation, double negative_slope, int64_t cell, int64_t query, bool save) {
     const Arguments arguments("attention_decoder_forward", "x_gates", x_gates, {any_size, any_size, any_size});
     const DecoderTensors x{key,       value, v, h0, cell0, w_q, w_c, w_h, w_beta, mask, keep, lengths, key_exponentials,
                            key_bounds};
     const DecoderShape n = check_decoder_forward(arguments, x_gates, x, context0, b_q, b_h, b_beta, score_bias, scale,
                                                  activation, negative_slope, cell, query);
     check_prepared(arguments, key, key_exponentials, key_bounds);
+    check_packed(arguments, packed, n, w_beta.has_value(), x_gates.scalar_type());
     const Inputs inputs{n, x};
     const Tensor xc = hybridops::dense(x_gates);
     const auto fed = dense(context0), b_qc = dense(b_q), b_hc = dense(b_h), b_betac = dense(b_beta);
@@ -125,6 +174,7 @@ attention_decoder_forward(const Tensor& x_gates, const Tensor& key, const Tensor
             args.gates = data<scalar_t>(gates);
             args.hidden_n = data<scalar_t>(hidden_n);
             args.alpha = data<scalar_t>(alpha);
+            if (packed) args.packed = const_cast<std::byte*>(data<const std::byte>(*packed)) + sizeof(PackedHeader);
             args.queries = {data<scalar_t>(queries), kept, n.width};
             args.beta = {data<scalar_t>(beta), kept, n.channels};
             args.ungated = {data<scalar_t>(ungated), kept, n.channels};
@@ -209,6 +259,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 }  // namespace hybridops
 
 STABLE_TORCH_LIBRARY_IMPL(hybridops, CPU, m) {
+    m.impl("attention_decoder_pack", TORCH_BOX(&hybridops::attention_decoder_pack));
     m.impl("attention_decoder_forward", TORCH_BOX(&hybridops::attention_decoder_forward));
     m.impl("attention_decoder_backward", TORCH_BOX(&hybridops::attention_decoder_backward));
 }

@@ -38,22 +38,36 @@ struct QueryGradient {
     }
 };
 
+// Transposed ones.
+template <class A, class E>
+struct BackwardWeights {
+    PlainProduct<A, E> to_context, to_hidden, from_attention;
+
+    BackwardWeights(Arena& arena, const DecoderShape& n, bool gated)
+        : to_context(arena, n.channels, n.gates()),
+          to_hidden(arena, n.hidden, n.gates()),
+          from_attention(arena, n.hidden, n.width) {
+        if (gated) from_attention.add_factor(arena, n.channels);
+    }
+
+    template <class T>
+    void pack(const DecoderWeights<T>& w) const {
+        to_context.pack(w.context.transposed());
+        to_hidden.pack(w.h.transposed());
+        from_attention.pack(w.q.transposed(), w.beta.transposed());
+    }
+};
+
 template <class T, class A, class E>
 class DecoderBackward {
    public:
     using Args = AttentionDecoderBackwardArgs<T, A>;
 
-    DecoderBackward(const Args& a, const KeyExponentials<A>& keys)
-        : a(a),
-          keys_(keys),
-          to_context_(n.channels, a.w_c.transposed(), n.gates()),
-          to_hidden_(n.hidden, a.w_h.transposed(), n.gates()),
-          from_attention_(n.hidden, a.w_q.transposed(), n.width) {
-        if (a.gated) from_attention_.add_factor(a.w_beta.transposed(), n.channels);
-    }
+    DecoderBackward(const Args& a, const KeyExponentials<A>& keys, const BackwardWeights<A, E>& weights)
+        : a(a), keys_(keys), w_(weights) {}
 
     void run() const {
-        const RowBlocks blocks(n.batch);
+        const RowBlocks blocks(n.batch, n.keys * (n.width * sizeof(A) + n.channels * sizeof(T)));
         parallel_for_dynamic(blocks.count, [&](WorkQueue& queue) {
             Scratch scratch = from_thread_scratch([&](Arena& arena) { return Scratch(arena, *this, blocks.rows()); });
             for (int64_t block; queue.take(block);) all_steps(blocks.first(block), blocks.first(block + 1), scratch);
@@ -64,7 +78,7 @@ class DecoderBackward {
     const Args& a;
     const DecoderShape& n = a.shape;
     const KeyExponentials<A>& keys_;  // values null: not of tanh
-    PlainProduct<A, E> to_context_, to_hidden_, from_attention_;
+    const BackwardWeights<A, E>& w_;
 
     struct Scratch {
         LiveRows live;
@@ -99,7 +113,7 @@ class DecoderBackward {
     };
 
     bool gru() const { return n.cell == CellType::gru; }
-    bool gated() const { return a.gated; }
+    bool gated() const { return a.w.gated; }
 
     void all_steps(int64_t first, int64_t end, Scratch& x) const {
         for (int64_t b = first; b < end; ++b) {
@@ -165,11 +179,11 @@ class DecoderBackward {
             if (gru()) x.da_h.set(row, a.da_h + at * n.gates());
         }
         const E* const* da = x.rows(x.da, x.live);
-        to_context_(x.sums, da, nullptr, x.live.count, [&](int64_t i, int64_t at, int64_t count, Simd<A> sum) {
+        w_.to_context(x.sums, da, nullptr, x.live.count, [&](int64_t i, int64_t at, int64_t count, Simd<A> sum) {
             store_lanes<A>(x.dfed + x.live.block[i] * n.channels + at, sum, count);
         });
         const E* const* da_h = gru() ? x.rows(x.da_h, x.live) : da;
-        to_hidden_(x.sums, da_h, nullptr, x.live.count, adder(x.dh, n.hidden, x.live));
+        w_.to_hidden(x.sums, da_h, nullptr, x.live.count, adder(x.dh, n.hidden, x.live));
     }
 
     // Finish of a product whose sums are added to rows of a block.
@@ -180,6 +194,14 @@ class DecoderBackward {
         };
     }
 
+    // f(first, count) for every vector of a row; the count a constant where it is whole
+    template <class F>
+    static HYBRIDOPS_INLINE void each_vector(int64_t size, const F& f) {
+        int64_t at = 0;
+        for (; at + lanes<A> <= size; at += lanes<A>) f(at, std::integral_constant<int64_t, lanes<A>>{});
+        if (at < size) f(at, size - at);
+    }
+
     Simd<A> upstream(const T* grad, int64_t at, int64_t count) const {
         return grad ? load_lanes<A>(grad + at, count) : Simd<A>{};
     }
@@ -187,8 +209,8 @@ class DecoderBackward {
     void lstm_gradient(int64_t b, int64_t s, int64_t row, Scratch& x) const {
         const int64_t step = b * n.steps + s;
         const A* before = s ? a.cells + (step - 1) * n.hidden : a.cell0 + b * n.hidden;
-        for (int64_t u = 0; u < n.hidden; u += lanes<A>) {
-            const int64_t count = lanes_of<A>(n.hidden - u), at = step * n.hidden + u;
+        each_vector(n.hidden, [&](int64_t u, auto count) {
+            const int64_t at = step * n.hidden + u;
             const T* gates = a.gates + step * 4 * n.hidden + u;
             const auto gate = HYBRIDOPS_LAMBDA(int g) { return load_lanes<A>(gates + g * n.hidden, count); };
             A *dh = x.dh + row * n.hidden + u, *dcell = a.dcell + b * n.hidden + u;
@@ -203,14 +225,14 @@ class DecoderBackward {
             store_lanes<A>(da + 3 * n.hidden, d.da_o, count);
             store_lanes<A>(dcell, d.dc_prev, count);
             store_lanes<A>(dh, Simd<A>{}, count);
-        }
+        });
     }
 
     void gru_gradient(int64_t b, int64_t s, int64_t row, Scratch& x) const {
         const int64_t step = b * n.steps + s;
         const T* before = s ? a.output + (step - 1) * n.hidden : a.h0 + b * n.hidden;
-        for (int64_t u = 0; u < n.hidden; u += lanes<A>) {
-            const int64_t count = lanes_of<A>(n.hidden - u), at = step * n.hidden + u;
+        each_vector(n.hidden, [&](int64_t u, auto count) {
+            const int64_t at = step * n.hidden + u;
             const T* gates = a.gates + step * 3 * n.hidden + u;
             const auto gate = HYBRIDOPS_LAMBDA(int g) { return load_lanes<A>(gates + g * n.hidden, count); };
             A* dh = x.dh + row * n.hidden + u;
@@ -225,7 +247,7 @@ class DecoderBackward {
             store_lanes<A>(da + 2 * n.hidden, d.da_n, count);
             store_lanes<A>(da_h + 2 * n.hidden, d.dhidden_n, count);
             store_lanes<A>(dh, d.dh_prev, count);
-        }
+        });
     }
 
     // From dfed: dcontext, dbeta, dscores, dq, and what they add to dh of h'.
@@ -238,13 +260,13 @@ class DecoderBackward {
             x.dq.set(row, a.dq + step * n.width);
             if (gated()) x.dbeta.set(row, a.dbeta + step * n.channels);
         }
-        from_attention_(x.sums, x.rows(x.dq, x.live), gated() ? x.other_rows(x.dbeta, x.live) : nullptr, x.live.count,
-                        adder(x.dh, n.hidden, x.live));
+        w_.from_attention(x.sums, x.rows(x.dq, x.live), gated() ? x.other_rows(x.dbeta, x.live) : nullptr, x.live.count,
+                          adder(x.dh, n.hidden, x.live));
     }
 
     void context_gradient(int64_t step, int64_t row, Scratch& x) const {
-        for (int64_t d = 0; d < n.channels; d += lanes<A>) {
-            const int64_t count = lanes_of<A>(n.channels - d), at = step * n.channels + d;
+        each_vector(n.channels, [&](int64_t d, auto count) {
+            const int64_t at = step * n.channels + d;
             Simd<A> grad = load_lanes<A>(x.dfed + row * n.channels + d, count) + upstream(a.grad_context, at, count);
             if (gated()) {
                 const Simd<A> beta = load_lanes<A>(a.beta + at, count);
@@ -254,7 +276,7 @@ class DecoderBackward {
             }
             store(x.dungated + d, grad);
             store_lanes<A>(a.dcontext + at, grad, count);
-        }
+        });
     }
 
     // Keys that may not be attended are left out, not multiplied by their weight of zero: their gradient may be infinite.
@@ -323,5 +345,14 @@ void attention_decoder_backward(const AttentionDecoderBackwardArgs<T, A>& a) {
     std::optional<OwnedExponentials<A>> own;
     if (n.activation == Activation::tanh && !a.prepared_keys.values) own.emplace(a.key, n.batch * n.keys, n.width);
     const KeyExponentials<A> keys = own ? own->rows : a.prepared_keys;
-    with_operands<T, A>([&](auto e) { DecoderBackward<T, A, decltype(e)>(a, keys).run(); });
+    with_operands<T, A>([&](auto e) {
+        using Weights = BackwardWeights<A, decltype(e)>;
+        Arena counted;
+        Weights(counted, n, a.w.gated);
+        const Buffer<std::byte> memory(counted.size());
+        Arena arena(memory.data());
+        const Weights weights(arena, n, a.w.gated);
+        weights.pack(a.w);
+        DecoderBackward<T, A, decltype(e)>(a, keys, weights).run();
+    });
 }

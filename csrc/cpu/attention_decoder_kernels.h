@@ -9,20 +9,23 @@
 #include "additive_attention_kernels.h"
 #include "packed_product_kernels.h"
 
-// Which rows of the batch go through the steps together. Enough for full register tiles; not so many that their sums leave
-// the L1 cache.
+// Which rows of the batch go through the steps together: enough for full register tiles; not so many that their sums leave
+// the L1 cache, or that what they attend to, and all threads read in every step, leaves the last one: 25 MB of two threads'
+// did, beside 9 MB of weights, and half of it at a time took a tenth less.
 struct RowBlocks {
-    static constexpr int64_t max = 48;
     int64_t batch, count;
 
-    explicit RowBlocks(int64_t batch) : batch(batch) {
-        const int64_t threads = torch::stable::get_num_threads();
-        const int64_t rounds = ceil_div(batch, max * threads);
+    RowBlocks(int64_t batch, int64_t row_bytes) : batch(batch) {
+        const int64_t max = std::clamp<int64_t>(block_bytes / (row_bytes + 1), min_rows, max_rows);
+        const int64_t threads = torch::stable::get_num_threads(), rounds = ceil_div(batch, max * threads);
         count = std::min(batch, rounds * threads);
     }
 
     int64_t first(int64_t block) const { return block * batch / count; }
     int64_t rows() const { return ceil_div(batch, count); }  // at most
+
+   private:
+    static constexpr int64_t min_rows = 8, max_rows = 48, block_bytes = 8 << 20;
 };
 
 // Of one row of the batch: the keys that the mask lets through.
@@ -103,19 +106,77 @@ AdditiveScoresArgs<T, A> scores_args(const AttentionDecoderInputs<T, A>& a, cons
 
 // ---- forward ---------------------------------------------------------------------------------------------------------
 
+// Packed weights, side by side in one piece of memory.
+template <class A, class E>
+struct ForwardWeights {
+    template <int gates>
+    struct OfGates {
+        PackedWeight<A, gates, E> context, h;  // of c', of h_{s-1}
+
+        OfGates(Arena& arena, const DecoderShape& n)
+            : context(arena, n.channels, ceil_div(n.hidden, lanes<A>)),
+              h(arena, n.hidden, ceil_div(n.hidden, lanes<A>)) {}
+
+        template <class T>
+        void pack(const DecoderShape& n, const DecoderWeights<T>& w) const {
+            context.pack(GateRows<A, T>{w.context, n.hidden});
+            h.pack(GateRows<A, T>{w.h, n.hidden});
+        }
+    };
+
+    PlainProduct<A, E> query;
+    std::optional<PlainProduct<A, E>> gate;
+    std::optional<OfGates<4>> lstm;
+    std::optional<OfGates<3>> gru;
+
+    ForwardWeights(Arena& arena, const DecoderShape& n, bool gated) : query(arena, n.width, n.hidden) {
+        if (gated) gate.emplace(arena, n.channels, n.hidden);
+        if (n.cell == CellType::lstm) lstm.emplace(arena, n);
+        if (n.cell == CellType::gru) gru.emplace(arena, n);
+    }
+
+    static size_t bytes(const DecoderShape& n, bool gated) {
+        Arena counted;
+        ForwardWeights(counted, n, gated);
+        return counted.size();
+    }
+
+    // In memory of that size
+    static ForwardWeights in(std::byte* memory, const DecoderShape& n, bool gated) {
+        Arena arena(memory);
+        return ForwardWeights(arena, n, gated);
+    }
+
+    template <class T>
+    void pack(const DecoderShape& n, const DecoderWeights<T>& w) const {
+        query.pack(w.q);
+        if (gate) gate->pack(w.beta);
+        if (lstm) lstm->pack(n, w);
+        if (gru) gru->pack(n, w);
+    }
+};
+
+// What attention_decoder_pack needs: how much memory, and what goes there.
+template <class T, class A = Accumulator<T>>
+void set_packed_bytes(int64_t& bytes, const DecoderShape& n, bool gated) {
+    with_operands<T, A>([&](auto e) { bytes = ForwardWeights<A, decltype(e)>::bytes(n, gated); });
+}
+
+template <class T, class A = Accumulator<T>>
+void pack_weights(std::byte* to, const DecoderShape& n, const DecoderWeights<T>& w) {
+    with_operands<T, A>([&](auto e) { ForwardWeights<A, decltype(e)>::in(to, n, w.gated).pack(n, w); });
+}
+
 template <class T, class A, class E>
 class DecoderForward {
    public:
     using Args = AttentionDecoderForwardArgs<T, A>;
 
-    DecoderForward(const Args& a, const RowScores<A>& scores)
-        : a(a), scores_(scores), query_(a.shape.width, a.w_q, a.shape.hidden) {
-        if (a.gated) gate_.emplace(n.channels, a.w_beta, n.hidden);
-        n.cell == CellType::lstm ? pack(lstm_) : pack(gru_);
-    }
+    DecoderForward(const Args& a, const RowScores<A>& scores, const ForwardWeights<A, E>& weights)
+        : a(a), scores_(scores), w_(weights) {}
 
     void run() const {
-        const RowBlocks blocks(n.batch);
+        const RowBlocks blocks(n.batch, n.keys * (n.width * sizeof(A) + n.channels * sizeof(T)));
         parallel_for_dynamic(blocks.count, [&](WorkQueue& queue) {
             Scratch scratch = from_thread_scratch([&](Arena& arena) { return Scratch(arena, *this, blocks.rows()); });
             for (int64_t block; queue.take(block);) all_steps(blocks.first(block), blocks.first(block + 1), scratch);
@@ -126,22 +187,7 @@ class DecoderForward {
     const Args& a;
     const DecoderShape& n = a.shape;
     const RowScores<A>& scores_;
-    PlainProduct<A, E> query_;
-    std::optional<PlainProduct<A, E>> gate_;
-    template <int gates>
-    struct GateWeights {  // of c', of h_{s-1}
-        PackedWeight<A, gates, E> context, h;
-    };
-    std::optional<GateWeights<4>> lstm_;
-    std::optional<GateWeights<3>> gru_;
-
-    template <int gates>
-    void pack(std::optional<GateWeights<gates>>& to) {
-        to.emplace(GateWeights<gates>{{n.channels, groups(), GateRows<A, T>{a.w_c, n.hidden}},
-                                      {n.hidden, groups(), GateRows<A, T>{a.w_h, n.hidden}}});
-    }
-
-    int64_t groups() const { return ceil_div(n.hidden, lanes<A>); }
+    const ForwardWeights<A, E>& w_;
 
     struct Scratch {
         LiveRows live;
@@ -159,8 +205,8 @@ class DecoderForward {
             sums = arena.take<A>(rows * 4 * lanes<A>);
             other_sums = arena.take<A>(f.n.cell == CellType::gru ? rows * 3 * lanes<A> : 0);
             weights = arena.take<A>(round_up(f.n.keys, lanes<A>));
-            const ContextArgs<T, A> none{};
-            attention = arena.take<A>(std::max(f.scores_.scratch, Context<A, T>{none, 1, f.n.keys}.scratch()));
+            const ContextArgs<T, A> values{{}, nullptr, nullptr, f.n.channels};
+            attention = arena.take<A>(std::max(f.scores_.scratch, Context<A, T>{values, 1, f.n.keys}.scratch()));
         }
     };
 
@@ -202,21 +248,21 @@ class DecoderForward {
 
     void attend(int64_t s, Scratch& x) const {
         const E* const* h = x.h_rows(x.h, x.live);
-        query_(x.sums, h, nullptr, x.live.count, [&](int64_t i, int64_t at, int64_t count, Simd<A> sum) {
+        w_.query(x.sums, h, nullptr, x.live.count, [&](int64_t i, int64_t at, int64_t count, Simd<A> sum) {
             if (a.b_q) sum += load_lanes<A>(a.b_q + at, count);
             store_lanes<A>(a.queries.at(x.live.batch[i], s) + at, sum, count);
         });
-        if (gate_)
-            (*gate_)(x.sums, h, nullptr, x.live.count, [&](int64_t i, int64_t at, int64_t count, Simd<A> sum) {
+        if (w_.gate)
+            (*w_.gate)(x.sums, h, nullptr, x.live.count, [&](int64_t i, int64_t at, int64_t count, Simd<A> sum) {
                 if (a.b_beta) sum += load_lanes<A>(a.b_beta + at, count);
                 store_lanes<A>(a.beta.at(x.live.batch[i], s) + at, sigmoid(sum), count);
             });
         for (int64_t i = 0; i < x.live.count; ++i) {
             const int64_t b = x.live.batch[i];
             T* context = a.context + (b * n.steps + s) * n.channels;
-            T* ungated = gate_ ? a.ungated.at(b, s) : context;
+            T* ungated = w_.gate ? a.ungated.at(b, s) : context;
             attend_row(b, s, ungated, x);
-            if (gate_) {
+            if (w_.gate) {
                 const T* beta = a.beta.at(b, s);
                 for (int64_t d = 0; d < n.channels; d += lanes<A>) {
                     const int64_t count = lanes_of<A>(n.channels - d);
@@ -261,9 +307,9 @@ class DecoderForward {
 
     void lstm(int64_t s, Scratch& x) const {
         const E *const *context = x.context_rows(x.context, x.live), *const *h = x.h_rows(x.h, x.live);
-        for (int64_t group = 0; group < groups(); ++group) {
-            multiply(x.sums, false, context, x.live.count, lstm_->context, group);
-            multiply(x.sums, true, h, x.live.count, lstm_->h, group);
+        for (int64_t group = 0; group < w_.lstm->h.groups(); ++group) {
+            multiply(x.sums, false, context, x.live.count, w_.lstm->context, group);
+            multiply(x.sums, true, h, x.live.count, w_.lstm->h, group);
             const int64_t unit = group * lanes<A>, count = lanes_of<A>(n.hidden - unit);
             for (int64_t i = 0; i < x.live.count; ++i) {
                 const int64_t b = x.live.batch[i], row = b * n.steps + s, at = row * n.hidden + unit;
@@ -290,9 +336,9 @@ class DecoderForward {
 
     void gru(int64_t s, Scratch& x) const {
         const E *const *context = x.context_rows(x.context, x.live), *const *h = x.h_rows(x.h, x.live);
-        for (int64_t group = 0; group < groups(); ++group) {
-            multiply(x.sums, false, context, x.live.count, gru_->context, group);
-            multiply(x.other_sums, false, h, x.live.count, gru_->h, group);  // r scales its part of n
+        for (int64_t group = 0; group < w_.gru->h.groups(); ++group) {
+            multiply(x.sums, false, context, x.live.count, w_.gru->context, group);
+            multiply(x.other_sums, false, h, x.live.count, w_.gru->h, group);  // r scales its part of n
             const int64_t unit = group * lanes<A>, count = lanes_of<A>(n.hidden - unit);
             for (int64_t i = 0; i < x.live.count; ++i) {
                 const int64_t row = x.live.batch[i] * n.steps + s, at = row * n.hidden + unit;
@@ -322,7 +368,14 @@ template <class T, class A>
 void attention_decoder_forward(const AttentionDecoderForwardArgs<T, A>& a) {
     const DecoderShape& n = a.shape;
     const auto run = [&](const RowScores<A>& scores) {
-        with_operands<T, A>([&](auto e) { DecoderForward<T, A, decltype(e)>(a, scores).run(); });
+        with_operands<T, A>([&](auto e) {
+            using Weights = ForwardWeights<A, decltype(e)>;
+            std::optional<Buffer<std::byte>> own;
+            if (!a.packed) own.emplace(Weights::bytes(n, a.w.gated));
+            const auto weights = Weights::in(own ? own->data() : a.packed, n, a.w.gated);
+            if (own) weights.pack(n, a.w);
+            DecoderForward<T, A, decltype(e)>(a, scores, weights).run();
+        });
     };
     with_activation<A>(n.activation, n.negative_slope, [&](auto act) {
         if constexpr (std::is_same_v<decltype(act), Tanh>) {

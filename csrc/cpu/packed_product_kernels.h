@@ -32,22 +32,25 @@ struct GateRows {
     }
 };
 
-// W packed for the register tiles, as [group][input / depth][N][lane][input % depth], filled up with zeros.
+// W packed for the register tiles, as [group][input / depth][N][lane][input % depth], filled up with zeros; in memory of an
+// arena. Where that only counts, it is not to be packed.
 template <class A, int N, class E>
 class PackedWeight {
    public:
     static constexpr int64_t width = N * lanes<A>, depth = Operands<A, E>::depth;
 
+    PackedWeight(Arena& arena, int64_t inputs, int64_t groups)
+        : inputs_(inputs), groups_(groups), packed_(arena.take<E>(groups * padded_inputs() * width)) {}
+
     // rows(group, vector) -> OutputVector
     template <class Rows>
-    PackedWeight(int64_t inputs, int64_t groups, const Rows& rows)
-        : inputs_(inputs), packed_(groups * padded_inputs() * width) {
-        torch::stable::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
+    void pack(const Rows& rows) const {
+        torch::stable::parallel_for(0, groups_, 1, [&](int64_t begin, int64_t end) {
             for (int64_t group = begin; group < end; ++group)
                 for (int vector = 0; vector < N; ++vector) {
-                    E* to = packed_.data() + group * padded_inputs() * width + vector * lanes<A> * depth;
+                    E* to = packed_ + group * padded_inputs() * width + vector * lanes<A> * depth;
                     const auto from = rows(group, vector);
-                    const auto pack = [&](auto... constants) { pack_vector(to, from, rows.w, constants...); };
+                    const auto pack = [&](auto... strides) { pack_vector(to, from, rows.w, strides...); };
                     if (from.count < lanes<A>) {
                         pack();
                     } else if (rows.w.input == 1) {
@@ -62,8 +65,9 @@ class PackedWeight {
     }
 
     int64_t inputs() const { return inputs_; }
+    int64_t groups() const { return groups_; }
     int64_t padded_inputs() const { return round_up(inputs_, depth); }  // where they are multiplied
-    const E* group(int64_t group) const { return packed_.data() + group * padded_inputs() * width; }
+    const E* group(int64_t group) const { return packed_ + group * padded_inputs() * width; }
 
    private:
     // Of the last outputs, fewer than there are lanes
@@ -92,8 +96,8 @@ class PackedWeight {
                     k < inputs_ ? static_cast<E>(from.first[lane * output + k * input]) : E(0);
     }
 
-    int64_t inputs_;
-    Buffer<E> packed_;
+    int64_t inputs_, groups_;
+    E* packed_;
 };
 
 // Rows of a factor, as operands: each filled up with zeros to a whole one, and a cache line apart, because rows a multiple
@@ -169,13 +173,19 @@ inline constexpr int plain_vectors = HYBRIDOPS_REGISTERS == 32 ? 4 : 2;
 template <class A, class E>
 class PlainProduct {
    public:
-    template <class T>
-    PlainProduct(int64_t outputs, const WeightMatrix<T>& w, int64_t inputs)
-        : outputs_(outputs), w_(inputs, groups(), RowsInOrder<A, T>{w, outputs, plain_vectors}) {}
+    PlainProduct(Arena& arena, int64_t outputs, int64_t inputs)
+        : outputs_(outputs), w_(arena, inputs, ceil_div(outputs, width)) {}
+
+    void add_factor(Arena& arena, int64_t inputs) { second_.emplace(arena, inputs, w_.groups()); }
 
     template <class T>
-    void add_factor(const WeightMatrix<T>& w, int64_t inputs) {
-        second_.emplace(inputs, groups(), RowsInOrder<A, T>{w, outputs_, plain_vectors});
+    void pack(const WeightMatrix<T>& w) const {
+        w_.pack(RowsInOrder<A, T>{w, outputs_, plain_vectors});
+    }
+    template <class T>
+    void pack(const WeightMatrix<T>& w, const WeightMatrix<T>& second) const {
+        pack(w);
+        if (second_) second_->pack(RowsInOrder<A, T>{second, outputs_, plain_vectors});
     }
 
     static int64_t sums(int64_t rows) { return rows * width; }
@@ -183,7 +193,7 @@ class PlainProduct {
     // finish(row, output, count, sum) for every vector of outputs
     template <class Finish>
     void operator()(A* sums, const E* const* x, const E* const* y, int64_t rows, const Finish& finish) const {
-        for (int64_t group = 0; group < groups(); ++group) {
+        for (int64_t group = 0; group < w_.groups(); ++group) {
             multiply(sums, false, x, rows, w_, group);
             if (second_) multiply(sums, true, y, rows, *second_, group);
             const int64_t begin = group * width, end = std::min(begin + width, outputs_);
@@ -195,7 +205,6 @@ class PlainProduct {
 
    private:
     static constexpr int64_t width = plain_vectors * lanes<A>;
-    int64_t groups() const { return ceil_div(outputs_, width); }
 
     int64_t outputs_;
     PackedWeight<A, plain_vectors, E> w_;

@@ -47,7 +47,7 @@ def _conv_lstm(x, h0, c0, w_ih, w_hh, bias, peephole, save, reduced_precision, w
 
 def _attention_decoder(*arguments):
     """In plain PyTorch, where what is saved has its derivatives too."""
-    *inputs, _, _, scale, activation, negative_slope, cell, query, save = arguments
+    *inputs, _, _, _, scale, activation, negative_slope, cell, query, save = arguments
     inputs = DecoderInputs(*inputs)
     options = DecoderOptions(Activation(ACTIVATIONS[activation], negative_slope), scale, CELLS[cell], QUERIES[query])
     states = decoder_formulas.attention_decoder_forward(inputs, options, save)

@@ -11,7 +11,10 @@ from hybridops.formulas.attention_decoder import CELLS, QUERIES
 from hybridops.native.additive_attention import additive_scores_backward, prepare_keys
 from hybridops.native.library import call
 
-__all__ = ["additive_scores_backward", "attention_decoder_backward", "attention_decoder_forward", "prepare_keys"]
+__all__ = [
+    "additive_scores_backward", "attention_decoder_backward", "attention_decoder_forward", "pack_weights",
+    "prepare_keys",
+]  # fmt: skip
 
 
 def attention_decoder_forward(
@@ -19,10 +22,12 @@ def attention_decoder_forward(
     options: DecoderOptions,
     save: bool,
     key_exponentials: tuple[Tensor, Tensor] | None = None,
+    packed: Tensor | None = None,
 ) -> DecoderStates:
+    """`packed`: what pack_weights made of these weights, which are then not read; it does not see that they change."""
     states = call(
         torch.ops.hybridops.attention_decoder_forward.default,
-        *inputs, *(key_exponentials or (None, None)), *_flat(options), save,
+        *inputs, *(key_exponentials or (None, None)), packed, *_flat(options), save,
     )  # fmt: skip
     lstm, gated = options.cell == "lstm", inputs.w_beta is not None
     output, h_n, cell_n, context, weights, cells, gates, hidden_n, queries, alpha, beta, ungated = states
@@ -32,6 +37,12 @@ def attention_decoder_forward(
     alpha = weights if inputs.keep is None else alpha
     saved = (gates, None if lstm else hidden_n, queries, alpha, *((beta, ungated) if gated else (None, None)))
     return DecoderStates(*results, cells if lstm else None, *saved)
+
+
+def pack_weights(w_q: Tensor, w_c: Tensor, w_h: Tensor, w_beta: Tensor | None, cell: str) -> Tensor:
+    """The weights as the forward otherwise packs them at every call, which takes longer than a step of decoding."""
+    weights = (None if w is None else w.detach() for w in (w_q, w_c, w_h, w_beta))
+    return call(torch.ops.hybridops.attention_decoder_pack.default, *weights, CELLS.index(cell))
 
 
 def attention_decoder_backward(

@@ -69,10 +69,29 @@ if unavailable_reason() is None:
     def _(grad, q, k, v, activation, negative_slope):
         return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
 
+    @torch.library.register_fake("hybridops::attention_decoder_pack")
+    def _(w_q, w_c, w_h, w_beta, cell):
+        # for each weight whole groups of outputs, whole operands of inputs: packed_product_kernels.h
+        isa = torch.ops.hybridops.cpu_isa()
+        acc = accumulation_dtype(w_q.dtype)
+        dot_product = w_q.dtype == torch.bfloat16 and isa == 3
+        depth, size = (2, 2) if dot_product else (1, acc.itemsize)
+
+        def packed(outputs: int, inputs: int, vectors: int) -> int:
+            width = _lanes(acc, vectors)
+            bytes = -(-outputs // width) * width * -(-inputs // depth) * depth * size
+            return -(-bytes // 64) * 64
+
+        (width, hidden), channels, plain = w_q.shape, w_c.shape[1], 4 if isa >= 2 else 2
+        gates, units = 4 if cell == 0 else 3, -(-hidden // _lanes(acc, 1)) * _lanes(acc, 1)
+        total = packed(width, hidden, plain) + (0 if w_beta is None else packed(channels, hidden, plain))
+        total += packed(gates * units, channels, gates) + packed(gates * units, hidden, gates)
+        return w_q.new_empty(64 + total, dtype=torch.uint8)
+
     @torch.library.register_fake("hybridops::attention_decoder_forward")
     def _(
         x_gates, key, value, v, h0, cell0, context0, w_q, b_q, w_c, w_h, b_h, w_beta, b_beta, mask, score_bias, keep,
-        lengths, exponentials, bounds, scale, activation, slope, cell, query, save,
+        lengths, exponentials, bounds, packed, scale, activation, slope, cell, query, save,
     ):  # fmt: skip
         new, lstm, gated = x_gates.new_empty, cell == 0, save and w_beta is not None
         batch, steps, hidden, acc = *x_gates.shape[:2], h0.shape[1], accumulation_dtype(x_gates.dtype)

@@ -323,6 +323,11 @@ WRONG = {
     ),
     "hx": ({"hx": torch.zeros(3, 6)}, TypeError, "hx must be a pair (h, c), got Tensor"),
     "h": ({"hx": (torch.zeros(3, 5),) * 2}, ValueError, "h of hx must have shape (3, 6), got (3, 5)"),
+    "no c": ({"hx": (torch.zeros(3, 6), None)}, TypeError, "c of hx must be a tensor of shape (3, 6), got NoneType"),
+    "score_bias's device": (
+        {"score_bias": torch.zeros(5, device="meta")}, ValueError,
+        "score_bias must be on the device of x, cpu, got meta",
+    ),
     "c": ({"hx": (torch.zeros(3, 6), torch.zeros(2, 6))}, ValueError, "c of hx must have shape (3, 6), got (2, 6)"),
     "integers": (
         {"hx": (torch.zeros(3, 6).long(),) * 2}, TypeError, "h of hx must be a floating-point tensor, got torch.int64"

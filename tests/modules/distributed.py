@@ -21,13 +21,14 @@ SIZES = {
     "ConvLSTMCell": [(4, 3, 5, 6)],
     "ConvLSTM": [(4, 5, 3, 5, 6)],
     "ConcatAttention": [(4, 16), (4, 5, 16)],
+    "AttentionDecoder": [(4, 6, 3), (4, 5, 12)],
     "AdditiveAttention": [(4, 3, 10), (4, 5, 12)],
 }
 
 
 def gradients(module: nn.Module, inputs: list[Tensor]) -> dict[str, Tensor]:
     """Of a mean over the batch, which is what averaging over processes presumes."""
-    sum(out.square().mean() for out in tree_leaves(module(*inputs))).backward()
+    sum(out.square().mean() for out in tree_leaves(module(*inputs)) if out is not None).backward()
     return {
         name.removeprefix("module."): p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad
         for name, p in module.named_parameters()

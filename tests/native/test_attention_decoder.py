@@ -24,6 +24,7 @@ ODD = [
     {"batch": 5, "steps": 2, "keys": 70, "hidden": 64, "width": 128, "values": 16},
     {"batch": 100, "steps": 2, "keys": 3, "hidden": 31, "width": 3, "values": 5},  # more rows than go together
     {"batch": 2, "steps": 3, "keys": 9, "hidden": 130, "width": 70, "values": 150},  # sums of several chunks
+    {"batch": 2, "steps": 2, "keys": 1, "hidden": 3, "width": 5, "values": 300},
 ]
 EMPTY = [SIZES | {name: 0} for name in SIZES]
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -267,6 +268,50 @@ def test_prepared_keys(cell, dtype):
     grads = DecoderUpstreamGrads(want.output, None, None, want.context, None)
     want, got = (native.attention_decoder_backward(grads, inputs, options, got, k) for k in (None, keys))
     torch.testing.assert_close(got, want, **tolerances.EXACT)
+
+
+PACKED = ("w_q", "w_c", "w_h", "w_beta")  # the weights
+
+
+@cells
+@queries
+@pytest.mark.parametrize("without", [(), ("w_beta", "b_beta")], ids=["gate", "no gate"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_packed_weights(cell, query, without, dtype):
+    """The same bits, a step at a time; the weights themselves are not read."""
+    inputs, options = problem(cell, query, **ODD[1], without=without)
+    inputs = to(inputs, dtype)
+    packed = native.pack_weights(*(getattr(inputs, name) for name in PACKED), cell)
+    keys = native.prepare_keys(inputs.key, "tanh")
+    want = native.attention_decoder_forward(inputs, options, False)
+    unread = {n: torch.full_like(w, torch.nan) for n in PACKED if (w := getattr(inputs, n)) is not None}
+    state = inputs._replace(**unread)
+    for s in range(inputs.x_gates.shape[1]):
+        step = state._replace(x_gates=inputs.x_gates[:, s : s + 1])
+        got = native.attention_decoder_forward(step, options, False, keys, packed)
+        for name in ("output", "context", "weights"):
+            torch.testing.assert_close(getattr(got, name)[:, 0], getattr(want, name)[:, s], **tolerances.EXACT)
+        state = state._replace(h0=got.h_n, cell0=got.cell_n, context0=got.context[:, 0])
+    torch.testing.assert_close((got.h_n, got.cell_n), (want.h_n, want.cell_n), **tolerances.EXACT)
+
+
+@pytest.mark.parametrize("change", [*SIZES, "dtype", "cell"])
+def test_packed_for_another(change):
+    """Of another dtype, cell, or size they are refused, also where they are as many bytes."""
+    other = SIZES | ({change: SIZES[change] + 1} if change in SIZES else {})
+    inputs, options = problem("lstm", "previous", **SIZES)
+    of_other, _ = problem("gru" if change == "cell" else "lstm", "previous", **other)
+    if change == "dtype":
+        of_other = to(of_other, torch.float16)
+        inputs = to(inputs, torch.float32)  # on the same operands
+    packed = native.pack_weights(*(getattr(of_other, name) for name in PACKED), "gru" if change == "cell" else "lstm")
+    if change in ("batch", "steps", "keys"):
+        want, got = (native.attention_decoder_forward(inputs, options, False, None, p) for p in (None, packed))
+        assert got.output.isfinite().all()
+        assert got.output.shape == want.output.shape
+        return
+    with pytest.raises(RuntimeError, match="hybridops::attention_decoder_forward: packed must "):
+        native.attention_decoder_forward(inputs, options, False, None, packed)
 
 
 @pytest.mark.parametrize("name", ["w_q", "w_c", "w_h", "w_beta", "mask", "keep", "score_bias", "x_gates", "lengths"])
