@@ -194,7 +194,7 @@ class DecoderGradients(NamedTuple):
 
 class AttentionDecoderImpl(Protocol):
     def attention_decoder_forward(self, inputs: DecoderInputs, options: DecoderOptions, save: bool, /) -> DecoderStates:
-        """Of at least one step."""
+        """Of at least one step. Where there is `pack_weights`, it may be given what `prepare_keys` and that made."""
         ...
 
     def attention_decoder_backward(

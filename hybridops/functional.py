@@ -673,3 +673,82 @@ def _kept_weights(dropout_p: float, value: Tensor, pairs: tuple[int, int, int]) 
     batch, steps, keys = pairs
     ones = value.new_ones(batch, 1, keys)
     return torch.cat([F.dropout(ones, dropout_p) for _ in range(steps)], 1)
+
+
+def pack_decoder_weights(
+    like: Tensor,
+    weight_q: Tensor,  # (A, H)
+    weight_ih: Tensor,  # (GH, E+D)
+    weight_hh: Tensor,  # (GH, H)
+    weight_gate: Tensor | None,  # (D, H)
+    *,
+    cell: str,
+    value_dim: int,
+    backend: str | None,
+) -> Tensor | None:
+    """For `attention_decoder_step`: the weights of a step as the back end reads them, but for those of x. None where it
+    has no use for them, or there is more to a step than it does (gradients, autocast, a transform, other tensors).
+    """
+    weights = (weight_q, weight_ih, weight_hh, weight_gate)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or autograd.under_transform() or autocast_is_on(like):
+        return None
+    if not all(w is None or (w.dtype, w.device) == (like.dtype, like.device) for w in weights):
+        return None
+    pack = getattr(backends.choose("attention_decoder", backend, like), "pack_weights", None)
+    if pack is None:
+        return None
+    packed: Tensor = pack(weight_q, weight_ih[:, weight_ih.shape[1] - value_dim :], weight_hh, weight_gate, cell)
+    return packed
+
+
+def attention_decoder_step(
+    x: Tensor,  # (B, E)
+    h: Tensor,  # (B, H)
+    c: Tensor | None,  # (B, H), None: a GRU
+    context: Tensor,  # (B, D), of the step before
+    key: Tensor,  # (B, T, A)
+    value: Tensor,  # (B, T, D)
+    v: Tensor,  # (A)
+    mask: Tensor | None,  # boolean, broadcastable to (B, T)
+    weight_q: Tensor,
+    bias_q: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    weight_gate: Tensor | None,
+    bias_gate: Tensor | None,
+    *,
+    packed: Tensor,
+    prepared: PreparedExponentials | None,
+    query: str,
+    scale: float,
+    activation: str,
+    negative_slope: float,
+    backend: str | None,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor] | None:
+    """A step of decoding without gradients as one op, on what `pack_decoder_weights` made of these weights.
+
+    Gives h, c or None, context, weights (B, T); or None where there is more to do than it does.
+    """
+    tensors = (h, context, key, value, v, weight_q, bias_q, weight_ih, weight_hh, bias_ih, bias_hh, bias_gate)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or autograd.under_transform() or autocast_is_on(x):
+        return None
+    if len(x) != len(key) or key.numel() == 0:
+        return None
+    if not all(t is None or (type(t) in (Tensor, torch.nn.Parameter) and t.dtype == x.dtype) for t in tensors):
+        return None
+    impl, cell = backends.choose("attention_decoder", backend, x), "gru" if c is None else "lstm"
+    autograd.refuse_forward_mode(x, *tensors)
+    exponentials = _check_prepared(prepared, key, backends.choose("additive_attention", backend, key).__name__)
+    weights = Weights(
+        x[:, None], key, value, v, h, None if c is None else c.to(accumulation_dtype(x.dtype)),
+        context if query == "current" else None, weight_q, bias_q, weight_ih, weight_hh, bias_ih, bias_hh, weight_gate,
+        bias_gate, None,
+    )  # fmt: skip
+    options = DecoderOptions(Activation(activation, negative_slope), scale, cell, query)
+    mask = None if mask is None else mask.expand(key.shape[:2])
+    output, _, c_n, context, alpha = autograd.attention_decoder.step(
+        impl, weights, Selection(mask, None, None), options, exponentials, packed
+    )
+    return output[:, 0], None if c is None or c_n is None else c_n.to(c.dtype), context[:, 0], alpha[:, 0]

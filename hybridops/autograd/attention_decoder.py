@@ -75,6 +75,19 @@ def _outputs(impl: AttentionDecoderImpl, weights: Weights, selection: Selection,
     return tuple(impl.attention_decoder_forward(inputs, options, False)[:5])
 
 
+def step(
+    impl: AttentionDecoderImpl,
+    weights: Weights,
+    selection: Selection,
+    options: DecoderOptions,
+    key_exponentials: tuple[Tensor, Tensor] | None,
+    packed: Tensor,
+) -> Outputs:
+    """A forward without gradients on what the back end prepared."""
+    inputs = _op_inputs(_x_gates(weights, options), weights, selection, options)
+    return tuple(impl.attention_decoder_forward(inputs, options, False, key_exponentials, packed)[:5])
+
+
 def _x_gates(w: Weights, options: DecoderOptions) -> Tensor:
     """The part of x in the gates, for all steps; of an LSTM with both biases."""
     bias = w.bias_ih

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,14 @@ import hybridops.functional as HF
 from hybridops.modules.additive_attention import FusedAdditiveAttention, reason_not_a_row
 from hybridops.modules.parts import reason_not_plain, recompute_weights, runs_plain
 from hybridops.reference.additive_attention import AdditiveAttention
-from hybridops.reference.attention_decoder import CELLS, AttentionDecoder, States
+from hybridops.reference.attention_decoder import CELLS, AttentionDecoder, DecoderState, States
+
+
+@dataclass(frozen=True, eq=False)
+class FusedDecoderState(DecoderState):
+    """DecoderState with the weights of a step as the back end reads them, where it has a use for them."""
+
+    packed: Tensor | None = None
 
 
 class FusedAttentionDecoder(AttentionDecoder):
@@ -52,8 +61,10 @@ class FusedAttentionDecoder(AttentionDecoder):
     another part is more than its weights (another class, hooks, a forward of its own), the plain forward runs, through
     the parts; a back end that was named then raises.
 
-    Decoding: `start` projects the memory and takes the exponentials of its keys, once; `step` is a step of the plain
-    loop on the fused attention; `DecoderState` has `reorder` and `select` for searches.
+    Decoding: `start` projects the memory and takes the exponentials of its keys, once, and without gradients it may
+    pack the weights: they count as they are then. `step` is one op on those, or a step of the plain loop on the fused
+    attention (in training, and for several rows an entry of the memory, where weights count as they are at the step).
+    `DecoderState` has `reorder` and `select` for searches.
 
     Raises:
         TypeError, ValueError: an argument, or the shape of an input, is not as said here.
@@ -112,6 +123,48 @@ class FusedAttentionDecoder(AttentionDecoder):
             dropout_p=attention.dropout if attention.training else 0.0, return_weights=need_weights,
             backend=self.backend,
         )  # fmt: skip
+
+    def start(self, memory: Tensor, hx: States | None = None, *, mask: Tensor | None = None) -> DecoderState:
+        """What decoding starts from: the memory is projected, and the weights of a step packed, once for all steps.
+
+        Args:
+            memory, hx, mask: as in `forward`.
+        """
+        state = super().start(memory, hx, mask=mask)
+        packed = None
+        if self._step_reads_weights():
+            packed = HF.pack_decoder_weights(
+                memory, self.attention.query_proj.weight, self.cell.weight_ih, self.cell.weight_hh,
+                None if self.context_gate is None else self.context_gate.weight, cell=self.cell_kind,
+                value_dim=self.memory_dim, backend=self.backend,
+            )  # fmt: skip
+        return FusedDecoderState(state.keys, state.h, state.c, state.context, packed)
+
+    def _step(self, x: Tensor, state: DecoderState, need_weights: bool) -> tuple[Tensor, Tensor | None, DecoderState]:
+        packed = getattr(state, "packed", None)
+        if packed is None or not self._step_reads_weights():
+            return super()._step(x, state, need_weights)
+        attention, cell, gate, keys = self.attention, self.cell, self.context_gate, state.keys
+        out = HF.attention_decoder_step(
+            x, state.h, state.c, state.context, keys.key, keys.value, attention.v.weight[0],
+            None if keys.mask is None else keys.mask[:, 0], attention.query_proj.weight, attention.query_proj.bias,
+            cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh, None if gate is None else gate.weight,
+            None if gate is None else gate.bias, packed=packed, prepared=getattr(keys, "exponentials", None),
+            query=self.query, scale=attention.scale, activation=attention.activation,
+            negative_slope=attention.negative_slope, backend=self.backend,
+        )  # fmt: skip
+        if out is None:
+            return super()._step(x, state, need_weights)
+        h, c, context, weights = out
+        return context, weights, FusedDecoderState(keys, h, c, context, packed)
+
+    def _step_reads_weights(self) -> bool:
+        """Whether the parts may be read, not called, and no hook computes a weight, nor dropout drops any."""
+        attention = self.attention
+        if any(self._reasons().values()) or (attention.training and attention.dropout):
+            return False
+        parts = (attention.query_proj, attention.v, self.cell, self.context_gate)
+        return not any(part._forward_pre_hooks for part in parts if part is not None)
 
     def _reasons(self) -> dict[str, str | None]:
         """Of each part that would not be called: why it has to be, or None."""

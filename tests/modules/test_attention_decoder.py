@@ -456,8 +456,45 @@ def test_a_state_serves_again():
         torch.testing.assert_close(again, first, **tolerances.EXACT)
 
 
+@pytest.mark.skipif("native" not in BACKENDS, reason="the decoder is not compiled")
+@cells
+@queries
+@pytest.mark.parametrize("mask", [None, MASK, MASK[:1]], ids=["none", "(B,T)", "(1,T)"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_step_is_one_op(cell, query, mask, dtype):
+    """Of one row for each entry, without gradients; a hook, or dropout in training, has the parts called."""
+    plain, fused = (m.to(dtype) for m in decoders(None, cell=cell, query=query, context_gate=True))
+    exact = copy.deepcopy(plain).double()
+    x, memory, hx = torch.utils._pytree.tree_map(lambda t: t.to(dtype), tensors(cell))
+
+    def two_steps(module: nn.Module) -> list[Tensor]:
+        doubles = torch.utils._pytree.tree_map(Tensor.double, (x, memory, hx)) if module is exact else (x, memory, hx)
+        *first, state = module.step(doubles[0][:, 0], module.start(*doubles[1:], mask=mask))
+        return [*first, *module.step(doubles[0][:, 1], state)[:3]]
+
+    def error(results: list[Tensor]) -> float:
+        assert {t.dtype for t in results} == {dtype}
+        return max(tolerances.largest(t.double() - want) for t, want in zip(results, two_steps(exact), strict=True))
+
+    with torch.no_grad():
+        state = fused.start(memory, hx, mask=mask)
+        with Recorder("hybridops") as recorder:
+            *_, after = fused.step(x[:, 0], state)
+            fused.step(x[:, 1], after)
+        assert [op.name() for op, _ in recorder.calls] == ["hybridops::attention_decoder_forward"] * 2
+        if dtype == torch.float64:
+            torch.testing.assert_close(two_steps(fused), two_steps(plain), **tolerances.FLOAT64)
+        else:  # results are of order one
+            floor = tolerances.FLOOR_ULPS[dtype][0] * torch.finfo(dtype).eps
+            assert error(two_steps(fused)) <= tolerances.TIMES_PLAIN * error(two_steps(plain)) + floor
+        own_forward(fused)
+        with Recorder("hybridops") as recorder:
+            fused.step(x[:, 0], state)
+    assert [op.name() for op, _ in recorder.calls] == ["hybridops::additive_attention_step"]
+
+
 def test_weights_count_as_they_are_at_each_step():
-    """Only what `start` computed of the memory is kept."""
+    """In training, only what `start` computed of the memory is kept."""
     plain, fused = decoders(None)
     x, memory, hx = tensors("lstm")
     states = [module.start(memory, hx) for module in (plain, fused)]
