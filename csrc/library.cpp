@@ -1,6 +1,6 @@
 // Every op of the library on one screen. No mathematics here: implementations register from csrc/cpu and csrc/cuda.
 //
-// These are private ops: the public functions are in hybridops/functional.py, gradients in hybridops/autograd. Images
+// These are private ops: the public functions are in hybridops/functional, gradients in hybridops/autograd. Images
 // stand channels-last, (Y,X) after (T,B) and before the channels, so that one library call takes all T*B images.
 // B batch, T time, C input channels, H hidden channels, (Y,X) space, (KY,KX) kernel; `acc` is float32, or float64 for
 // float64 tensors. Gate order f, i, g, o. What is not said to have any strides is in one piece, or is copied so. Each op
