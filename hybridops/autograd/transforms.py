@@ -16,14 +16,14 @@ def under_transform() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
-def needs_formulas(backend: ModuleType, formulas: ModuleType) -> bool:
+def needs_formulas(impl: object, formulas: ModuleType) -> bool:
     """Whether a forward has to be `formulas`, differentiable as they stand, with no Function around.
 
     Under a transform, whatever the back end: a Function refuses `grad` and `jvp`, and the compiled ops have no rule for
     a batch of problems. Where tensors may carry tangents (`torch.autograd.forward_ad`), for the reference back end; the
     others refuse a tangent.
     """
-    return under_transform() or (backend is formulas and forward_ad._current_level >= 0)
+    return under_transform() or (impl is formulas and forward_ad._current_level >= 0)
 
 
 def needs_differentiable_gradients(*grads: Tensor | None) -> bool:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.measure import peak_bytes
@@ -47,6 +47,7 @@ def run(inputs: Tensors, tile: int) -> Tensors:
 
 
 @settings(max_examples=60)
+@example(kernel=3, space=(10, 9), channels=13, hidden=7, batch=7, tile=-16)  # gradients of 39
 @given(
     kernel=st.sampled_from([3, 5]),
     space=st.tuples(st.integers(1, 11), st.integers(1, 11)),
@@ -61,7 +62,8 @@ def test_parity(kernel, space, channels, hidden, batch, tile):
     inputs = conv_lstm_inputs(kernel=(kernel, kernel), **sizes)
     got, want = run(cast(inputs, torch.float32), tile), run(inputs, 0)
     for name, exact in want.items():
-        torch.testing.assert_close(got[name].double(), exact, msg=name, **tolerances.WINOGRAD)
+        unit = max(1.0, tolerances.largest(exact) / 10)  # weights have gradients of many pixels: the tolerance is of tens
+        torch.testing.assert_close(got[name].double() / unit, exact / unit, msg=name, **tolerances.WINOGRAD)
 
 
 @pytest.mark.parametrize("tile", TILES)
