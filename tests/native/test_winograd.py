@@ -62,7 +62,7 @@ def test_parity(kernel, space, channels, hidden, batch, tile):
     inputs = conv_lstm_inputs(kernel=(kernel, kernel), **sizes)
     got, want = run(cast(inputs, torch.float32), tile), run(inputs, 0)
     for name, exact in want.items():
-        unit = max(1.0, tolerances.largest(exact) / 10)  # weights have gradients of many pixels: the tolerance is of tens
+        unit = max(1.0, tolerances.largest(exact) / 10)  # those of weights are sums over many pixels
         torch.testing.assert_close(got[name].double() / unit, exact / unit, msg=name, **tolerances.WINOGRAD)
 
 
