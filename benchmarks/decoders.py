@@ -120,10 +120,11 @@ def greedy_search(
     decoder: AttentionDecoder, embedding: nn.Module, vocabulary: nn.Module, memory: Tensor, steps: int
 ) -> Tensor:
     """The likeliest word at each step; their logits (B, S)."""
-    state, words, found = decoder.start(memory), torch.zeros(len(memory), dtype=torch.int64, device=memory.device), []
+    state, found = decoder.start(memory, vocabulary=vocabulary), []
+    words = torch.zeros(len(memory), dtype=torch.int64, device=memory.device)
     for _ in range(steps):
         output, _, _, state = decoder.step(embedding(words), state)
-        best, words = vocabulary(output).max(1)
+        best, words = state.logits(output).max(1)
         found.append(best)
     return torch.stack(found, 1)
 
@@ -135,12 +136,12 @@ def beam_search(
     batch = len(memory)
     first = torch.arange(batch, device=memory.device)[:, None]
     words = torch.zeros(batch, dtype=torch.int64, device=memory.device)
-    output, _, _, state = decoder.step(embedding(words), decoder.start(memory))
-    scores, words = vocabulary(output).log_softmax(1).topk(BEAMS)
+    output, _, _, state = decoder.step(embedding(words), decoder.start(memory, vocabulary=vocabulary))
+    scores, words = state.logits(output).log_softmax(1).topk(BEAMS)
     state = state.reorder(first.repeat_interleave(BEAMS))
     for _ in range(steps - 1):
         output, _, _, state = decoder.step(embedding(words.flatten()), state)
-        log_probabilities = vocabulary(output).log_softmax(1).unflatten(0, (batch, BEAMS))
+        log_probabilities = state.logits(output).log_softmax(1).unflatten(0, (batch, BEAMS))
         scores, best = (scores[..., None] + log_probabilities).flatten(1).topk(BEAMS)
         words = best % log_probabilities.shape[2]
         state = state.reorder((first * BEAMS + best // log_probabilities.shape[2]).flatten())

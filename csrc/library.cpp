@@ -92,6 +92,11 @@ STABLE_TORCH_LIBRARY(hybridops, m) {
         "Tensor alpha, Tensor? beta, Tensor? ungated, float scale, int activation, float negative_slope, int cell, "
         "int query) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 
+    // weight (N,K), any strides -> bytes: it packed for products of few rows, and what that is good for; on the CPU alone
+    m.def("linear_pack(Tensor weight) -> Tensor");
+    // x (M,K), packed of a weight (N,K), bias (N) -> x W^T + b (M,N)
+    m.def("linear_packed(Tensor x, Tensor packed, Tensor? bias, int outputs) -> Tensor");
+
     // the instruction set the CPU kernels run on: 0 portable, 1 avx2, 2 avx512, 3 avx512_bf16
     m.def("cpu_isa() -> int");
 }

@@ -190,17 +190,23 @@ class PlainProduct {
 
     static int64_t sums(int64_t rows) { return rows * width; }
 
+    int64_t groups() const { return w_.groups(); }
+
     // finish(row, output, count, sum) for every vector of outputs
     template <class Finish>
     void operator()(A* sums, const E* const* x, const E* const* y, int64_t rows, const Finish& finish) const {
-        for (int64_t group = 0; group < w_.groups(); ++group) {
-            multiply(sums, false, x, rows, w_, group);
-            if (second_) multiply(sums, true, y, rows, *second_, group);
-            const int64_t begin = group * width, end = std::min(begin + width, outputs_);
-            for (int64_t row = 0; row < rows; ++row)
-                for (int64_t output = begin; output < end; output += lanes<A>)
-                    finish(row, output, lanes_of<A>(end - output), load(sums + row * width + output - begin));
-        }
+        for (int64_t group = 0; group < groups(); ++group) one_group(sums, x, y, rows, group, finish);
+    }
+
+    template <class Finish>
+    void one_group(A* sums, const E* const* x, const E* const* y, int64_t rows, int64_t group,
+                   const Finish& finish) const {
+        multiply(sums, false, x, rows, w_, group);
+        if (second_) multiply(sums, true, y, rows, *second_, group);
+        const int64_t begin = group * width, end = std::min(begin + width, outputs_);
+        for (int64_t row = 0; row < rows; ++row)
+            for (int64_t output = begin; output < end; output += lanes<A>)
+                finish(row, output, lanes_of<A>(end - output), load(sums + row * width + output - begin));
     }
 
    private:

@@ -82,18 +82,23 @@ def step(
     options: DecoderOptions,
     key_exponentials: tuple[Tensor, Tensor] | None,
     packed: Tensor,
+    x_gates: Tensor,
 ) -> Outputs:
     """A forward without gradients on what the back end prepared."""
-    inputs = _op_inputs(_x_gates(weights, options), weights, selection, options)
+    inputs = _op_inputs(x_gates, weights, selection, options)
     return tuple(impl.attention_decoder_forward(inputs, options, False, key_exponentials, packed)[:5])
 
 
 def _x_gates(w: Weights, options: DecoderOptions) -> Tensor:
-    """The part of x in the gates, for all steps; of an LSTM with both biases."""
-    bias = w.bias_ih
-    if options.cell == "lstm" and w.bias_hh is not None:
-        bias = w.bias_hh if bias is None else bias + w.bias_hh
-    return F.linear(w.x, w.weight_ih[:, : w.x.shape[2]], bias)
+    """The part of x in the gates, for all steps."""
+    return F.linear(w.x, w.weight_ih[:, : w.x.shape[2]], bias_of_x(w.bias_ih, w.bias_hh, options.cell))
+
+
+def bias_of_x(bias_ih: Tensor | None, bias_hh: Tensor | None, cell: str) -> Tensor | None:
+    """Of an LSTM the sum of both; of a GRU, that of h stays by itself."""
+    if cell == "gru" or bias_hh is None:
+        return bias_ih
+    return bias_hh if bias_ih is None else bias_ih + bias_hh
 
 
 def _op_inputs(x_gates: Tensor, w: Weights, selection: Selection, options: DecoderOptions) -> DecoderInputs:

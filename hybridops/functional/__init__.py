@@ -27,11 +27,19 @@ from hybridops.functional.additive_attention import (
     additive_scores,
     prepare_exponentials,
 )
-from hybridops.functional.attention_decoder import attention_decoder, attention_decoder_step, pack_decoder_weights
+from hybridops.functional.attention_decoder import (
+    PackedDecoder,
+    attention_decoder,
+    attention_decoder_step,
+    pack_decoder_weights,
+)
 from hybridops.functional.conv_lstm import conv_lstm, conv_lstm_cell
+from hybridops.functional.linear import PackedLinear, linear_packed, pack_linear
 
 __all__ = [
     "MAX_STEP_QUERIES",
+    "PackedDecoder",
+    "PackedLinear",
     "PreparedExponentials",
     "additive_attention",
     "additive_attention_step",
@@ -40,6 +48,8 @@ __all__ = [
     "attention_decoder_step",
     "conv_lstm",
     "conv_lstm_cell",
+    "linear_packed",
     "pack_decoder_weights",
+    "pack_linear",
     "prepare_exponentials",
 ]

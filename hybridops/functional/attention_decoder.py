@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ from hybridops.contract import Activation, DecoderOptions
 from hybridops.formulas.attention_decoder import CELLS, GATES, QUERIES
 from hybridops.functional.additive_attention import PreparedExponentials, check_prepared
 from hybridops.functional.autocast import cast_by_autocast, without_autocast
+from hybridops.functional.linear import PackedLinear, linear_packed, pack_linear
 
 States = Tensor | tuple[Tensor, Tensor]  # of a GRU h, of an LSTM (h, c)
 
@@ -219,19 +220,28 @@ def _kept_weights(dropout_p: float, value: Tensor, pairs: tuple[int, int, int]) 
     return torch.cat([F.dropout(ones, dropout_p) for _ in range(steps)], 1)
 
 
+class PackedDecoder(NamedTuple):
+    """What `pack_decoder_weights` gave; a copy, which does not see that the weights change."""
+
+    step: Tensor  # W_q, W_c, W_h, W_β
+    of_x: PackedLinear  # W_x, and the biases beside it
+
+
 def pack_decoder_weights(
     like: Tensor,
     weight_q: Tensor,  # (A, H)
     weight_ih: Tensor,  # (GH, E+D)
     weight_hh: Tensor,  # (GH, H)
+    bias_ih: Tensor | None,  # (GH)
+    bias_hh: Tensor | None,  # (GH)
     weight_gate: Tensor | None,  # (D, H)
     *,
     cell: str,
     value_dim: int,
     backend: str | None,
-) -> Tensor | None:
-    """For `attention_decoder_step`: the weights of a step as the back end reads them, but for those of x. None where it
-    has no use for them, or there is more to a step than it does (gradients, autocast, a transform, other tensors).
+) -> PackedDecoder | None:
+    """For `attention_decoder_step`: the weights of a step as the back end reads them. None where it has no use for
+    them, or there is more to a step than it does (gradients, autocast, a transform, other tensors).
     """
     weights = (weight_q, weight_ih, weight_hh, weight_gate)
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or autograd.under_transform() or autocast_is_on(like):
@@ -241,8 +251,12 @@ def pack_decoder_weights(
     pack = getattr(backends.choose("attention_decoder", backend, like), "pack_weights", None)
     if pack is None:
         return None
-    packed: Tensor = pack(weight_q, weight_ih[:, weight_ih.shape[1] - value_dim :], weight_hh, weight_gate, cell)
-    return packed
+    inputs = weight_ih.shape[1] - value_dim
+    bias = autograd.attention_decoder.bias_of_x(bias_ih, bias_hh, cell)
+    of_x = pack_linear(weight_ih[:, :inputs], bias, backend=backend)
+    if of_x is None:
+        return None
+    return PackedDecoder(pack(weight_q, weight_ih[:, inputs:], weight_hh, weight_gate, cell), of_x)
 
 
 def attention_decoder_step(
@@ -263,7 +277,7 @@ def attention_decoder_step(
     weight_gate: Tensor | None,
     bias_gate: Tensor | None,
     *,
-    packed: Tensor,
+    packed: PackedDecoder,
     prepared: PreparedExponentials | None,
     query: str,
     scale: float,
@@ -284,6 +298,9 @@ def attention_decoder_step(
         return None
     impl, cell = backends.choose("attention_decoder", backend, x), "gru" if c is None else "lstm"
     autograd.refuse_forward_mode(x, *tensors)
+    x_gates = linear_packed(x, packed.of_x)
+    if x_gates is None:
+        return None
     exponentials = check_prepared(prepared, key, backends.choose("additive_attention", backend, key).__name__)
     weights = Weights(
         x[:, None], key, value, v, h, None if c is None else c.to(accumulation_dtype(x.dtype)),
@@ -293,6 +310,6 @@ def attention_decoder_step(
     options = DecoderOptions(Activation(activation, negative_slope), scale, cell, query)
     mask = None if mask is None else mask.expand(key.shape[:2])
     output, _, c_n, context, alpha = autograd.attention_decoder.step(
-        impl, weights, Selection(mask, None, None), options, exponentials, packed
+        impl, weights, Selection(mask, None, None), options, exponentials, packed.step, x_gates[:, None]
     )
     return output[:, 0], None if c is None or c_n is None else c_n.to(c.dtype), context[:, 0], alpha[:, 0]

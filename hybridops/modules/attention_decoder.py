@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,14 @@ from hybridops.reference.attention_decoder import CELLS, AttentionDecoder, Decod
 
 @dataclass(frozen=True, eq=False)
 class FusedDecoderState(DecoderState):
-    """DecoderState with the weights of a step as the back end reads them, where it has a use for them."""
+    """DecoderState with weights as the back end reads them, where it has a use for them."""
 
-    packed: Tensor | None = None
+    packed: HF.PackedDecoder | None = None  # of a step
+    packed_vocabulary: HF.PackedLinear | None = None
+
+    def logits(self, output: Tensor) -> Tensor:
+        scores = None if self.packed_vocabulary is None else HF.linear_packed(output, self.packed_vocabulary)
+        return super().logits(output) if scores is None else scores
 
 
 class FusedAttentionDecoder(AttentionDecoder):
@@ -62,9 +67,9 @@ class FusedAttentionDecoder(AttentionDecoder):
     the parts; a back end that was named then raises.
 
     Decoding: `start` projects the memory and takes the exponentials of its keys, once, and without gradients it may
-    pack the weights: they count as they are then. `step` is one op on those, or a step of the plain loop on the fused
-    attention (in training, and for several rows an entry of the memory, where weights count as they are at the step).
-    `DecoderState` has `reorder` and `select` for searches.
+    pack the weights, those of a vocabulary too: they count as they are then. `step` is one op on those, or a step of
+    the plain loop on the fused attention (in training, and for several rows an entry of the memory, where weights count
+    as they are at the step). `DecoderState` has `logits`, and `reorder` and `select` for searches.
 
     Raises:
         TypeError, ValueError: an argument, or the shape of an input, is not as said here.
@@ -124,21 +129,31 @@ class FusedAttentionDecoder(AttentionDecoder):
             backend=self.backend,
         )  # fmt: skip
 
-    def start(self, memory: Tensor, hx: States | None = None, *, mask: Tensor | None = None) -> DecoderState:
+    def start(
+        self,
+        memory: Tensor,
+        hx: States | None = None,
+        *,
+        mask: Tensor | None = None,
+        vocabulary: nn.Module | None = None,
+    ) -> DecoderState:
         """What decoding starts from: the memory is projected, and the weights of a step packed, once for all steps.
 
         Args:
             memory, hx, mask: as in `forward`.
+            vocabulary: what makes logits of an output, as a rule an `nn.Linear`, for `DecoderState.logits`.
         """
-        state = super().start(memory, hx, mask=mask)
-        packed = None
+        state = super().start(memory, hx, mask=mask, vocabulary=vocabulary)
+        packed = packed_vocabulary = None
+        if isinstance(vocabulary, nn.Linear) and _is_as_it_stands(vocabulary):
+            packed_vocabulary = HF.pack_linear(vocabulary.weight, vocabulary.bias, backend=self.backend)
         if self._step_reads_weights():
             packed = HF.pack_decoder_weights(
-                memory, self.attention.query_proj.weight, self.cell.weight_ih, self.cell.weight_hh,
-                None if self.context_gate is None else self.context_gate.weight, cell=self.cell_kind,
+                memory, self.attention.query_proj.weight, self.cell.weight_ih, self.cell.weight_hh, self.cell.bias_ih,
+                self.cell.bias_hh, None if self.context_gate is None else self.context_gate.weight, cell=self.cell_kind,
                 value_dim=self.memory_dim, backend=self.backend,
             )  # fmt: skip
-        return FusedDecoderState(state.keys, state.h, state.c, state.context, packed)
+        return FusedDecoderState(state.keys, state.h, state.c, state.context, vocabulary, packed, packed_vocabulary)
 
     def _step(self, x: Tensor, state: DecoderState, need_weights: bool) -> tuple[Tensor, Tensor | None, DecoderState]:
         packed = getattr(state, "packed", None)
@@ -156,7 +171,7 @@ class FusedAttentionDecoder(AttentionDecoder):
         if out is None:
             return super()._step(x, state, need_weights)
         h, c, context, weights = out
-        return context, weights, FusedDecoderState(keys, h, c, context, packed)
+        return context, weights, replace(state, h=h, c=c, context=context)
 
     def _step_reads_weights(self) -> bool:
         """Whether the parts may be read, not called, and no hook computes a weight, nor dropout drops any."""
@@ -179,3 +194,8 @@ class FusedAttentionDecoder(AttentionDecoder):
             reasons["query_proj"] = reason_not_plain(attention.query_proj, (nn.Linear,))
             reasons["v"] = reason_not_a_row(attention.v)
         return reasons
+
+
+def _is_as_it_stands(part: nn.Linear) -> bool:
+    """Whether its weights may be read in place of calling it, and no hook computes one."""
+    return reason_not_plain(part, (nn.Linear,)) is None and not part._forward_pre_hooks

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from hybridops.checks import DTYPES
 from hybridops.contract import BackEnd
-from hybridops.native import additive_attention, attention_decoder, conv_lstm, fakes  # noqa: F401
+from hybridops.native import additive_attention, attention_decoder, conv_lstm, fakes, linear  # noqa: F401
 from hybridops.native.library import OPS, call, cpu_isa, unavailable_reason
 
 __all__ = ["BACK_END", "OPS", "call", "cpu_isa", "unavailable_reason", "unsupported_reason"]

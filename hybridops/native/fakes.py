@@ -69,24 +69,33 @@ if unavailable_reason() is None:
     def _(grad, q, k, v, activation, negative_slope):
         return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
 
+    def _packed_bytes(dtype: torch.dtype, outputs: int, inputs: int, vectors: int) -> int:
+        """Whole groups of outputs, whole operands of inputs: packed_product_kernels.h"""
+        acc = accumulation_dtype(dtype)
+        dot_product = dtype == torch.bfloat16 and torch.ops.hybridops.cpu_isa() == 3
+        (depth, size), width = (2, 2) if dot_product else (1, acc.itemsize), _lanes(acc, vectors)
+        bytes = -(-outputs // width) * width * -(-inputs // depth) * depth * size
+        return -(-bytes // 64) * 64
+
+    def _plain_vectors() -> int:
+        return 4 if torch.ops.hybridops.cpu_isa() >= 2 else 2
+
     @torch.library.register_fake("hybridops::attention_decoder_pack")
     def _(w_q, w_c, w_h, w_beta, cell):
-        # for each weight whole groups of outputs, whole operands of inputs: packed_product_kernels.h
-        isa = torch.ops.hybridops.cpu_isa()
         acc = accumulation_dtype(w_q.dtype)
-        dot_product = w_q.dtype == torch.bfloat16 and isa == 3
-        depth, size = (2, 2) if dot_product else (1, acc.itemsize)
-
-        def packed(outputs: int, inputs: int, vectors: int) -> int:
-            width = _lanes(acc, vectors)
-            bytes = -(-outputs // width) * width * -(-inputs // depth) * depth * size
-            return -(-bytes // 64) * 64
-
-        (width, hidden), channels, plain = w_q.shape, w_c.shape[1], 4 if isa >= 2 else 2
+        (width, hidden), channels, plain = w_q.shape, w_c.shape[1], _plain_vectors()
         gates, units = 4 if cell == 0 else 3, -(-hidden // _lanes(acc, 1)) * _lanes(acc, 1)
-        total = packed(width, hidden, plain) + (0 if w_beta is None else packed(channels, hidden, plain))
-        total += packed(gates * units, channels, gates) + packed(gates * units, hidden, gates)
-        return w_q.new_empty(64 + total, dtype=torch.uint8)
+        weights = [(width, hidden, plain), (gates * units, channels, gates), (gates * units, hidden, gates)]
+        weights += [] if w_beta is None else [(channels, hidden, plain)]
+        return w_q.new_empty(64 + sum(_packed_bytes(w_q.dtype, *w) for w in weights), dtype=torch.uint8)
+
+    @torch.library.register_fake("hybridops::linear_pack")
+    def _(weight):
+        return weight.new_empty(64 + _packed_bytes(weight.dtype, *weight.shape, _plain_vectors()), dtype=torch.uint8)
+
+    @torch.library.register_fake("hybridops::linear_packed")
+    def _(x, packed, bias, outputs):
+        return x.new_empty(x.shape[0], outputs)
 
     @torch.library.register_fake("hybridops::attention_decoder_forward")
     def _(

@@ -12,7 +12,8 @@ OPS = (
     "conv_input_gradient", "conv_weight_gradient",
     "additive_prepare_keys", "additive_scores_forward", "additive_attention_forward",
     "additive_attention_step", "additive_scores_backward",
-    "attention_decoder_pack", "attention_decoder_forward", "attention_decoder_backward", "cpu_isa",
+    "attention_decoder_pack", "attention_decoder_forward", "attention_decoder_backward",
+    "linear_pack", "linear_packed", "cpu_isa",
 )  # fmt: skip
 BUILD = "build it with `pip install --no-build-isolation -e .` or `python setup.py build_ext --inplace`"
 

@@ -38,6 +38,14 @@ class DecoderState:
     h: Tensor  # (m·B, H)
     c: Tensor | None  # (m·B, H), None: a GRU
     context: Tensor  # (m·B, D), of the step before
+    vocabulary: nn.Module | None = None  # what `start` was given
+
+    def logits(self, output: Tensor) -> Tensor:
+        """Of an output (m·B, H): what the vocabulary that `start` was given makes of it."""
+        if self.vocabulary is None:
+            raise ValueError("vocabulary must be given to start, for logits; got None")
+        scores: Tensor = self.vocabulary(output)
+        return scores
 
     def reorder(self, index: Tensor) -> DecoderState:
         """The rows at `index` (m'·B,): the beams of a search that go on.
@@ -160,14 +168,22 @@ class AttentionDecoder(nn.Module):
             check_lengths(lengths, x)
         return self._run(x, memory, h, c, mask, lengths, need_weights)
 
-    def start(self, memory: Tensor, hx: States | None = None, *, mask: Tensor | None = None) -> DecoderState:
+    def start(
+        self,
+        memory: Tensor,
+        hx: States | None = None,
+        *,
+        mask: Tensor | None = None,
+        vocabulary: nn.Module | None = None,
+    ) -> DecoderState:
         """What decoding starts from: the memory is projected, once for all steps.
 
         Args:
             memory, hx, mask: as in `forward`.
+            vocabulary: what makes logits of an output, as a rule an `nn.Linear`, for `DecoderState.logits`.
         """
         memory, mask = self._check_memory(memory, mask, None)
-        return self._start(memory, *self._check_states(hx, memory), mask)
+        return replace(self._start(memory, *self._check_states(hx, memory), mask), vocabulary=vocabulary)
 
     def step(self, x: Tensor, state: DecoderState) -> tuple[Tensor, Tensor, Tensor, DecoderState]:
         """One step.
@@ -238,7 +254,7 @@ class AttentionDecoder(nn.Module):
         else:
             h, c = self._call_cell(x, state.context, state)
             context, weights = self._attend(h, state.keys, need_weights)
-        return context, weights, DecoderState(state.keys, h, c, context)
+        return context, weights, replace(state, h=h, c=c, context=context)
 
     def _call_cell(self, x: Tensor, context: Tensor, state: DecoderState) -> tuple[Tensor, Tensor | None]:
         inputs = torch.cat([x, context], 1)

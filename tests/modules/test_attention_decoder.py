@@ -461,8 +461,10 @@ def test_a_state_serves_again():
 @queries
 @pytest.mark.parametrize("mask", [None, MASK, MASK[:1]], ids=["none", "(B,T)", "(1,T)"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_a_step_is_one_op(cell, query, mask, dtype):
-    """Of one row for each entry, without gradients; a hook, or dropout in training, has the parts called."""
+def test_a_step_is_two_ops(cell, query, mask, dtype):
+    """The part of x, and all else: of one row for each entry, without gradients. A hook, or dropout, has the parts
+    called.
+    """
     plain, fused = (m.to(dtype) for m in decoders(None, cell=cell, query=query, context_gate=True))
     exact = copy.deepcopy(plain).double()
     x, memory, hx = torch.utils._pytree.tree_map(lambda t: t.to(dtype), tensors(cell))
@@ -481,7 +483,8 @@ def test_a_step_is_one_op(cell, query, mask, dtype):
         with Recorder("hybridops") as recorder:
             *_, after = fused.step(x[:, 0], state)
             fused.step(x[:, 1], after)
-        assert [op.name() for op, _ in recorder.calls] == ["hybridops::attention_decoder_forward"] * 2
+        step = ["hybridops::linear_packed", "hybridops::attention_decoder_forward"]
+        assert [op.name() for op, _ in recorder.calls] == step * 2
         if dtype == torch.float64:
             torch.testing.assert_close(two_steps(fused), two_steps(plain), **tolerances.FLOAT64)
         else:  # results are of order one
@@ -491,6 +494,34 @@ def test_a_step_is_one_op(cell, query, mask, dtype):
         with Recorder("hybridops") as recorder:
             fused.step(x[:, 0], state)
     assert [op.name() for op, _ in recorder.calls] == ["hybridops::additive_attention_step"]
+
+
+@cells
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_logits(cell, backend, bias):
+    """Of a vocabulary, packed or called."""
+    plain, fused = decoders(backend, cell=cell)
+    vocabulary = nn.Linear(SIZES["hidden_dim"], 11, bias=bias, dtype=torch.float64)
+    x, memory, hx = tensors(cell)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            want, got = (m.step(x[:, 0], m.start(memory, hx, vocabulary=vocabulary)) for m in (plain, fused))
+            torch.testing.assert_close(got[3].logits(got[0]), vocabulary(want[0]), **tolerances.FLOAT64)
+    with pytest.raises(ValueError, match=r"^vocabulary must be given to start"):
+        fused.start(memory, hx).logits(got[0])
+
+
+def test_a_vocabulary_that_is_more_is_called():
+    """One with a hook, of another class, or in another dtype."""
+    _, fused = decoders(None)
+    x, memory, hx = tensors("lstm")
+    hooked = nn.Linear(SIZES["hidden_dim"], 11, dtype=torch.float64)
+    hooked.register_forward_hook(lambda part, args, out: out + 1)
+    for vocabulary in (hooked, nn.Sequential(nn.Linear(SIZES["hidden_dim"], 11, dtype=torch.float64), nn.Tanh())):
+        with torch.no_grad():
+            output, _, _, state = fused.step(x[:, 0], fused.start(memory, hx, vocabulary=vocabulary))
+            torch.testing.assert_close(state.logits(output), vocabulary(output), **tolerances.EXACT)
 
 
 def test_weights_count_as_they_are_at_each_step():

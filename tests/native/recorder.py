@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_map_only
 
 import hybridops
 from hybridops import FusedAdditiveAttention
+from hybridops.native import linear
 from hybridops.native.attention_decoder import pack_weights
 from tests.decoder_problems import CELLS, QUERIES, decoder_inputs, fused_decoder
 from tests.problems import attention_inputs, cast, conv_lstm_inputs, fused_attention, fused_conv_lstm, with_gradients
@@ -76,3 +77,5 @@ def _run_decoder(cell: str, query: str, sizes: dict[str, Any], dtype: torch.dtyp
     columns = inputs["x"].shape[2]
     weights = inputs["weight_q"], inputs["weight_ih"][:, columns:], inputs["weight_hh"], inputs["weight_gate"]
     pack_weights(*weights, cell)
+    outputs = len(inputs["weight_hh"])
+    linear.linear(inputs["weight_q"], linear.pack(inputs["weight_hh"]), None, outputs)

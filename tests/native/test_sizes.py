@@ -26,6 +26,9 @@ FREE = {
     ("additive_attention_step", "value", 2),
     *(("additive_prepare_keys", "k", dim) for dim in range(3)),
     ("attention_decoder_pack", "w_q", 0),
+    ("linear_pack", "weight", 0),
+    ("linear_pack", "weight", 1),
+    ("linear_packed", "x", 0),
 }
 # From these the sizes of the others follow: where one is wrong, another may be named.
 SOURCES = {
@@ -39,6 +42,7 @@ SOURCES = {
     "additive_attention_forward": {"q", "k"},
     "additive_attention_step": {"k", "projection", "query"},
     "attention_decoder_pack": {"w_q", "w_c"},
+    "linear_packed": {"x"},
     "attention_decoder_forward": {"x_gates", "key", "value", "h0"},
     "attention_decoder_backward": {"gates", "key", "value", "h0"},
 }
@@ -91,6 +95,8 @@ def arguments(op: str, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
             **pairs, "query": (MORE, S, Q), "v": (1, A), "value": (B, K, D), "projection_bias": (A,),
         },
         "additive_scores_backward": {**pairs, "grad": (B, S, K)},
+        "linear_pack": {"weight": (A, Q)},
+        "linear_packed": {"x": (MORE, Q), "bias": (A,)},
         "attention_decoder_pack": decoder,
         "attention_decoder_forward": decoder,
         "attention_decoder_backward": {**decoder, **decoder_saved, **decoder_grads},
@@ -119,7 +125,9 @@ def arguments(op: str, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
         k = given["key" if op.startswith("attention_decoder") else "k"]
         prepared = additive_attention.prepare_keys(k, "tanh") or (None, None)  # none where the GPU's ops run
         given["key_exponentials"], given["key_bounds"] = prepared
-    if "packed" in names:
+    if op == "linear_packed":
+        given |= {"outputs": A, "packed": torch.ops.hybridops.linear_pack(randn(A, Q))}
+    elif "packed" in names:
         weights = [given[name] for name in ("w_q", "w_c", "w_h", "w_beta")]
         given["packed"] = torch.ops.hybridops.attention_decoder_pack(*weights, int(gru))
     absent = ABSENT.get(op + GRU * gru, ())
@@ -204,7 +212,7 @@ def test_dtypes(op, name):
     right = arguments(op)[name]
     for dtype in {torch.int64, torch.complex64, torch.uint8} - {right.dtype}:
         assert_refused(op, name, right.to(dtype))
-    if op != "additive_prepare_keys":  # whose one tensor may be of any
+    if op not in ("additive_prepare_keys", "linear_pack"):  # whose one tensor may be of any
         for dtype in (torch.float64, torch.bfloat16):
             assert_refused(op, name, right.to(dtype))
 
@@ -219,7 +227,7 @@ def test_strides(op, name):
     assert right.numel() == 1 or not apart.is_contiguous()
     refused = {  # read in one piece, or written
         "h0", "c0", "bias", "peephole", "grad_hn", "gates", "hs", "cs", "da", "dx", "dw_x", "dw_h",
-        "key_exponentials", "key_bounds",
+        "key_exponentials", "key_bounds", "packed",
     }  # fmt: skip
     if op.startswith("attention_decoder"):
         refused = {"key_exponentials", "key_bounds", "packed"}

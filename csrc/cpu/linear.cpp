@@ -1,0 +1,100 @@
+// linear_pack and linear_packed: products of few rows with a weight that many calls share, as a decoder's vocabulary. On the
+// CPU alone; the kernels of the processor's instruction set run.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <optional>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "../attention_decoder_args.h"
+#include "../checks.h"
+#include "../tensors.h"
+#include "parallel.h"
+#include "scratch.h"
+
+namespace hybridops {
+
+template <class T>
+struct LinearArgs {
+    int64_t rows, outputs, inputs;
+    const T* x;  // (rows,inputs)
+    std::byte* packed;
+    const T* bias;  // (outputs), null = zeros
+    T* out;         // (rows,outputs)
+};
+
+}  // namespace hybridops
+
+#define HYBRIDOPS_KERNELS "linear_kernels.h"
+#include "every_isa.h"
+
+namespace hybridops {
+namespace {
+
+// What stands before packed weights: what they are good for.
+using PackedHeader = std::array<int64_t, 8>;
+
+PackedHeader packed_header(ScalarType type, int64_t outputs, int64_t inputs) {
+    return {static_cast<int64_t>(cpu_isa()), static_cast<int64_t>(type), outputs, inputs};
+}
+
+int64_t packed_bytes(ScalarType type, int64_t outputs, int64_t inputs) {
+    int64_t bytes = 0;
+    HYBRIDOPS_DISPATCH_DTYPE(type, "linear_pack",
+                             { HYBRIDOPS_ON_ISA(set_linear_bytes<scalar_t>(bytes, outputs, inputs)); });
+    return bytes + sizeof(PackedHeader);
+}
+
+Tensor linear_pack(const Tensor& weight) {
+    const Arguments arguments("linear_pack", "weight", weight, {any_size, any_size});
+    const ScalarType type = weight.scalar_type();
+    const int64_t outputs = weight.size(0), inputs = weight.size(1);
+    Tensor packed = torch::stable::empty({packed_bytes(type, outputs, inputs)}, ScalarType::Byte);
+    std::byte* to = data<std::byte>(packed);
+    const PackedHeader header = packed_header(type, outputs, inputs);
+    std::memcpy(to, header.data(), sizeof(header));
+    HYBRIDOPS_DISPATCH_DTYPE(type, "linear_pack", {
+        const WeightMatrix<scalar_t> w{data<const scalar_t>(weight), weight.stride(0), weight.stride(1)};
+        HYBRIDOPS_ON_ISA(pack_linear(to + sizeof(header), w, outputs, inputs));
+    });
+    return packed;
+}
+
+Tensor linear_packed(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias, int64_t outputs) {
+    const Arguments arguments("linear_packed", "x", x, {any_size, any_size});
+    const ScalarType type = x.scalar_type();
+    const int64_t rows = x.size(0), inputs = x.size(1);
+    arguments.require(outputs >= 0, "outputs", "be 0 or more", outputs);
+    arguments.bytes("packed", packed, {packed_bytes(type, outputs, inputs)});
+    const PackedHeader header = packed_header(type, outputs, inputs);
+    const bool same = std::memcmp(data<const std::byte>(packed), header.data(), sizeof(header)) == 0;
+    arguments.require(same, "packed", "be packed for this instruction set, dtype and sizes", 0);
+    arguments.like("bias", bias, {outputs}, Memory::contiguous);
+    const Tensor xc = dense(x);
+    Tensor out = torch::stable::empty({rows, outputs}, type);
+    if (out.numel() > 0)
+        HYBRIDOPS_DISPATCH_DTYPE(type, "linear_packed", {
+            const LinearArgs<scalar_t> args{rows, outputs, inputs, data<const scalar_t>(xc),
+                                            const_cast<std::byte*>(data<const std::byte>(packed)) + sizeof(header),
+                                            data<const scalar_t>(bias), data<scalar_t>(out)};
+            HYBRIDOPS_ON_ISA(linear(args));
+        });
+    return out;
+}
+
+}  // namespace
+}  // namespace hybridops
+
+STABLE_TORCH_LIBRARY_IMPL(hybridops, CPU, m) {
+    m.impl("linear_pack", TORCH_BOX(&hybridops::linear_pack));
+    m.impl("linear_packed", TORCH_BOX(&hybridops::linear_packed));
+}

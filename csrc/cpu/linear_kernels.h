@@ -1,0 +1,60 @@
+// x W^T + b of a few rows with a weight that is packed once, for one instruction set; included by every_isa.h inside its
+// namespace.
+
+#include "register_tiles.h"
+#include "projection_kernels.h"
+#include "packed_product_kernels.h"
+
+template <class A, class E>
+PlainProduct<A, E> linear_in(std::byte* memory, int64_t outputs, int64_t inputs) {
+    Arena arena(memory);
+    return PlainProduct<A, E>(arena, outputs, inputs);
+}
+
+template <class T, class A = Accumulator<T>>
+void set_linear_bytes(int64_t& bytes, int64_t outputs, int64_t inputs) {
+    with_operands<T, A>([&](auto e) {
+        Arena counted;
+        PlainProduct<A, decltype(e)>(counted, outputs, inputs);
+        bytes = counted.size();
+    });
+}
+
+template <class T, class A = Accumulator<T>>
+void pack_linear(std::byte* to, const WeightMatrix<T>& w, int64_t outputs, int64_t inputs) {
+    with_operands<T, A>([&](auto e) { linear_in<A, decltype(e)>(to, outputs, inputs).pack(w); });
+}
+
+// Threads share out the outputs: each reads its part of the weight once, and all of the rows.
+template <class T, class A, class E>
+void linear_with(const LinearArgs<T>& a) {
+    constexpr int64_t max_rows = 48;  // whose sums stay in the L1 cache
+    const auto product = linear_in<A, E>(a.packed, a.outputs, a.inputs);
+    Arena counted;
+    OperandRows<A, E>(counted, a.rows, a.inputs);
+    const Buffer<std::byte> memory(counted.size());
+    Arena arena(memory.data());
+    const OperandRows<A, E> x(arena, a.rows, a.inputs);
+    std::vector<const E*> rows(a.rows);
+    for (int64_t i = 0; i < a.rows; ++i) {
+        x.set(i, a.x + i * a.inputs);
+        rows[i] = x[i];
+    }
+    parallel_for_dynamic(product.groups(), [&](WorkQueue& queue) {
+        A* sums = from_thread_scratch(
+            [&](Arena& own) { return own.take<A>(product.sums(std::min(a.rows, max_rows))); });
+        for (int64_t group; queue.take(group);)
+            for (int64_t first = 0; first < a.rows; first += max_rows)
+                product.one_group(sums, rows.data() + first, nullptr, std::min(a.rows - first, max_rows), group,
+                                  [&](int64_t row, int64_t at, int64_t count, Simd<A> sum) {
+                                      if (a.bias) sum += load_lanes<A>(a.bias + at, count);
+                                      store_lanes<A>(a.out + (first + row) * a.outputs + at, sum, count);
+                                  });
+    });
+}
+
+template <class T>
+void linear(const LinearArgs<T>& a) {
+    using A = Accumulator<T>;
+    with_operands<T, A>([&](auto e) { linear_with<T, A, decltype(e)>(a); });
+}

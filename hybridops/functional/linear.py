@@ -1,0 +1,52 @@
+"""Products of few rows, without gradients, with a weight that is packed once: what decoding does at each step."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hybridops import autograd, native
+from hybridops.backends import named
+from hybridops.checks import DTYPES, autocast_is_on
+
+
+class PackedLinear(NamedTuple):
+    """What `pack_linear` gave; a copy, which does not see that the weight changes."""
+
+    packed: Tensor
+    bias: Tensor | None  # (N)
+    outputs: int
+    inputs: int
+    dtype: torch.dtype
+
+
+def pack_linear(weight: Tensor, bias: Tensor | None, *, backend: str | None) -> PackedLinear | None:
+    """Of a weight (N, K); None where nothing compiled takes it, or there is more to do (gradients, a transform)."""
+    if not may_be_packed(weight) or weight.dtype not in DTYPES or named(backend) not in (None, "native"):
+        return None
+    if bias is not None and (bias.dtype, bias.device) != (weight.dtype, weight.device):
+        return None
+    bias = None if bias is None else bias.detach().clone()
+    outputs, inputs = weight.shape
+    return PackedLinear(native.linear.pack(weight), bias, outputs, inputs, weight.dtype)
+
+
+def linear_packed(x: Tensor, weight: PackedLinear) -> Tensor | None:
+    """x (M, K) -> (M, N); None where there is more to do than a product."""
+    if not may_be_packed(x) or x.dim() != 2 or x.shape[1] != weight.inputs or x.dtype != weight.dtype:
+        return None
+    autograd.refuse_forward_mode(x)
+    return native.linear.linear(x, weight.packed, weight.bias, weight.outputs)
+
+
+def may_be_packed(tensor: Tensor) -> bool:
+    """Whether calls like this one may read what was packed, and need no gradient."""
+    return (
+        native.unavailable_reason() is None
+        and tensor.device.type == "cpu"
+        and type(tensor) in (Tensor, torch.nn.Parameter)
+        and not (torch.is_grad_enabled() or torch.compiler.is_compiling() or autograd.under_transform())
+        and not autocast_is_on(tensor)
+    )
