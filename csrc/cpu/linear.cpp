@@ -83,9 +83,13 @@ Tensor linear_packed(const Tensor& x, const Tensor& packed, const std::optional<
     Tensor out = torch::stable::empty({rows, outputs}, type);
     if (out.numel() > 0)
         HYBRIDOPS_DISPATCH_DTYPE(type, "linear_packed", {
-            const LinearArgs<scalar_t> args{rows, outputs, inputs, data<const scalar_t>(xc),
+            const LinearArgs<scalar_t> args{rows,
+                                            outputs,
+                                            inputs,
+                                            data<const scalar_t>(xc),
                                             const_cast<std::byte*>(data<const std::byte>(packed)) + sizeof(header),
-                                            data<const scalar_t>(bias), data<scalar_t>(out)};
+                                            data<const scalar_t>(bias),
+                                            data<scalar_t>(out)};
             HYBRIDOPS_ON_ISA(linear(args));
         });
     return out;

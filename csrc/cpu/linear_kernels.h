@@ -1,9 +1,9 @@
 // x W^T + b of a few rows with a weight that is packed once, for one instruction set; included by every_isa.h inside its
 // namespace.
 
-#include "register_tiles.h"
-#include "projection_kernels.h"
 #include "packed_product_kernels.h"
+#include "projection_kernels.h"
+#include "register_tiles.h"
 
 template <class A, class E>
 PlainProduct<A, E> linear_in(std::byte* memory, int64_t outputs, int64_t inputs) {
@@ -41,8 +41,8 @@ void linear_with(const LinearArgs<T>& a) {
         rows[i] = x[i];
     }
     parallel_for_dynamic(product.groups(), [&](WorkQueue& queue) {
-        A* sums = from_thread_scratch(
-            [&](Arena& own) { return own.take<A>(product.sums(std::min(a.rows, max_rows))); });
+        A* sums =
+            from_thread_scratch([&](Arena& own) { return own.take<A>(product.sums(std::min(a.rows, max_rows))); });
         for (int64_t group; queue.take(group);)
             for (int64_t first = 0; first < a.rows; first += max_rows)
                 product.one_group(sums, rows.data() + first, nullptr, std::min(a.rows - first, max_rows), group,
