@@ -16,7 +16,7 @@ from tests.processes import run_python
 PARITY = """
 import sys, pytest
 plugins = ["-p", "no:cacheprovider", "-p", "tests.cuda_shim.plugin"]
-sys.exit(pytest.main(["-q", *plugins, "tests/functional", "-k", "native and ({which})"]))
+sys.exit(pytest.main(["-q", *plugins, "tests/functional", "-k", "native and not decoder and ({which})"]))
 """
 TILES = "(tiles and not large_batch) or queries_and_keys or dtypes or masks or (kernels and not in_bfloat16)"
 
@@ -41,7 +41,7 @@ def test_layouts_and_values(shim, which):
 SIZES = """
 import sys, pytest
 plugins = ["-p", "no:cacheprovider", "-p", "tests.cuda_shim.plugin"]
-which = "not step and not prepare and not key_"  # what only the CPU has
+which = "not step and not prepare and not key_ and not decoder and not linear"  # what only the CPU has
 sys.exit(pytest.main(["-q", *plugins, "tests/native/test_sizes.py", "-k", which]))
 """
 
