@@ -1,9 +1,11 @@
 // x W^T + b of a few rows with a weight that is packed once, for one instruction set; included by every_isa.h inside its
 // namespace.
 
-#include "packed_product_kernels.h"
-#include "projection_kernels.h"
 #include "register_tiles.h"
+
+#include "projection_kernels.h"
+
+#include "packed_product_kernels.h"
 
 template <class A, class E>
 PlainProduct<A, E> linear_in(std::byte* memory, int64_t outputs, int64_t inputs) {
