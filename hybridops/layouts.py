@@ -9,25 +9,26 @@ from torch import Tensor
 
 def sequence_inside(x: Tensor) -> Tensor:
     """(B,T,C,S*) -> (T,B,S*,C)"""
-    return image_inside(x.transpose(0, 1), channels=2)
+    inside = x.permute(1, 0, *range(3, x.dim()), 2)
+    return inside.unsqueeze(2) if x.dim() == 4 else inside
 
 
 def sequence_outside(x: Tensor, spatial_dims: int) -> Tensor:
     """(T,B,S*,C) -> (B,T,C,S*)"""
-    return image_outside(x, spatial_dims, channels=2).transpose(0, 1)
+    x = x.squeeze(2) if spatial_dims == 1 else x
+    return x.permute(1, 0, x.dim() - 1, *range(2, x.dim() - 1))
 
 
-def image_inside(x: Tensor, channels: int = 1) -> Tensor:
-    """(B,C,S*) -> (B,S*,C), and (3,C,S*) -> (3,S*,C); `channels`: the dimension they are."""
-    if x.dim() == channels + 2:
-        x = x.unsqueeze(channels + 1)
-    return x.movedim(channels, -1)
+def image_inside(x: Tensor) -> Tensor:
+    """(B,C,S*) -> (B,S*,C), and (3,C,S*) -> (3,S*,C)"""
+    inside = x.permute(0, *range(2, x.dim()), 1)
+    return inside.unsqueeze(1) if x.dim() == 3 else inside
 
 
-def image_outside(x: Tensor, spatial_dims: int, channels: int = 1) -> Tensor:
+def image_outside(x: Tensor, spatial_dims: int) -> Tensor:
     """(B,S*,C) -> (B,C,S*)"""
-    x = x.movedim(-1, channels)
-    return x.squeeze(channels + 1) if spatial_dims == 1 else x
+    x = x.squeeze(1) if spatial_dims == 1 else x
+    return x.permute(0, x.dim() - 1, *range(1, x.dim() - 1))
 
 
 def weight_inside(weight: Tensor) -> Tensor:

@@ -45,8 +45,8 @@ def run(
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
         return ConvLSTM.apply(impl, save, want_h_n, *inputs)
     states = impl.conv_lstm_forward(inside(*inputs), Save.NOTHING)
-    output, h_n, c_n = outside(states, x.dim() - 3)
-    return _no_view(output), h_n.clone() if want_h_n else None, _no_view(c_n)
+    output, h_n, c_n = outside(states, x.dim() - 3, want_h_n)
+    return _no_view(output), None if h_n is None else h_n.clone(), _no_view(c_n)
 
 
 def inside(
@@ -64,10 +64,10 @@ def inside(
     return ConvLSTMInputs(sequence_inside(x), h0, c0, weight_inside(w_ih), weight_inside(w_hh), bias, peephole)
 
 
-def outside(states: ConvLSTMStates, spatial_dims: int) -> tuple[Tensor, Tensor, Tensor]:
-    """output, h_n and c_n, views"""
-    h_n, c_n = (image_outside(steps[-1], spatial_dims) for steps in (states.hs, states.cs))
-    return sequence_outside(states.hs, spatial_dims), h_n, c_n
+def outside(states: ConvLSTMStates, spatial_dims: int, want_h_n: bool = True) -> tuple[Tensor, Tensor | None, Tensor]:
+    """output, h_n if wanted, c_n: views"""
+    h_n = image_outside(states.hs[-1], spatial_dims) if want_h_n else None
+    return sequence_outside(states.hs, spatial_dims), h_n, image_outside(states.cs[-1], spatial_dims)
 
 
 def _no_view(t: Tensor) -> Tensor:
@@ -96,8 +96,8 @@ class ConvLSTM(torch.autograd.Function):
         # The backward of one step reads no h, so that a step's may be written into, as that of `nn.LSTMCell`.
         read = save == Save.CELLS or len(hs) > 1
         ctx.save_for_backward(*inputs, hs if read else hs.new_empty(()).expand(hs.shape), cs, gates)
-        output, h_n, c_n = outside(states, inputs[0].dim() - 3)
-        return _no_view(output), h_n.clone() if want_h_n else None, c_n.clone()
+        output, h_n, c_n = outside(states, inputs[0].dim() - 3, want_h_n)
+        return _no_view(output), None if h_n is None else h_n.clone(), c_n.clone()
 
     @staticmethod
     def backward(

@@ -10,7 +10,7 @@ from hybridops.autograd.conv_lstm import inside, outside
 from hybridops.checks import accumulation_dtype
 from hybridops.contract import ConvLSTMInputs, ConvLSTMStates, Save, StateGradients
 from hybridops.formulas.conv_lstm import conv_lstm_backward, conv_lstm_forward
-from hybridops.layouts import image_outside, sequence_inside
+from hybridops.layouts import image_outside, sequence_inside, sequence_outside
 from tests import tolerances
 from tests.reference.test_conv_lstm import CLOSE, case, make_problem, run_module
 
@@ -51,7 +51,7 @@ def test_backward_is_autograd(space, kernel, peephole, bias):
     given = StateGradients(sequence_inside(grads[0]), *inside(x, *grads[1:], *[cell.conv.weight] * 2, None, None)[1:3])
     got = conv_lstm_backward(given, inputs, conv_lstm_forward(inputs, Save.GATES), True)
     dims = len(space)
-    got = (image_outside(got[0], dims, channels=2), *(image_outside(state, dims) for state in got[1:]))
+    got = (sequence_outside(got[0], dims).transpose(0, 1), *(image_outside(state, dims) for state in got[1:]))
     torch.testing.assert_close(got, (torch.stack(da), dh0, dc0), **CLOSE)
 
 
