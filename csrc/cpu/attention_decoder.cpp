@@ -27,6 +27,7 @@
 #define HYBRIDOPS_KERNELS "attention_decoder_kernels.h"
 #include "every_isa.h"
 
+#include "packed_bytes.h"
 #include "prepared_keys.h"
 
 namespace hybridops {
@@ -48,9 +49,6 @@ DecoderWeights<T> weights(const Tensor& w_q, const Tensor& w_c, const Tensor& w_
             w_beta.has_value()};
 }
 
-// What stands before packed weights: what they are good for.
-using PackedHeader = std::array<int64_t, 8>;
-
 PackedHeader packed_header(const DecoderShape& n, bool gated, ScalarType type) {
     return {static_cast<int64_t>(cpu_isa()),
             static_cast<int64_t>(type),
@@ -66,28 +64,22 @@ int64_t packed_bytes(const DecoderShape& n, bool gated, ScalarType type) {
     int64_t bytes = 0;
     HYBRIDOPS_DISPATCH_DTYPE(type, "attention_decoder_pack",
                              { HYBRIDOPS_ON_ISA(set_packed_bytes<scalar_t>(bytes, n, gated)); });
-    return bytes + sizeof(PackedHeader);
+    return bytes;
 }
 
 void check_packed(const Arguments& arguments, const std::optional<Tensor>& packed, const DecoderShape& n, bool gated,
                   ScalarType type) {
-    if (!packed) return;
-    arguments.bytes("packed", packed, {packed_bytes(n, gated, type)});
-    const PackedHeader header = packed_header(n, gated, type);
-    const bool same = std::memcmp(data<const std::byte>(*packed), header.data(), sizeof(header)) == 0;
-    arguments.require(same, "packed", "be packed for this instruction set, dtype, cell and sizes", 0);
+    if (packed) hybridops::check_packed(arguments, *packed, packed_header(n, gated, type), packed_bytes(n, gated, type));
 }
 
 Tensor attention_decoder_pack(const Tensor& w_q, const Tensor& w_c, const Tensor& w_h,
                               const std::optional<Tensor>& w_beta, int64_t cell) {
     const DecoderShape n = check_decoder_pack(w_q, w_c, w_h, w_beta, cell);
     const ScalarType type = w_q.scalar_type();
-    Tensor packed = torch::stable::empty({packed_bytes(n, w_beta.has_value(), type)}, ScalarType::Byte);
-    std::byte* to = data<std::byte>(packed);
-    const PackedHeader header = packed_header(n, w_beta.has_value(), type);
-    std::memcpy(to, header.data(), sizeof(header));
+    const bool gated = w_beta.has_value();
+    const Tensor packed = with_header(packed_header(n, gated, type), packed_bytes(n, gated, type));
     HYBRIDOPS_DISPATCH_DTYPE(type, "attention_decoder_pack", {
-        HYBRIDOPS_ON_ISA(pack_weights(to + sizeof(header), n, weights<scalar_t>(w_q, w_c, w_h, w_beta)));
+        HYBRIDOPS_ON_ISA(pack_weights(behind_header(packed), n, weights<scalar_t>(w_q, w_c, w_h, w_beta)));
     });
     return packed;
 }
@@ -174,7 +166,7 @@ attention_decoder_forward(const Tensor& x_gates, const Tensor& key, const Tensor
             args.gates = data<scalar_t>(gates);
             args.hidden_n = data<scalar_t>(hidden_n);
             args.alpha = data<scalar_t>(alpha);
-            if (packed) args.packed = const_cast<std::byte*>(data<const std::byte>(*packed)) + sizeof(PackedHeader);
+            if (packed) args.packed = behind_header(*packed);
             args.queries = {data<scalar_t>(queries), kept, n.width};
             args.beta = {data<scalar_t>(beta), kept, n.channels};
             args.ungated = {data<scalar_t>(ungated), kept, n.channels};

@@ -37,11 +37,10 @@ struct LinearArgs {
 #define HYBRIDOPS_KERNELS "linear_kernels.h"
 #include "every_isa.h"
 
+#include "packed_bytes.h"
+
 namespace hybridops {
 namespace {
-
-// What stands before packed weights: what they are good for.
-using PackedHeader = std::array<int64_t, 8>;
 
 PackedHeader packed_header(ScalarType type, int64_t outputs, int64_t inputs) {
     return {static_cast<int64_t>(cpu_isa()), static_cast<int64_t>(type), outputs, inputs};
@@ -51,20 +50,17 @@ int64_t packed_bytes(ScalarType type, int64_t outputs, int64_t inputs) {
     int64_t bytes = 0;
     HYBRIDOPS_DISPATCH_DTYPE(type, "linear_pack",
                              { HYBRIDOPS_ON_ISA(set_linear_bytes<scalar_t>(bytes, outputs, inputs)); });
-    return bytes + sizeof(PackedHeader);
+    return bytes;
 }
 
 Tensor linear_pack(const Tensor& weight) {
     const Arguments arguments("linear_pack", "weight", weight, {any_size, any_size});
     const ScalarType type = weight.scalar_type();
     const int64_t outputs = weight.size(0), inputs = weight.size(1);
-    Tensor packed = torch::stable::empty({packed_bytes(type, outputs, inputs)}, ScalarType::Byte);
-    std::byte* to = data<std::byte>(packed);
-    const PackedHeader header = packed_header(type, outputs, inputs);
-    std::memcpy(to, header.data(), sizeof(header));
+    const Tensor packed = with_header(packed_header(type, outputs, inputs), packed_bytes(type, outputs, inputs));
     HYBRIDOPS_DISPATCH_DTYPE(type, "linear_pack", {
         const WeightMatrix<scalar_t> w{data<const scalar_t>(weight), weight.stride(0), weight.stride(1)};
-        HYBRIDOPS_ON_ISA(pack_linear(to + sizeof(header), w, outputs, inputs));
+        HYBRIDOPS_ON_ISA(pack_linear(behind_header(packed), w, outputs, inputs));
     });
     return packed;
 }
@@ -74,10 +70,7 @@ Tensor linear_packed(const Tensor& x, const Tensor& packed, const std::optional<
     const ScalarType type = x.scalar_type();
     const int64_t rows = x.size(0), inputs = x.size(1);
     arguments.require(outputs >= 0, "outputs", "be 0 or more", outputs);
-    arguments.bytes("packed", packed, {packed_bytes(type, outputs, inputs)});
-    const PackedHeader header = packed_header(type, outputs, inputs);
-    const bool same = std::memcmp(data<const std::byte>(packed), header.data(), sizeof(header)) == 0;
-    arguments.require(same, "packed", "be packed for this instruction set, dtype and sizes", 0);
+    check_packed(arguments, packed, packed_header(type, outputs, inputs), packed_bytes(type, outputs, inputs));
     arguments.like("bias", bias, {outputs}, Memory::contiguous);
     const Tensor xc = dense(x);
     Tensor out = torch::stable::empty({rows, outputs}, type);
@@ -87,7 +80,7 @@ Tensor linear_packed(const Tensor& x, const Tensor& packed, const std::optional<
                                             outputs,
                                             inputs,
                                             data<const scalar_t>(xc),
-                                            const_cast<std::byte*>(data<const std::byte>(packed)) + sizeof(header),
+                                            behind_header(packed),
                                             data<const scalar_t>(bias),
                                             data<scalar_t>(out)};
             HYBRIDOPS_ON_ISA(linear(args));

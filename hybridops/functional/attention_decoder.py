@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridops import autograd, backends
-from hybridops.autograd.attention_decoder import Selection, Weights
+from hybridops.autograd.attention_decoder import Selection, Weights, bias_of_x
 from hybridops.checks import (
     ACTIVATIONS,
     accumulation_dtype,
-    autocast_is_on,
     broadcast_mask,
     check_broadcastable,
     check_choice,
@@ -29,7 +28,7 @@ from hybridops.contract import Activation, DecoderOptions
 from hybridops.formulas.attention_decoder import CELLS, GATES, QUERIES
 from hybridops.functional.additive_attention import PreparedExponentials, check_prepared
 from hybridops.functional.autocast import cast_by_autocast, without_autocast
-from hybridops.functional.linear import PackedLinear, linear_packed, pack_linear
+from hybridops.functional.linear import PackedLinear, linear_packed, may_be_packed, pack_linear
 
 States = Tensor | tuple[Tensor, Tensor]  # of a GRU h, of an LSTM (h, c)
 
@@ -221,42 +220,51 @@ def _kept_weights(dropout_p: float, value: Tensor, pairs: tuple[int, int, int]) 
 
 
 class PackedDecoder(NamedTuple):
-    """What `pack_decoder_weights` gave; a copy, which does not see that the weights change."""
+    """What `pack_decoder_weights` gave: copies of all that a step reads of its weights, none of which sees a change."""
 
-    step: Tensor  # W_q, W_c, W_h, W_β
+    step: Tensor  # W_q, W_c, W_h, W_β, as the back end reads them
     of_x: PackedLinear  # W_x, and the biases beside it
+    v: Tensor  # (A)
+    weight_q: Tensor  # (A, H); of this and the next three only the sizes are read
+    weight_ih: Tensor  # (GH, E+D)
+    weight_hh: Tensor  # (GH, H)
+    weight_gate: Tensor | None  # (D, H)
+    bias_q: Tensor | None  # (A)
+    bias_hh: Tensor | None  # (GH), of a GRU alone
+    bias_gate: Tensor | None  # (D)
 
 
 def pack_decoder_weights(
-    like: Tensor,
+    memory: Tensor,  # (B, T, D)
+    v: Tensor,  # (A)
     weight_q: Tensor,  # (A, H)
+    bias_q: Tensor | None,  # (A)
     weight_ih: Tensor,  # (GH, E+D)
     weight_hh: Tensor,  # (GH, H)
     bias_ih: Tensor | None,  # (GH)
     bias_hh: Tensor | None,  # (GH)
     weight_gate: Tensor | None,  # (D, H)
+    bias_gate: Tensor | None,  # (D)
     *,
     cell: str,
-    value_dim: int,
     backend: str | None,
 ) -> PackedDecoder | None:
-    """For `attention_decoder_step`: the weights of a step as the back end reads them. None where it has no use for
-    them, or there is more to a step than it does (gradients, autocast, a transform, other tensors).
+    """For `attention_decoder_step`. None where the back end has no use for it, or there is more to a step than it does
+    (gradients, autocast, a transform, tensors that are not alike).
     """
-    weights = (weight_q, weight_ih, weight_hh, weight_gate)
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or autograd.under_transform() or autocast_is_on(like):
+    tensors = (v, weight_q, bias_q, weight_ih, weight_hh, bias_ih, bias_hh, weight_gate, bias_gate)
+    if not may_be_packed(memory) or not all(t is None or t.dtype == memory.dtype for t in tensors):
         return None
-    if not all(w is None or (w.dtype, w.device) == (like.dtype, like.device) for w in weights):
+    pack = getattr(backends.choose("attention_decoder", backend, memory), "pack_weights", None)
+    inputs = weight_ih.shape[1] - memory.shape[2]
+    of_x = pack_linear(weight_ih[:, :inputs], bias_of_x(bias_ih, bias_hh, cell), backend=backend)
+    if pack is None or of_x is None:
         return None
-    pack = getattr(backends.choose("attention_decoder", backend, like), "pack_weights", None)
-    if pack is None:
-        return None
-    inputs = weight_ih.shape[1] - value_dim
-    bias = autograd.attention_decoder.bias_of_x(bias_ih, bias_hh, cell)
-    of_x = pack_linear(weight_ih[:, :inputs], bias, backend=backend)
-    if of_x is None:
-        return None
-    return PackedDecoder(pack(weight_q, weight_ih[:, inputs:], weight_hh, weight_gate, cell), of_x)
+    bias_q, bias_hh, bias_gate = (None if t is None else t.detach().clone() for t in (bias_q, bias_hh, bias_gate))
+    return PackedDecoder(
+        pack(weight_q, weight_ih[:, inputs:], weight_hh, weight_gate, cell), of_x, v.detach().clone(),
+        weight_q, weight_ih, weight_hh, weight_gate, bias_q, bias_hh, bias_gate,
+    )  # fmt: skip
 
 
 def attention_decoder_step(
@@ -266,18 +274,9 @@ def attention_decoder_step(
     context: Tensor,  # (B, D), of the step before
     key: Tensor,  # (B, T, A)
     value: Tensor,  # (B, T, D)
-    v: Tensor,  # (A)
-    mask: Tensor | None,  # boolean, broadcastable to (B, T)
-    weight_q: Tensor,
-    bias_q: Tensor | None,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-    weight_gate: Tensor | None,
-    bias_gate: Tensor | None,
-    *,
     packed: PackedDecoder,
+    *,
+    mask: Tensor | None,  # boolean, broadcastable to (B, T)
     prepared: PreparedExponentials | None,
     query: str,
     scale: float,
@@ -285,16 +284,14 @@ def attention_decoder_step(
     negative_slope: float,
     backend: str | None,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor] | None:
-    """A step of decoding without gradients as one op, on what `pack_decoder_weights` made of these weights.
+    """A step of decoding without gradients, the equations of `attention_decoder`, on the weights as they were packed.
 
     Gives h, c or None, context, weights (B, T); or None where there is more to do than it does.
     """
-    tensors = (h, context, key, value, v, weight_q, bias_q, weight_ih, weight_hh, bias_ih, bias_hh, bias_gate)
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or autograd.under_transform() or autocast_is_on(x):
+    tensors = (h, context, key, value)
+    if len(x) != len(key) or key.numel() == 0 or not may_be_packed(x):
         return None
-    if len(x) != len(key) or key.numel() == 0:
-        return None
-    if not all(t is None or (type(t) in (Tensor, torch.nn.Parameter) and t.dtype == x.dtype) for t in tensors):
+    if not all(type(t) in (Tensor, torch.nn.Parameter) and t.dtype == x.dtype for t in tensors):
         return None
     impl, cell = backends.choose("attention_decoder", backend, x), "gru" if c is None else "lstm"
     autograd.refuse_forward_mode(x, *tensors)
@@ -303,9 +300,9 @@ def attention_decoder_step(
         return None
     exponentials = check_prepared(prepared, key, backends.choose("additive_attention", backend, key).__name__)
     weights = Weights(
-        x[:, None], key, value, v, h, None if c is None else c.to(accumulation_dtype(x.dtype)),
-        context if query == "current" else None, weight_q, bias_q, weight_ih, weight_hh, bias_ih, bias_hh, weight_gate,
-        bias_gate, None,
+        x[:, None], key, value, packed.v, h, None if c is None else c.to(accumulation_dtype(x.dtype)),
+        context if query == "current" else None, packed.weight_q, packed.bias_q, packed.weight_ih, packed.weight_hh,
+        None, packed.bias_hh, packed.weight_gate, packed.bias_gate, None,
     )  # fmt: skip
     options = DecoderOptions(Activation(activation, negative_slope), scale, cell, query)
     mask = None if mask is None else mask.expand(key.shape[:2])

@@ -155,7 +155,7 @@ class FusedAdditiveAttention(AdditiveAttention):
         if (
             isinstance(keys, FusedPreparedKeys)
             and not (self.dropout and self.training)
-            and _are_as_they_stand(projection, v)
+            and are_as_they_stand(projection, v)
         ):
             out = HF.additive_attention_step(
                 query, projection.weight, projection.bias, keys.key, keys.value, v.weight, mask=mask, scale=self.scale,
@@ -182,7 +182,7 @@ class FusedAdditiveAttention(AdditiveAttention):
         return out if isinstance(out, tuple) else (out, None)
 
 
-def _are_as_they_stand(*parts: nn.Linear) -> bool:
+def are_as_they_stand(*parts: nn.Linear) -> bool:
     """Whether they may be read, and no hook computes a weight."""
     return all(reason_not_plain(part, _LINEAR) is None and not part._forward_pre_hooks for part in parts)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import hybridops.functional as HF
-from hybridops.modules.additive_attention import FusedAdditiveAttention, reason_not_a_row
+from hybridops.modules.additive_attention import FusedAdditiveAttention, are_as_they_stand, reason_not_a_row
 from hybridops.modules.parts import reason_not_plain, recompute_weights, runs_plain
 from hybridops.reference.additive_attention import AdditiveAttention
 from hybridops.reference.attention_decoder import CELLS, AttentionDecoder, DecoderState, States
@@ -22,8 +22,17 @@ class FusedDecoderState(DecoderState):
     packed_vocabulary: HF.PackedLinear | None = None
 
     def logits(self, output: Tensor) -> Tensor:
-        scores = None if self.packed_vocabulary is None else HF.linear_packed(output, self.packed_vocabulary)
+        """Of an output (m·B, H): what the vocabulary that `start` was given makes of it, with its weights as at `start`
+        where they were packed. One that has a hook by now is called.
+        """
+        scores = None
+        if self.packed_vocabulary is not None and _may_be_read(self.vocabulary):
+            scores = HF.linear_packed(output, self.packed_vocabulary)
         return super().logits(output) if scores is None else scores
+
+
+def _may_be_read(vocabulary: nn.Module | None) -> bool:
+    return isinstance(vocabulary, nn.Linear) and are_as_they_stand(vocabulary)
 
 
 class FusedAttentionDecoder(AttentionDecoder):
@@ -145,13 +154,14 @@ class FusedAttentionDecoder(AttentionDecoder):
         """
         state = super().start(memory, hx, mask=mask, vocabulary=vocabulary)
         packed = packed_vocabulary = None
-        if isinstance(vocabulary, nn.Linear) and _is_as_it_stands(vocabulary):
+        if isinstance(vocabulary, nn.Linear) and _may_be_read(vocabulary):
             packed_vocabulary = HF.pack_linear(vocabulary.weight, vocabulary.bias, backend=self.backend)
         if self._step_reads_weights():
+            attention, cell, gate = self.attention, self.cell, self.context_gate
             packed = HF.pack_decoder_weights(
-                memory, self.attention.query_proj.weight, self.cell.weight_ih, self.cell.weight_hh, self.cell.bias_ih,
-                self.cell.bias_hh, None if self.context_gate is None else self.context_gate.weight, cell=self.cell_kind,
-                value_dim=self.memory_dim, backend=self.backend,
+                memory, attention.v.weight[0], attention.query_proj.weight, attention.query_proj.bias, cell.weight_ih,
+                cell.weight_hh, cell.bias_ih, cell.bias_hh, None if gate is None else gate.weight,
+                None if gate is None else gate.bias, cell=self.cell_kind, backend=self.backend,
             )  # fmt: skip
         return FusedDecoderState(state.keys, state.h, state.c, state.context, vocabulary, packed, packed_vocabulary)
 
@@ -159,12 +169,10 @@ class FusedAttentionDecoder(AttentionDecoder):
         packed = getattr(state, "packed", None)
         if packed is None or not self._step_reads_weights():
             return super()._step(x, state, need_weights)
-        attention, cell, gate, keys = self.attention, self.cell, self.context_gate, state.keys
+        attention, keys = self.attention, state.keys
         out = HF.attention_decoder_step(
-            x, state.h, state.c, state.context, keys.key, keys.value, attention.v.weight[0],
-            None if keys.mask is None else keys.mask[:, 0], attention.query_proj.weight, attention.query_proj.bias,
-            cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh, None if gate is None else gate.weight,
-            None if gate is None else gate.bias, packed=packed, prepared=getattr(keys, "exponentials", None),
+            x, state.h, state.c, state.context, keys.key, keys.value, packed,
+            mask=None if keys.mask is None else keys.mask[:, 0], prepared=getattr(keys, "exponentials", None),
             query=self.query, scale=attention.scale, activation=attention.activation,
             negative_slope=attention.negative_slope, backend=self.backend,
         )  # fmt: skip
@@ -194,8 +202,3 @@ class FusedAttentionDecoder(AttentionDecoder):
             reasons["query_proj"] = reason_not_plain(attention.query_proj, (nn.Linear,))
             reasons["v"] = reason_not_a_row(attention.v)
         return reasons
-
-
-def _is_as_it_stands(part: nn.Linear) -> bool:
-    """Whether its weights may be read in place of calling it, and no hook computes one."""
-    return reason_not_plain(part, (nn.Linear,)) is None and not part._forward_pre_hooks

@@ -512,6 +512,24 @@ def test_logits(cell, backend, bias):
         fused.start(memory, hx).logits(got[0])
 
 
+@cells
+def test_packed_weights_count_as_they_are_at_start(cell):
+    """All of them, biases and v too: a step is of the weights before or of those after, and of no mixture."""
+    _, fused = decoders(None, cell=cell, context_gate=True)
+    x, memory, hx = tensors(cell)
+    vocabulary = nn.Linear(SIZES["hidden_dim"], 11, dtype=torch.float64)
+    with torch.no_grad():
+        state = fused.start(memory, hx, vocabulary=vocabulary)
+        output, context, weights, _ = want = fused.step(x[:, 0], state)
+        logits = state.logits(output)
+        for parameter in [*fused.parameters(), *vocabulary.parameters()]:
+            parameter.add_(1.0)
+        torch.testing.assert_close(fused.step(x[:, 0], state)[:3], want[:3], **tolerances.EXACT)
+        torch.testing.assert_close(state.logits(output), logits, **tolerances.EXACT)
+        again = fused.step(x[:, 0], fused.start(memory, hx, vocabulary=vocabulary))
+    assert not any(torch.equal(a, b) for a, b in zip(again[:3], (output, context, weights), strict=True))
+
+
 def test_a_vocabulary_that_is_more_is_called():
     """One with a hook, of another class, or in another dtype."""
     _, fused = decoders(None)
@@ -522,6 +540,11 @@ def test_a_vocabulary_that_is_more_is_called():
         with torch.no_grad():
             output, _, _, state = fused.step(x[:, 0], fused.start(memory, hx, vocabulary=vocabulary))
             torch.testing.assert_close(state.logits(output), vocabulary(output), **tolerances.EXACT)
+    late = nn.Linear(SIZES["hidden_dim"], 11, dtype=torch.float64)
+    with torch.no_grad():
+        state = fused.start(memory, hx, vocabulary=late)
+        late.register_forward_hook(lambda part, args, out: out + 1)
+        torch.testing.assert_close(state.logits(output), late(output), **tolerances.EXACT)
 
 
 def test_weights_count_as_they_are_at_each_step():
