@@ -69,7 +69,8 @@ int64_t packed_bytes(const DecoderShape& n, bool gated, ScalarType type) {
 
 void check_packed(const Arguments& arguments, const std::optional<Tensor>& packed, const DecoderShape& n, bool gated,
                   ScalarType type) {
-    if (packed) hybridops::check_packed(arguments, *packed, packed_header(n, gated, type), packed_bytes(n, gated, type));
+    if (packed)
+        hybridops::check_packed(arguments, *packed, packed_header(n, gated, type), packed_bytes(n, gated, type));
 }
 
 Tensor attention_decoder_pack(const Tensor& w_q, const Tensor& w_c, const Tensor& w_h,
