@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hybridops.autograd.double_backward import formula_gradients
@@ -72,6 +73,29 @@ def _forward(
         scores = scores + score_bias.to(scores.dtype)
     weights = formulas.masked_softmax(scores, mask).to(value.dtype)
     return torch.matmul(weights, value), weights, formulas.masked_logsumexp(scores, mask)
+
+
+def attend_by_location(
+    impl: AdditiveAttentionImpl,
+    inputs: AttentionInputs,  # no score_bias
+    history: Tensor,  # (B,C,T)
+    weight: Tensor,  # (A,C,K)
+    activation: Activation,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """context (B,S,D), weights (B,S,T) of keys that are moved by a convolution of what was attended to before."""
+    q, k, v, value, mask, _ = inputs
+    if needs_formulas(impl, formulas):
+        impl = formulas
+    else:
+        refuse_forward_mode(q, k, v, value, history, weight)
+        if _needs_grad(q, k, v, value, history, weight):
+            return LocationAttention.apply(impl, (activation, scale), mask, q, k, v, value, history, weight)
+    return impl.additive_attention_forward(inputs._replace(k=_moved(k, history, weight)), activation, scale)
+
+
+def _moved(k: Tensor, history: Tensor, weight: Tensor) -> Tensor:
+    return k + F.conv1d(history, weight, padding=weight.shape[2] // 2).transpose(1, 2)
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:
@@ -141,6 +165,54 @@ class AdditiveAttention(torch.autograd.Function):
             given = AttentionInputs(q, k, v, value, mask, score_bias)
             grads = _gradients(ctx.impl, given, needed, weights, grad_outputs, *ctx.options)
         return None, None, None, None, *grads
+
+
+class LocationAttention(torch.autograd.Function):
+    """The moved keys are made again in the backward: kept, those of all steps of a decoder would be (B,S,T,A)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        impl: AdditiveAttentionImpl,
+        options: tuple[Activation, float],  # activation, scale
+        mask: Tensor | None,
+        *inputs: Tensor,  # q, k, v, value, history, weight
+    ) -> tuple[Tensor, Tensor]:
+        q, k, v, value, history, weight = inputs
+        given = AttentionInputs(q, _moved(k, history, weight), v, value, mask, None)
+        context, weights = impl.additive_attention_forward(given, *options)
+        ctx.impl, ctx.options = impl, options
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs, mask, weights)
+        return context, weights
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+        *inputs, mask, weights = ctx.saved_tensors
+        needed = ctx.needs_input_grad[3:]
+        if all(grad is None for grad in grad_outputs):
+            return (None,) * 9
+        if needs_differentiable_gradients(*grad_outputs):
+
+            def formula(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+                q, k, v, value, history, weight = inputs
+                given = AttentionInputs(q, _moved(k, history, weight), v, value, mask, None)
+                return formulas.additive_attention_forward(given, *ctx.options)
+
+            return None, None, None, *formula_gradients(formula, inputs, needed, grad_outputs)
+        q, k, v, value, history, weight = inputs
+        need_q, need_k, need_v, need_value, need_history, need_weight = needed
+        given = AttentionInputs(q, _moved(k, history, weight), v, value, mask, None)
+        of_keys = (need_q, need_k or need_history or need_weight, need_v, need_value, False)
+        grads = _gradients(ctx.impl, given, of_keys, weights, (*grad_outputs, None), *ctx.options)
+        dq, dk, dv, dvalue, _ = grads
+        dhistory = dweight = None
+        if need_history or need_weight:
+            dhistory, dweight, _ = torch.ops.aten.convolution_backward(
+                dk.transpose(1, 2), history, weight, None, [1], [weight.shape[2] // 2], [1], False, [0], 1,
+                [need_history, need_weight, False],
+            )  # fmt: skip
+        return None, None, None, dq, dk if need_k else None, dv, dvalue, dhistory, dweight
 
 
 def _gradients(

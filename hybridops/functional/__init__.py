@@ -25,6 +25,7 @@ from hybridops.functional.additive_attention import (
     additive_attention,
     additive_attention_step,
     additive_scores,
+    location_attention,
     prepare_exponentials,
 )
 from hybridops.functional.attention_decoder import (
@@ -49,6 +50,7 @@ __all__ = [
     "conv_lstm",
     "conv_lstm_cell",
     "linear_packed",
+    "location_attention",
     "pack_decoder_weights",
     "pack_linear",
     "prepare_exponentials",

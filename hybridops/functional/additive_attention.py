@@ -253,6 +253,62 @@ def additive_attention(
     return context if len(wanted) == 1 else wanted
 
 
+def location_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    v: Tensor,
+    history: Tensor,
+    weight: Tensor,
+    *,
+    mask: Tensor | None = None,
+    scale: float = 1.0,
+    activation: str = "tanh",
+    negative_slope: float = 0.01,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A step of additive attention that sees what was attended to before, in training without a (B, S, T, A) tensor.
+
+        score[b,s,t] = scale Σ_a v_a act(query[b,s,a] + key[b,t,a] + (weight * history[b])[a,t])
+
+    The rest is as in `additive_attention`. With `*` a convolution over t, of zeros beyond both ends, this is the
+    attention of Shen et al. 2018 (https://arxiv.org/abs/1712.05884), whose history is the weights of the step before
+    and the sum of those of all steps, and whose convolution and projection are one here, `weight`; and with K = 1, and
+    the sum alone, the coverage of See et al. 2017 (https://arxiv.org/abs/1704.04368).
+
+    A backward makes the moved keys (B, T, A) again: kept, those of S steps would be a (B, S, T, A) tensor.
+
+    Args:
+        query, key, value, v: (B, S, A), (B, T, A), (B, T, D), (A,); a step of decoding has S = 1.
+        history: (B, C, T).
+        weight: (A, C, K), K odd.
+        mask: boolean, True = may be attended, (B, T) or broadcastable to it.
+        scale, activation, negative_slope, backend: as in `additive_attention`.
+
+    Returns:
+        context (B, S, D), α (B, S, T).
+    """
+    _check_pairs(query, key, v, activation, negative_slope)
+    batch, keys, width = key.shape
+    check_shape("value", value, (batch, keys, "D"))
+    check_shape("history", history, (batch, "C", keys))
+    check_shape("weight", weight, (width, history.shape[1], "K"))
+    if weight.shape[2] % 2 == 0:
+        raise ValueError(f"weight must have an odd kernel, got {weight.shape[2]}")
+    query, key, value, v, history, weight = cast_by_autocast(query, key, value, v, history, weight)
+    check_dtypes(query=query, key=key, value=value, v=v, history=history, weight=weight)
+    mask = broadcast_mask(mask, batch, 1, keys)
+    if mask is not None and mask.device != query.device:
+        raise ValueError(f"mask must be on the device of query, {query.device}, got {mask.device}")
+    check_number("scale", scale)
+    impl = backends.choose("additive_attention", backend, query)
+    inputs = AttentionInputs(query, key, v, value, mask, None)
+    with without_autocast(query):
+        return autograd.additive_attention.attend_by_location(
+            impl, inputs, history, weight, Activation(activation, float(negative_slope)), float(scale)
+        )
+
+
 # Of more queries PyTorch's product is as fast, and it knows the matrix units of processors that have them.
 MAX_STEP_QUERIES = 512
 

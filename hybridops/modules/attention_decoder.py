@@ -15,7 +15,7 @@ from hybridops.modules.additive_attention import (
     reason_not_a_row,
 )
 from hybridops.modules.parts import reason_not_plain, recompute_weights, runs_plain
-from hybridops.reference.additive_attention import AdditiveAttention
+from hybridops.reference.additive_attention import AdditiveAttention, PreparedKeys
 from hybridops.reference.attention_decoder import CELLS, AttentionDecoder, DecoderState, States
 
 
@@ -59,13 +59,18 @@ class FusedAttentionDecoder(AttentionDecoder):
         activation: "tanh", "relu" or "leaky_relu".
         context_gate: whether there is one.
         dropout: probability with which a weight α is zeroed in training, as in `FusedAdditiveAttention`.
+        location: what the scores see of the weights before, f inside act: q_s + W_k memory_t + W_f f_s,t. "convolution"
+            (Shen et al. 2018, https://arxiv.org/abs/1712.05884): f_s is a convolution of α_{s-1} and Σ_{j<s} α_j;
+            "coverage" (See et al. 2017, https://arxiv.org/abs/1704.04368): f_s = Σ_{j<s} α_j; None: nothing.
+        location_filters, location_kernel: channels of that convolution, and its size along the memory, which is odd.
         backend: "reference", "native", "triton", or None for the fastest that takes the inputs.
 
     Parameters: those of `reference.AttentionDecoder`, and the same state dict: `attention.query_proj.weight` (A, H),
     `attention.key_proj.weight` (A, D), `attention.v.weight` (1, A); `cell.weight_ih` (4H or 3H, E+D), the columns of x
     first, `cell.weight_hh`, `cell.bias_ih`, `cell.bias_hh` in the order of `nn.LSTMCell` or `nn.GRUCell`;
     `context_gate.weight` (D, H), `context_gate.bias` (D) if there is one. With several heads `attention.v.weight` is
-    (num_heads, A / num_heads).
+    (num_heads, A / num_heads). For "convolution" `location_conv.weight` (F, 2, K), the weights before first and their
+    sum second; with a location `location_proj.weight` (A, F), F = 1 for "coverage".
 
     Shape: x (B, S, E), memory (B, T, D), hx None = zeros or (h, c) of an LSTM, h of a GRU, each (B, H); mask None or
     boolean, True = may be attended, (B, T) or broadcastable to it; lengths None or integers (B,). Gives output (B, S,
@@ -79,8 +84,8 @@ class FusedAttentionDecoder(AttentionDecoder):
 
     Fused: `functional.attention_decoder` runs it, on the weights of its parts; `attention.key_proj` is called. Where
     another part is more than its weights (another class, hooks, a forward of its own), the plain forward runs, through
-    the parts; a back end that was named then raises. So it is with several heads: a loop over the steps of the fused
-    attention and the cell.
+    the parts; a back end that was named then raises. So it is with several heads, or a location: a loop over the steps
+    of the fused attention and the cell. `functional.location_attention` runs a location's part of it.
 
     Decoding: `start` projects the memory and takes the exponentials of its keys, once, and without gradients it may
     pack the weights, those of a vocabulary too: they count as they are then. `step` is one op on those, or a step of
@@ -109,13 +114,17 @@ class FusedAttentionDecoder(AttentionDecoder):
         activation: str = "tanh",
         context_gate: bool = False,
         dropout: float = 0.0,
+        location: str | None = None,
+        location_filters: int = 32,
+        location_kernel: int = 31,
         backend: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
             input_dim, hidden_dim, memory_dim, attn_dim, cell=cell, query=query, num_heads=num_heads,
-            activation=activation, context_gate=context_gate, dropout=dropout, device=device, dtype=dtype,
+            activation=activation, context_gate=context_gate, dropout=dropout, location=location,
+            location_filters=location_filters, location_kernel=location_kernel, device=device, dtype=dtype,
         )  # fmt: skip
         self.backend = backend
         self.attention.backend = backend
@@ -170,7 +179,8 @@ class FusedAttentionDecoder(AttentionDecoder):
                 cell.weight_hh, cell.bias_ih, cell.bias_hh, None if gate is None else gate.weight,
                 None if gate is None else gate.bias, cell=self.cell_kind, backend=self.backend,
             )  # fmt: skip
-        return FusedDecoderState(state.keys, state.h, state.c, state.context, vocabulary, packed, packed_vocabulary)
+        kept = (state.keys, state.h, state.c, state.context, state.history, vocabulary)
+        return FusedDecoderState(*kept, packed, packed_vocabulary)
 
     def _step(self, x: Tensor, state: DecoderState, need_weights: bool) -> tuple[Tensor, Tensor | None, DecoderState]:
         packed = getattr(state, "packed", None)
@@ -187,6 +197,27 @@ class FusedAttentionDecoder(AttentionDecoder):
             return super()._step(x, state, need_weights)
         h, c, context, weights = out
         return context, weights, replace(state, h=h, c=c, context=context)
+
+    def _attend_by_location(self, h: Tensor, keys: PreparedKeys, history: Tensor) -> tuple[Tensor, Tensor | None]:
+        attention, conv, proj = self.attention, self.location_conv, self.location_proj
+        assert proj is not None
+        reasons = {"location_proj": reason_not_plain(proj, (nn.Linear,)), "v": reason_not_a_row(attention.v)}
+        if conv is not None:
+            reasons["location_conv"] = reason_not_plain(conv, (nn.Conv1d,))
+        plain = any(reasons.values()) or reason_not_plain(attention, (FusedAdditiveAttention, AdditiveAttention))
+        dropped = attention.training and attention.dropout
+        if plain or dropped or attention.num_heads > 1 or h.shape[0] != keys.key.shape[0]:
+            return super()._attend_by_location(h, keys, history)
+        recompute_weights(attention.v, proj, *(() if conv is None else (conv,)))
+        weight = proj.weight[..., None]
+        if conv is not None:
+            weight = torch.einsum("af,fck->ack", proj.weight, conv.weight)
+        context, alpha = HF.location_attention(
+            attention.query_proj(h)[:, None], keys.key, keys.value, attention.v.weight[0],
+            history[:, 1:] if conv is None else history, weight, mask=keys.mask, scale=attention.scale,
+            activation=attention.activation, negative_slope=attention.negative_slope, backend=self.backend,
+        )  # fmt: skip
+        return context[:, 0], alpha[:, 0]
 
     def _step_reads_weights(self) -> bool:
         """Whether the parts may be read, not called, and no hook computes a weight, nor dropout drops any."""
@@ -205,6 +236,8 @@ class FusedAttentionDecoder(AttentionDecoder):
         }
         if reasons["attention"] is None and attention.num_heads > 1:
             reasons["attention"] = f"has {attention.num_heads} heads"
+        if self.location is not None:
+            reasons["attention"] = "sees the weights before"
         if self.context_gate is not None:
             reasons["context_gate"] = reason_not_plain(self.context_gate, (nn.Linear,))
         if reasons["attention"] is None:

@@ -314,6 +314,57 @@ def test_a_sentinel_joins_the_softmax(target, dtype):
     assert_parity(plain, fused, inputs, dtype, target.device, backend=target.backend)
 
 
+# -------------------------------------------------------------------------------------------------------- location
+
+
+def location_inputs(kernel=3, channels=2, **sizes):
+    inputs = attention_inputs(**sizes)
+    del inputs["score_bias"]
+    generator = torch.Generator().manual_seed(1)
+    (batch, keys, width), shape = inputs["key"].shape, (channels, kernel)
+    return inputs | {
+        "history": torch.rand(batch, channels, keys, generator=generator, dtype=torch.float64),
+        "weight": torch.randn(width, *shape, generator=generator, dtype=torch.float64),
+    }
+
+
+def plain_location(query, key, value, v, history, weight, **options):
+    """The convolution as a sum over shifts."""
+    reach, keys = weight.shape[2] // 2, key.shape[1]
+    padded = torch.nn.functional.pad(history, (reach, reach))
+    shifted = torch.stack([padded[..., shift : shift + keys] for shift in range(weight.shape[2])], -1)
+    return plain_attention(query, key + torch.einsum("bctk,ack->bta", shifted, weight), value, v, **options)
+
+
+def fused_location(query, key, value, v, history, weight, **options):
+    results = HF.location_attention(query, key, value, v, history, weight, negative_slope=SLOPE, **options)
+    return dict(zip(("context", "weights"), results, strict=True))
+
+
+@activations
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("masked", [False, True])
+def test_location(target, dtype, masked, activation):
+    mask = torch.tensor([[1, 1, 0, 1, 1], [0, 0, 0, 0, 0]], dtype=torch.bool) if masked else None
+    options = {"scale": 0.7, "activation": activation, "mask": None if mask is None else mask.to(target.device)}
+    plain = partial(plain_location, **options)
+    assert_parity(plain, fused_location, location_inputs(), dtype, target.device, backend=target.backend, **options)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"kernel": 1, "channels": 1}, {"kernel": 9, "keys": 3}, {"batch": 0}, {"keys": 1}, {"queries": 1, "keys": 40},
+        {"queries": 0}, {"values": 0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_sizes_of_a_location(target, sizes):
+    assert_parity(
+        plain_location, fused_location, location_inputs(**sizes), device=target.device, backend=target.backend
+    )
+
+
 # --------------------------------------------------------------------------------------------- layouts and magnitudes
 
 

@@ -112,6 +112,108 @@ def test_several_heads(cell, query):
         modules[1](x, memory, hx)
 
 
+LOCATIONS = {
+    "convolution": {"location": "convolution", "location_filters": 2, "location_kernel": 3},
+    "coverage": {"location": "coverage"},
+    "convolution, gate": {
+        "location": "convolution", "location_filters": 1, "location_kernel": 5, "context_gate": True
+    },
+    "heads": {"location": "coverage", "num_heads": 2, "attn_dim": 6},
+    "dropout": {"location": "coverage", "dropout": 0.4},
+}  # fmt: skip
+locations = pytest.mark.parametrize("arguments", LOCATIONS.values(), ids=LOCATIONS)
+
+
+@cells
+@queries
+@locations
+def test_locations(cell, query, arguments):
+    """The same as the plain module, gradients included, in training and step by step."""
+    modules = decoders(None, cell=cell, query=query, **arguments)
+    for keywords in ({}, {"mask": MASK, "lengths": LENGTHS}):
+        for need_weights in (True, False):
+            assert_both(modules, tensors(cell), seed=3, need_weights=need_weights, **keywords)
+    assert_both(modules, tensors(cell, batch=0), need_weights=True)
+    x, memory, hx = tensors(cell)
+    for module in modules:
+        module.eval()
+        with torch.no_grad():
+            want = modules[0](x, memory, hx, mask=MASK, need_weights=True)
+            state = module.start(memory, hx, mask=MASK)
+            for s in range(x.shape[1]):
+                output, context, weights, state = module.step(x[:, s], state)
+                got, wanted = (output, context, weights), (want[0][:, s], want[2][:, s], want[3][:, s])
+                torch.testing.assert_close(got, wanted, **tolerances.FLOAT64)
+
+
+def test_a_location_is_that_of_the_papers():
+    """The energies of Shen et al. 2018, written out: query, key, and the projected filters of the two histories."""
+    plain, _ = decoders(None, **LOCATIONS["convolution"])
+    x, memory, (h, c) = tensors("lstm")
+    attention, weight, filters = plain.attention, plain.location_proj.weight, plain.location_conv.weight
+    before = total = torch.zeros(3, 5, dtype=torch.float64)
+    got = plain(x, memory, (h, c), need_weights=True)[3]
+    for s in range(x.shape[1]):
+        padded = torch.nn.functional.pad(torch.stack([before, total], 1), (1, 1))
+        seen = torch.stack([torch.einsum("fck,bck->bf", filters, padded[..., t : t + 3]) for t in range(5)], 1)
+        energy = attention.query_proj(h)[:, None] + attention.key_proj(memory) + seen @ weight.T
+        before = torch.softmax(attention.v(energy.tanh())[..., 0], 1)
+        total = total + before
+        torch.testing.assert_close(got[:, s], before, **tolerances.FLOAT64)
+        context = (before[..., None] * memory).sum(1)
+        h, c = plain.cell(torch.cat([x[:, s], context], 1), (h, c))
+
+
+@locations
+def test_beams_with_a_location(arguments):
+    """Each beam has a history of its own, which goes with it: as if the memory were repeated."""
+    rows, order = torch.arange(3).repeat_interleave(2), torch.tensor([1, 1, 2, 3, 5, 4])
+    x, memory, hx = tensors("lstm", steps=6)
+    with torch.no_grad():
+        for module in (module.eval() for module in decoders(None, **arguments)):
+            *_, state = module.step(x[:, 0], module.start(memory, hx, mask=MASK))
+            *_, state = module.step(x.flatten(0, 1)[:6], state.reorder(rows))
+            *got, state = module.step(x[rows, 2], state.reorder(order))
+            repeated = module.start(memory[rows], tuple(t[rows] for t in hx), mask=MASK[rows])
+            *_, repeated = module.step(x[rows, 0], repeated)
+            *_, repeated = module.step(x.flatten(0, 1)[:6], repeated)
+            *want, repeated = module.step(x[rows, 2], repeated.select(order))
+            torch.testing.assert_close(got, want, **tolerances.FLOAT64)
+            *got, _ = module.step(x[rows[2:], 3], state.select(torch.tensor([1, 2])))
+            *want, _ = module.step(x[rows[2:], 3], repeated.select(torch.arange(2, 6)))
+            torch.testing.assert_close(got, want, **tolerances.FLOAT64)
+
+
+def test_memory_of_a_location():
+    """What a step keeps for its backward has no moved keys: no (B, S, T, A) tensor in all."""
+    _, fused = decoders(None, **LOCATIONS["convolution"] | {"attn_dim": 64})
+    kept: dict[int, int] = {}
+
+    def note(t: Tensor) -> Tensor:
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    sizes = []
+    for steps in (4, 24):
+        kept.clear()
+        x, memory, hx = tensors("lstm", steps=steps, keys=50)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            loss = fused(x, memory, hx)[0].sum()
+        sizes.append(sum(kept.values()))
+        loss.backward()
+    one_key_a_step = 20 * 3 * 50 * 64 * 8
+    assert 0 < sizes[1] - sizes[0] < one_key_a_step / 4
+
+
+@pytest.mark.parametrize("name", ["location_proj", "location_conv", "v"])
+def test_a_hook_on_a_part_of_a_location_runs(name):
+    modules = decoders(None, **LOCATIONS["convolution"])
+    for module in modules:
+        part = module.attention.v if name == "v" else getattr(module, name)
+        part.register_forward_hook(lambda _, inputs, out: 2 * out)
+    assert_both(modules, tensors("lstm"), need_weights=True)
+
+
 @cells
 @queries
 @each_backend
@@ -591,6 +693,9 @@ WRONG = {
     "num_heads": ({"num_heads": 3}, ValueError, "^memory_dim must be a multiple of num_heads, 3, got 4$"),
     "attn_dim of heads": ({"num_heads": 2}, ValueError, "^attn_dim must be a multiple of num_heads, 2, got 7$"),
     "activation": ({"activation": "gelu"}, ValueError, r"^activation must be one of"),
+    "location": ({"location": "before"}, ValueError, r"^location must be one of 'convolution', 'coverage'"),
+    "location_filters": ({"location_filters": 0}, ValueError, r"^location_filters must be a positive int, got 0$"),
+    "location_kernel": ({"location_kernel": 4}, ValueError, r"^location_kernel must be odd, got 4$"),
     "context_gate": ({"context_gate": 1}, TypeError, r"^context_gate must be a bool, got 1 of type int$"),
     "dropout": ({"dropout": 2.0}, ValueError, r"^dropout must be a number in \[0, 1\], got 2.0$"),
 }
