@@ -144,6 +144,8 @@ class DecoderInputs(NamedTuple):
     score_bias: Tensor | None  # (B,S,T) acc
     keep: Tensor | None  # (B,S,T), dropout of the weights: 0 or 1/(1-p)
     lengths: Tensor | None  # (B)
+    # (A,C,K), of the weights before: of the last ones and of their sum (C 2), or of their sum (1); no back end takes it
+    location: Tensor | None = None
 
 
 class DecoderOptions(NamedTuple):
@@ -192,6 +194,10 @@ class DecoderGradients(NamedTuple):
     dh0: Tensor  # (B,H)
     dcell0: Tensor | None  # (B,H) acc, None: a GRU
     dcontext0: Tensor | None  # (B,D), None: query "previous"
+    # where there is a location; elsewhere they follow from dscores in one product for all steps
+    dkey: Tensor | None = None  # (B,T,A)
+    dv: Tensor | None = None  # (A)
+    dlocation: Tensor | None = None  # (A,C,K)
 
 
 class AttentionDecoderImpl(Protocol):

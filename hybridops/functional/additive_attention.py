@@ -279,7 +279,7 @@ def location_attention(
     A backward makes the moved keys (B, T, A) again: kept, those of S steps would be a (B, S, T, A) tensor.
 
     Args:
-        query, key, value, v: (B, S, A), (B, T, A), (B, T, D), (A,); a step of decoding has S = 1.
+        query, key, value, v: (B, S, A), (B, T, A), (B, T, D), (A,); a step of decoding has S = 1, and T is not 0.
         history: (B, C, T).
         weight: (A, C, K), K odd.
         mask: boolean, True = may be attended, (B, T) or broadcastable to it.
@@ -295,6 +295,8 @@ def location_attention(
     check_shape("weight", weight, (width, history.shape[1], "K"))
     if weight.shape[2] % 2 == 0:
         raise ValueError(f"weight must have an odd kernel, got {weight.shape[2]}")
+    if keys == 0:
+        raise ValueError("key must have a position at least, got none")
     query, key, value, v, history, weight = cast_by_autocast(query, key, value, v, history, weight)
     check_dtypes(query=query, key=key, value=value, v=v, history=history, weight=weight)
     mask = broadcast_mask(mask, batch, 1, keys)

@@ -84,8 +84,9 @@ class FusedAttentionDecoder(AttentionDecoder):
 
     Fused: `functional.attention_decoder` runs it, on the weights of its parts; `attention.key_proj` is called. Where
     another part is more than its weights (another class, hooks, a forward of its own), the plain forward runs, through
-    the parts; a back end that was named then raises. So it is with several heads, or a location: a loop over the steps
-    of the fused attention and the cell. `functional.location_attention` runs a location's part of it.
+    the parts; a back end that was named then raises. So it is with several heads: a loop over the steps of the fused
+    attention and the cell. With a location, the loop over the steps is one of PyTorch's operations on the back end's
+    scores.
 
     Decoding: `start` projects the memory and takes the exponentials of its keys, once, and without gradients it may
     pack the weights, those of a vocabulary too: they count as they are then. `step` is one op on those, or a step of
@@ -148,7 +149,8 @@ class FusedAttentionDecoder(AttentionDecoder):
             x, attention.key_proj(memory), memory, v.weight[0], h if c is None else (h, c), projection.weight,
             cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh, bias_q=projection.bias,
             weight_gate=None if gate is None else gate.weight, bias_gate=None if gate is None else gate.bias,
-            mask=mask, lengths=lengths, cell=self.cell_kind, query=self.query, scale=attention.scale,
+            mask=mask, lengths=lengths, location=self._location_weight(), cell=self.cell_kind, query=self.query,
+            scale=attention.scale,
             activation=attention.activation, negative_slope=attention.negative_slope,
             dropout_p=attention.dropout if attention.training else 0.0, return_weights=need_weights,
             backend=self.backend,
@@ -199,30 +201,35 @@ class FusedAttentionDecoder(AttentionDecoder):
         return context, weights, replace(state, h=h, c=c, context=context)
 
     def _attend_by_location(self, h: Tensor, keys: PreparedKeys, history: Tensor) -> tuple[Tensor, Tensor | None]:
-        attention, conv, proj = self.attention, self.location_conv, self.location_proj
-        assert proj is not None
-        reasons = {"location_proj": reason_not_plain(proj, (nn.Linear,)), "v": reason_not_a_row(attention.v)}
-        if conv is not None:
-            reasons["location_conv"] = reason_not_plain(conv, (nn.Conv1d,))
-        plain = any(reasons.values()) or reason_not_plain(attention, (FusedAdditiveAttention, AdditiveAttention))
+        attention, weight = self.attention, self._location_weight()
+        reasons = self._reasons()
+        del reasons["cell"]  # which is called
         dropped = attention.training and attention.dropout
-        if plain or dropped or attention.num_heads > 1 or h.shape[0] != keys.key.shape[0]:
+        if weight is None or any(reasons.values()) or dropped or h.shape[0] != keys.key.shape[0]:
             return super()._attend_by_location(h, keys, history)
-        recompute_weights(attention.v, proj, *(() if conv is None else (conv,)))
-        weight = proj.weight[..., None]
-        if conv is not None:
-            weight = torch.einsum("af,fck->ack", proj.weight, conv.weight)
+        recompute_weights(attention.v)
         context, alpha = HF.location_attention(
             attention.query_proj(h)[:, None], keys.key, keys.value, attention.v.weight[0],
-            history[:, 1:] if conv is None else history, weight, mask=keys.mask, scale=attention.scale,
+            history[:, 2 - weight.shape[1] :], weight, mask=keys.mask, scale=attention.scale,
             activation=attention.activation, negative_slope=attention.negative_slope, backend=self.backend,
         )  # fmt: skip
         return context[:, 0], alpha[:, 0]
 
+    def _location_weight(self) -> Tensor | None:
+        """(A, C, K): filters and projection as one convolution, C = 1 for the sum alone; None: no location."""
+        conv, proj = self.location_conv, self.location_proj
+        if proj is None:
+            return None
+        recompute_weights(proj)
+        if conv is None:
+            return proj.weight[..., None]
+        recompute_weights(conv)
+        return torch.einsum("af,fck->ack", proj.weight, conv.weight)
+
     def _step_reads_weights(self) -> bool:
         """Whether the parts may be read, not called, and no hook computes a weight, nor dropout drops any."""
         attention = self.attention
-        if any(self._reasons().values()) or (attention.training and attention.dropout):
+        if self.location is not None or any(self._reasons().values()) or (attention.training and attention.dropout):
             return False
         parts = (attention.query_proj, attention.v, self.cell, self.context_gate)
         return not any(part._forward_pre_hooks for part in parts if part is not None)
@@ -236,8 +243,10 @@ class FusedAttentionDecoder(AttentionDecoder):
         }
         if reasons["attention"] is None and attention.num_heads > 1:
             reasons["attention"] = f"has {attention.num_heads} heads"
-        if self.location is not None:
-            reasons["attention"] = "sees the weights before"
+        if self.location_conv is not None:
+            reasons["location_conv"] = reason_not_plain(self.location_conv, (nn.Conv1d,))
+        if self.location_proj is not None:
+            reasons["location_proj"] = reason_not_plain(self.location_proj, (nn.Linear,))
         if self.context_gate is not None:
             reasons["context_gate"] = reason_not_plain(self.context_gate, (nn.Linear,))
         if reasons["attention"] is None:

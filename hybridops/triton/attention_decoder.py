@@ -62,7 +62,7 @@ QUERY_GRADIENT = Config({"BLOCK_X": 1, "BLOCK_Y": 32, "BLOCK_A": 64}, num_warps=
 
 
 def attention_decoder_forward(inputs: DecoderInputs, options: DecoderOptions, save: bool) -> DecoderStates:
-    states = _forward(*inputs, *_flat(options), save)
+    states = _forward(*inputs[:-1], *_flat(options), save)
     output, h_n, cell_n, context, weights, cells, gates, hidden_n, queries, alpha, beta, ungated = states
     lstm, gated = options.cell == "lstm", inputs.w_beta is not None
     results = (output, h_n, cell_n if lstm else None, context, weights)
