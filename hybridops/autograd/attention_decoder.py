@@ -9,6 +9,7 @@ the contexts before the gate, of the gate before its σ) known for all steps, wh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -63,21 +64,19 @@ class Selection(NamedTuple):
 
 
 class StepwiseDecoder:
-    """The loop of the formulas on the scores of a back end, for what no back end's op does: a location."""
+    """The loop of the formulas on a back end's scores and products, for what no back end's op does: a location."""
 
-    def __init__(self, attention: AdditiveAttentionImpl) -> None:
-        self.attention = attention
+    def __init__(self, attention: AdditiveAttentionImpl, linear_map: Callable[[Tensor], formulas.LinearMap]) -> None:
         self.additive_scores_backward = attention.additive_scores_backward
+        self.parts = formulas.Parts(attention.additive_scores_forward, attention.additive_scores_backward, linear_map)
 
     def attention_decoder_forward(self, inputs: DecoderInputs, options: DecoderOptions, save: bool) -> DecoderStates:
-        scores = self.attention.additive_scores_forward
-        return formulas.attention_decoder_forward(inputs, options, save, scores)
+        return formulas.attention_decoder_forward(inputs, options, save, self.parts)
 
     def attention_decoder_backward(
         self, grads: DecoderUpstreamGrads, inputs: DecoderInputs, options: DecoderOptions, states: DecoderStates
     ) -> DecoderGradients:
-        scores_backward = self.attention.additive_scores_backward
-        return formulas.attention_decoder_backward(grads, inputs, options, states, scores_backward)
+        return formulas.attention_decoder_backward(grads, inputs, options, states, self.parts)
 
 
 def run(impl: AttentionDecoderImpl, weights: Weights, selection: Selection, options: DecoderOptions) -> Outputs:

@@ -28,7 +28,7 @@ from hybridops.contract import Activation, AttentionDecoderImpl, DecoderOptions
 from hybridops.formulas.attention_decoder import CELLS, GATES, QUERIES
 from hybridops.functional.additive_attention import PreparedExponentials, check_prepared
 from hybridops.functional.autocast import cast_by_autocast, without_autocast
-from hybridops.functional.linear import PackedLinear, linear_packed, may_be_packed, pack_linear
+from hybridops.functional.linear import PackedLinear, linear_packed, may_be_packed, pack_linear, step_map
 
 States = Tensor | tuple[Tensor, Tensor]  # of a GRU h, of an LSTM (h, c)
 
@@ -158,7 +158,7 @@ def attention_decoder(
     if location is None:
         impl = backends.choose("attention_decoder", backend, x)
     else:
-        impl = StepwiseDecoder(backends.choose("additive_attention", backend, x))
+        impl = StepwiseDecoder(backends.choose("additive_attention", backend, x), step_map(backend))
 
     if pairs[1] == 0:
         states = h0.clone() if c0 is None else (h0.clone(), c0.to(dtype_of_c, copy=True))
