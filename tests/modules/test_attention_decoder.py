@@ -206,6 +206,19 @@ def test_memory_of_a_location():
     assert 0 < sizes[1] - sizes[0] < one_key_a_step / 4
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments", [LOCATIONS["convolution"], {"num_heads": 2, "attn_dim": 6}], ids=["location", "heads"]
+)
+def test_compiled_loops(arguments):
+    torch._dynamo.reset()
+    _, fused = decoders(None, **arguments)
+    inputs = tensors("lstm", steps=2)
+    want = results(fused, inputs)
+    fused.compile(backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(results(fused, inputs), want, **tolerances.FLOAT64)
+
+
 @pytest.mark.parametrize("name", ["location_proj", "location_conv", "v"])
 def test_a_hook_on_a_part_of_a_location_runs(name):
     modules = decoders(None, **LOCATIONS["convolution"])
