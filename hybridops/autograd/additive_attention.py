@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridops.autograd.double_backward import formula_gradients
+from hybridops.autograd.shared_gradients import SharedGradients
 from hybridops.autograd.transforms import needs_differentiable_gradients, needs_formulas, refuse_forward_mode
 from hybridops.checks import accumulation_dtype
 from hybridops.contract import Activation, AdditiveAttentionImpl, AttentionInputs
@@ -46,6 +47,7 @@ def attend(
     prepared: tuple[Tensor, Tensor] | None,
     need_weights: bool,
     need_lse: bool = False,
+    shared: SharedGradients | None = None,  # of k and value
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """context (B,S,D), weights (B,S,T) or None, lse (B,S) acc or None; what a gradient does not need either, a back end
     may leave out.
@@ -57,7 +59,7 @@ def attend(
     else:
         refuse_forward_mode(q, k, v, value, score_bias)
         if _needs_grad(q, k, v, value, score_bias):
-            return AdditiveAttention.apply(impl, options, need_lse, mask, q, k, v, value, score_bias)
+            return AdditiveAttention.apply(impl, options, need_lse, shared, mask, q, k, v, value, score_bias)
     context, weights, lse = _forward(impl, inputs, options, need_weights, need_lse)
     return context, weights if need_weights else None, lse
 
@@ -132,15 +134,16 @@ class AdditiveAttention(torch.autograd.Function):
         impl: AdditiveAttentionImpl,
         options: Options,
         need_lse: bool,
+        shared: SharedGradients | None,
         mask: Tensor | None,
         *inputs: Tensor | None,  # q, k, v, value, score_bias
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         q, k, v, value, score_bias = inputs
         given = AttentionInputs(q, k, v, value, mask, score_bias)
         context, weights, lse = _forward(impl, given, options, True, need_lse)
-        ctx.impl, ctx.options = impl, options[:2]
+        ctx.impl, ctx.options, ctx.shared = impl, options[:2], shared
         ctx.set_materialize_grads(False)
-        need_q, need_k, need_v, _, need_bias = ctx.needs_input_grad[4:]
+        need_q, need_k, need_v, _, need_bias = ctx.needs_input_grad[5:]
         if not (need_q or need_k or need_v or need_bias):  # value alone does not reach the weights
             ctx.mark_non_differentiable(*(t for t in (weights, lse) if t is not None))
         ctx.save_for_backward(*inputs, mask, weights)
@@ -149,9 +152,9 @@ class AdditiveAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         *inputs, mask, weights = ctx.saved_tensors
-        needed = ctx.needs_input_grad[4:]
+        needed = ctx.needs_input_grad[5:]
         if all(grad is None for grad in grad_outputs):
-            return (None,) * 9
+            return (None,) * 10
         if needs_differentiable_gradients(*grad_outputs):
 
             def formula(*inputs: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -163,8 +166,18 @@ class AdditiveAttention(torch.autograd.Function):
         else:
             q, k, v, value, score_bias = inputs
             given = AttentionInputs(q, k, v, value, mask, score_bias)
-            grads = _gradients(ctx.impl, given, needed, weights, grad_outputs, *ctx.options)
-        return None, None, None, None, *grads
+            if ctx.shared is None or not ctx.shared.collects():
+                grads = _gradients(ctx.impl, given, needed, weights, grad_outputs, *ctx.options)
+            else:
+                need_q, need_k, need_v, need_value, need_bias = needed
+                but_value = (need_q, need_k, need_v, False, need_bias)
+                dq, dk, dv, _, dbias = _gradients(ctx.impl, given, but_value, weights, grad_outputs, *ctx.options)
+                if need_k and dk is not None:
+                    ctx.shared.add_key(dk)
+                if need_value and grad_outputs[0] is not None:
+                    ctx.shared.add_value(weights, grad_outputs[0])
+                grads = (dq, None, dv, None, dbias)
+        return None, None, None, None, None, *grads
 
 
 class LocationAttention(torch.autograd.Function):

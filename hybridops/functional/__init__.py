@@ -22,11 +22,13 @@ from __future__ import annotations
 from hybridops.functional.additive_attention import (
     MAX_STEP_QUERIES,
     PreparedExponentials,
+    SharedKeys,
     additive_attention,
     additive_attention_step,
     additive_scores,
     location_attention,
     prepare_exponentials,
+    share_keys,
 )
 from hybridops.functional.attention_decoder import (
     PackedDecoder,
@@ -42,6 +44,7 @@ __all__ = [
     "PackedDecoder",
     "PackedLinear",
     "PreparedExponentials",
+    "SharedKeys",
     "additive_attention",
     "additive_attention_step",
     "additive_scores",
@@ -54,4 +57,5 @@ __all__ = [
     "pack_decoder_weights",
     "pack_linear",
     "prepare_exponentials",
+    "share_keys",
 ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import Literal, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hybridops import autograd, backends
+from hybridops.autograd.shared_gradients import Share, SharedGradients
 from hybridops.checks import (
     ACTIVATIONS,
     accumulation_dtype,
@@ -54,6 +55,30 @@ def prepare_exponentials(
     impl = backends.choose("additive_attention", backend, key)
     tensors = impl.prepare_keys(key, activation)
     return None if tensors is None else PreparedExponentials(impl.__name__, key.shape, tensors)
+
+
+class SharedKeys(NamedTuple):
+    """What `share_keys` gave."""
+
+    key: Tensor  # (B, T, A)
+    value: Tensor  # (B, T, D)
+    gradients: SharedGradients
+
+
+def share_keys(key: Tensor, value: Tensor) -> SharedKeys | None:
+    """For training in a loop over steps that all attend to the same projected key (B, T, A) and value (B, T, D).
+
+    Given to each `additive_attention` as `shared`, beside its key and value, their gradients are put together once for
+    all steps, not made anew and added up at each. None where there is no gradient to share (or a transform, or
+    `torch.compile`, does without).
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or autograd.under_transform():
+        return None
+    if not (key.requires_grad or value.requires_grad):
+        return None
+    gradients = SharedGradients()
+    key, value = Share.apply(gradients, key, value)
+    return SharedKeys(key, value, gradients)
 
 
 def additive_scores(
@@ -105,6 +130,7 @@ def additive_attention(
     return_weights: Literal[False] = False,
     return_lse: Literal[False] = False,
     prepared: PreparedExponentials | None = None,
+    shared: SharedKeys | None = None,
     backend: str | None = None,
 ) -> Tensor: ...
 @overload
@@ -123,6 +149,7 @@ def additive_attention(
     return_weights: Literal[True],
     return_lse: Literal[False] = False,
     prepared: PreparedExponentials | None = None,
+    shared: SharedKeys | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]: ...
 @overload
@@ -141,6 +168,7 @@ def additive_attention(
     return_weights: Literal[False] = False,
     return_lse: Literal[True],
     prepared: PreparedExponentials | None = None,
+    shared: SharedKeys | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]: ...
 @overload
@@ -159,6 +187,7 @@ def additive_attention(
     return_weights: Literal[True],
     return_lse: Literal[True],
     prepared: PreparedExponentials | None = None,
+    shared: SharedKeys | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]: ...
 @overload
@@ -177,6 +206,7 @@ def additive_attention(
     return_weights: bool = False,
     return_lse: bool = False,
     prepared: PreparedExponentials | None = None,
+    shared: SharedKeys | None = None,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, ...]: ...
 def additive_attention(
@@ -194,6 +224,7 @@ def additive_attention(
     return_weights: bool = False,
     return_lse: bool = False,
     prepared: PreparedExponentials | None = None,
+    shared: SharedKeys | None = None,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, ...]:
     """Additive attention (Bahdanau et al. 2015, https://arxiv.org/abs/1409.0473) without a (B, S, T, A) tensor.
@@ -215,6 +246,7 @@ def additive_attention(
             softmax by it: another score e has the weight β = σ(e - lse), and α is to be multiplied by 1 - β
             (the sentinel of Lu et al. 2017, https://arxiv.org/abs/1612.01887).
         prepared: what `prepare_exponentials` gave for this very key, to save computing it at every step of decoding.
+        shared: what `share_keys` gave for this very key and value, for training in a loop over steps.
 
     Returns:
         context (B, S, D) in the dtype of value, or a tuple of it, α (B, S, T) and lse (B, S) as far as they are asked
@@ -223,8 +255,15 @@ def additive_attention(
     _check_pairs(query, key, v, activation, negative_slope)
     pairs = (*query.shape[:2], key.shape[1])
     check_shape("value", value, (pairs[0], pairs[2], "D"))
+    if shared is not None:
+        if (shared.key.shape, shared.value.shape) != (key.shape, value.shape):
+            raise ValueError(f"shared must be of this key and value, got shapes {shared.key.shape, shared.value.shape}")
+        key, value = shared.key, shared.value
+    as_given = key, value
     query, key, value, v = cast_by_autocast(query, key, value, v)
     check_dtypes(query=query, key=key, value=value, v=v)
+    # one that is cast has a gradient of another dtype, which goes by way of the cast
+    gradients = shared.gradients if shared is not None and key is as_given[0] and value is as_given[1] else None
     mask = broadcast_mask(mask, *pairs)
     if mask is not None and mask.device != query.device:
         raise ValueError(f"mask must be on the device of query, {query.device}, got {mask.device}")
@@ -239,7 +278,7 @@ def additive_attention(
         if dropout_p == 0:
             inputs = AttentionInputs(query, key, v, value, mask, score_bias)
             context, weights, lse = autograd.additive_attention.attend(
-                impl, inputs, act, float(scale), exponentials, return_weights, return_lse
+                impl, inputs, act, float(scale), exponentials, return_weights, return_lse, gradients
             )
         else:  # between the weights and the context stands what only PyTorch's generator knows
             scores = scale * autograd.additive_attention.scores(impl, query, key, v, act)

@@ -28,6 +28,7 @@ class FusedPreparedKeys(PreparedKeys):
     """PreparedKeys with what else the back end computes once of the keys, where it has a use for it."""
 
     exponentials: tuple[HF.PreparedExponentials | None, ...] = (None,)  # of each head
+    shared: HF.SharedKeys | None = None  # for the gradients of many steps; of one head alone
 
     def index_select(self, index: Tensor) -> FusedPreparedKeys:
         """Those at `index` of the batch."""
@@ -164,7 +165,8 @@ class FusedAdditiveAttention(AdditiveAttention):
             HF.prepare_exponentials(key, activation=self.activation, backend=self.backend)
             for key in split_heads(keys.key, self.num_heads)
         )
-        return FusedPreparedKeys(keys.key, keys.value, keys.mask, exponentials)
+        shared = HF.share_keys(keys.key, keys.value) if self.num_heads == 1 else None
+        return FusedPreparedKeys(keys.key, keys.value, keys.mask, exponentials, shared)
 
     def _project_and_attend(
         self,
@@ -201,12 +203,14 @@ class FusedAdditiveAttention(AdditiveAttention):
             return super()._attend(q, keys, mask, need_weights, need_lse)
         recompute_weights(v)
         heads: list[Head] = []
+        shared = keys.shared if isinstance(keys, FusedPreparedKeys) else None
         parts = (*(split_heads(t, count) for t in (q, keys.key, keys.value)), v.weight, exponentials_of(keys, count))
         for query, key, value, v_row, exponentials in zip(*parts, strict=True):
             out = HF.additive_attention(
                 query, key, value, v_row, mask=mask, scale=self.scale, activation=self.activation,
                 negative_slope=self.negative_slope, dropout_p=self.dropout if self.training else 0.0,
-                return_weights=need_weights, return_lse=need_lse, prepared=exponentials, backend=self.backend,
+                return_weights=need_weights, return_lse=need_lse, prepared=exponentials, shared=shared,
+                backend=self.backend,
             )  # fmt: skip
             context, *others = out if isinstance(out, tuple) else (out,)
             lse = others.pop() if need_lse else None
