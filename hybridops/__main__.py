@@ -1,17 +1,17 @@
-"""python -m hybridops info | demo | bench | check: each command is a module in hybridops/cli."""
+"""python -m hybridops info | demo | systems | bench | check: each command is a module in hybridops/cli."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from hybridops.cli import bench, check, demo, info
+from hybridops.cli import bench, check, demo, info, systems
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m hybridops", description="Fused ConvLSTM and additive attention.")
     commands = parser.add_subparsers(metavar="command", required=True)
-    for module in (info, demo, bench, check):
+    for module in (info, demo, systems, bench, check):
         name = module.__name__.rsplit(".", 1)[-1]
         summary, _, rest = module.__doc__.partition("\n")
         command = commands.add_parser(name, help=summary, description=summary + rest)

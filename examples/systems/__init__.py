@@ -1,0 +1,12 @@
+"""The documents' systems, trained and judged on data: `python -m hybridops systems`.
+
+A system is a module here with `run(options) -> list[Row]`, which trains it and says what it reached, and
+`speed(options) -> list[Speed]`, which times its steps, plain against fused (see table.py).
+"""
+
+from __future__ import annotations
+
+SYSTEMS = {  # name: what it is
+    "translation": "sequence to sequence with attention: the pronunciation of English words (document 001)",
+    "verses": "sequence to sequence with attention: English verses into Spanish (document 001)",
+}
