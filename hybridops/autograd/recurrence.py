@@ -7,11 +7,14 @@ what follows from the gradients of the pre-activations, da_x of W_ih * x and da_
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from hybridops.layouts import sequence_inside, sequence_outside
 
 # The backward goes through the sequence in chunks of whole steps whose da has about so many values, so that it (and,
 # where they are recomputed, the gates) exists for one chunk at a time. A chunk prepares the weights anew, which takes
@@ -81,3 +84,42 @@ class Deferred:
 
 def add(total: Tensor | None, part: Tensor) -> Tensor:
     return part if total is None else total.add_(part)
+
+
+# ------------------------------------------------------------------------------------------ in a graph of torch.compile
+# The loop over chunks is one op there. Traced, it would be unrolled, and anew for every number of steps and images.
+
+_OP = "hybridops::recurrence_gradients"
+torch.library.define(
+    _OP, "(str family, str impl, Tensor?[] inputs, bool[] needed, Tensor?[] states, Tensor?[] grads) -> Tensor[]"
+)
+
+
+def gradients_as_one_op(
+    family: str,  # name of the module whose `gradients` it is
+    impl: Any,
+    inputs: Sequence[Tensor | None],  # x (B,T,C,S*) first
+    needed: Sequence[bool],
+    states: Sequence[Tensor | None],
+    grads: Sequence[Tensor | None],
+) -> tuple[Tensor | None, ...]:
+    """`family.gradients(impl, inputs, needed, states, grads)`"""
+    op = torch.ops.hybridops.recurrence_gradients.default
+    found = iter(op(family, impl.__name__, inputs, needed, states, grads))
+    return tuple(next(found) if need else None for need in needed)
+
+
+@torch.library.impl(_OP, "CompositeExplicitAutograd")
+def _(family: str, impl: str, inputs: list[Any], needed: list[bool], states: list[Any], grads: list[Any]) -> Any:
+    """The gradients that are needed; contiguous, but for dx, which is as `gradients` makes it."""
+    dx, *others = sys.modules[family].gradients(sys.modules[impl], inputs, needed, states, grads)
+    return [grad for grad in (dx, *(g if g is None else g.contiguous() for g in others)) if grad is not None]
+
+
+@torch.library.register_fake(_OP)
+def _(family: str, impl: str, inputs: list[Any], needed: list[bool], states: list[Any], grads: list[Any]) -> Any:
+    x, *others = inputs
+    wanted = [t for t, need in zip(others, needed[1:], strict=True) if need]
+    of_others = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in wanted]
+    dx = [sequence_outside(x.new_empty(sequence_inside(x).shape), x.dim() - 3)] if needed[0] else []
+    return [*dx, *of_others]
