@@ -137,7 +137,8 @@ class WeightGradient {
     int64_t taps() const { return shape_.kernel_h * shape_.kernel_w; }
 
     // Into how many shares the groups go: the sums of one should stay in the L2 cache, but x is laid out anew for each, and
-    // 64 outputs outweigh that.
+    // 64 outputs outweigh that. (64 KB to 1 MB of sums were measured alike on Zen 4. All in one share took 282 ms in place of
+    // 212, for 32 images of 8 x 8 by 512 channels and 1024 outputs.)
     int64_t shares() const {
         const int64_t bytes = sizeof(A) * layout_.sum_at(groups_, 0, 0);
         return std::clamp<int64_t>(bytes / (256 << 10), 1, ceil_div(groups_ * width, 64));
