@@ -36,9 +36,10 @@ def _scores(q: Tensor, k: Tensor, v: Tensor, activation: int, negative_slope: fl
 def _attention(*arguments: Any) -> Sequence[Tensor | None]:
     *inputs, scale, activation, negative_slope, _, _, need_weights = arguments
     act = Activation(ACTIVATIONS[activation], negative_slope)
-    return additive_attention.attend(
+    found = additive_attention.attend(
         native.additive_attention, AttentionInputs(*inputs), act, scale, None, need_weights
     )
+    return found[:2]
 
 
 def _conv_lstm(*arguments: Any) -> Sequence[Tensor | None]:
