@@ -27,10 +27,17 @@ class _Source:
 
 
 SOURCES = {
-    "ucr": _Source(
-        "aeon", "datasets/data/KDD-TSAD_135/135_UCR_Anomaly_InternalBleeding16_TEST.csv", "value", "is_anomaly", 1000, 200
-    ),  # the archive gives the first 1,200 steps for training
-    "yahoo": _Source("sktime", "datasets/data/yahoo/yahoo.csv", "data", "label", 300, 100),
+    "ucr": _Source(  # the archive gives the first 1,200 steps for training
+        package="aeon",
+        file="datasets/data/KDD-TSAD_135/135_UCR_Anomaly_InternalBleeding16_TEST.csv",
+        value="value",
+        label="is_anomaly",
+        train=1000,
+        validation=200,
+    ),
+    "yahoo": _Source(
+        package="sktime", file="datasets/data/yahoo/yahoo.csv", value="data", label="label", train=300, validation=100
+    ),
 }
 
 

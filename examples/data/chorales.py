@@ -1,6 +1,6 @@
-"""Melodies of Bach's chorales: their soprano voices, from the corpus of the package `music21` (BSD 3-Clause License; the
-371 chorales after Riemenschneider's numbers, encoded by Margaret Greentree). Parsed once, in a minute, then read from
-~/.cache/hybridops, or $HYBRIDOPS_CACHE.
+"""Melodies of Bach's chorales: their soprano voices, from the corpus of the package `music21` (BSD 3-Clause License).
+
+371 of them. Parsed once, in a minute, then read from ~/.cache/hybridops or $HYBRIDOPS_CACHE.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import os
 import random
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 
 
@@ -26,12 +27,12 @@ def load() -> list[list[int]]:
 def split(melodies: list[list[int]], *, validation: int, test: int, seed: int = 0) -> tuple[list[list[int]], ...]:
     """Training, validation and test melodies, at least so many of the last two.
 
-    Bach set many tunes more than once, in other keys too: those that begin with the same intervals stay together, so that
-    no tune of the test was trained on.
+    Bach set many tunes more than once, in other keys too: those that begin with the same nine intervals stay together,
+    so that no tune of the test was trained on.
     """
     tunes = defaultdict(list)
     for melody in melodies:
-        tunes[tuple(after - before for before, after in zip(melody[:10], melody[1:10], strict=False))].append(melody)
+        tunes[tuple(after - before for before, after in pairwise(melody[:10]))].append(melody)
     order = sorted(tunes)
     random.Random(seed).shuffle(order)
     parts: tuple[list[list[int]], ...] = ([], [], [])

@@ -182,4 +182,5 @@ class _PositionedEmbedding(nn.Module):
         rate = 10000.0 ** (-torch.arange(0, dim, 2, device=x.device) / dim)
         angle = torch.arange(tokens.shape[1], device=x.device)[:, None] * rate
         positions = torch.stack([angle.sin(), angle.cos()], 2).flatten(1)
-        return self.dropout(x + positions.to(x.dtype))
+        out: Tensor = self.dropout(x + positions.to(x.dtype))
+        return out
