@@ -8,4 +8,5 @@ from __future__ import annotations
 
 SYSTEMS = {  # name: what it is
     "translation": "sequence to sequence with attention: the pronunciation of English words (document 001)",
+    "verses": "sequence to sequence with attention: English verses into Spanish (document 001)",
 }
