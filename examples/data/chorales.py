@@ -1,27 +1,21 @@
 """Melodies of Bach's chorales: their soprano voices, from the corpus of the package `music21` (BSD 3-Clause License).
 
-371 of them. Parsed once, in a minute, then read from ~/.cache/hybridops or $HYBRIDOPS_CACHE.
+371 of them. Parsing takes a minute, so it is done once.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
 import random
 from collections import defaultdict
 from itertools import pairwise
-from pathlib import Path
+
+from examples.data.cache import cached
 
 
 def load() -> list[list[int]]:
     """Notes of each melody as MIDI numbers: without rests and lengths, a tied note once."""
-    cache = Path(os.environ.get("HYBRIDOPS_CACHE", Path.home() / ".cache" / "hybridops")) / "chorales.json"
-    if not cache.exists():
-        melodies = _parse()
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        cache.write_text(json.dumps(melodies))
-    return json.loads(cache.read_text())
+    return cached("chorales", _parse)
 
 
 def split(melodies: list[list[int]], *, validation: int, test: int, seed: int = 0) -> tuple[list[list[int]], ...]:

@@ -1,8 +1,8 @@
 """Anomalies as what a forecast did not expect (document 004), on two labelled series.
 
 An LSTM forecasts each step from the ones before it, trained on the anomaly-free start. In half of the training windows
-one step is disturbed, so that forecasts just behind an anomaly, whose windows hold it, are good again: else their errors
-would look like anomalies too.
+one step is disturbed, so that forecasts just behind an anomaly, whose windows hold it, are good again: else their
+errors would look like anomalies too.
 """
 
 from __future__ import annotations
