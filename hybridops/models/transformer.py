@@ -75,7 +75,7 @@ class TransformerSeq2Seq(nn.Module):
         mask = length_mask(source_lengths, source.shape[1])
         if mask is not None:
             source = source.masked_fill(~mask, self.pad)
-        values = self.encoder(self.embedding(source), src_key_padding_mask=None if mask is None else ~mask)
+        values = self.encoder(self.embedding(source), src_key_padding_mask=_hidden_keys(mask))
         if mask is not None:
             values = values.masked_fill(~mask[..., None], 0.0)
         return Memory(values, mask, self.pooling(values, mask))
@@ -162,9 +162,14 @@ class TransformerTokenDecoder(TokenDecoder):
         future = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=tokens.device).triu(1)
         h: Tensor = self.decoder(
             self.embedding(tokens), values, tgt_mask=future, tgt_is_causal=True,
-            memory_key_padding_mask=None if mask is None else ~mask,
+            memory_key_padding_mask=_hidden_keys(mask),
         )  # fmt: skip
         return h
+
+
+def _hidden_keys(mask: Tensor | None) -> Tensor | None:
+    """As PyTorch's layers want it, True = may not be attended; None without a row, where they fail on a mask."""
+    return None if mask is None or len(mask) == 0 else ~mask
 
 
 class _PositionedEmbedding(nn.Module):
