@@ -34,7 +34,7 @@ def run(options: Options) -> list[Row]:
     plan = Plan(epochs, batch_size=16, learning_rate=4e-3, seed=options.seed)
     history = fit(
         model, train, loss, lambda model: -perplexity(model, validation)[0], plan, collate=transposed, title="melodies"
-    )  # type: ignore[arg-type]
+    )
     found, accuracy = perplexity(model, test)
     four_gram = NGram(train, 4)
     baseline = math.exp(-sum(map(four_gram.log_likelihood, test)) / sum(map(len, test)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hybridops.checks import check_bool, check_number, check_positive_int, check_shape
+from hybridops.checks import accumulation_dtype, check_bool, check_number, check_positive_int, check_shape
 from hybridops.layers.encoders import RNNEncoder
 
 
@@ -52,7 +52,7 @@ class Forecaster(nn.Module):
 
 
 class AnomalyDetector(nn.Module):
-    """Steps of a series that a forecast model did not expect (Malhotra et al. 2015, https://www.esann.org).
+    """Steps of a series that a forecast model did not expect (Malhotra et al., ESANN 2015).
 
         error_t = mean over channels |x_t - model(x_{t-W} ... x_{t-1})|          anomaly: error_t > threshold
 
@@ -92,13 +92,14 @@ class AnomalyDetector(nn.Module):
         if (quantile is None) == (deviations is None):
             raise ValueError(f"one of quantile and deviations must be given, got {quantile} and {deviations}")
         errors = self.errors(series)
+        errors = errors.to(accumulation_dtype(errors.dtype))  # there is no quantile in half precision
         if quantile is not None:
             threshold = errors.quantile(check_number("quantile", quantile, 0.0, 1.0))
         else:
             assert deviations is not None
             threshold = errors.mean() + check_number("deviations", deviations) * errors.std(correction=0)
         self.threshold.copy_(threshold)
-        return float(threshold)
+        return float(self.threshold)
 
     def forward(self, series: Tensor) -> Tensor:
         """The steps of a series (T,) or (T, C) that are anomalies, int64 (N,), in order; the first W never are."""

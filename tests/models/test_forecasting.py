@@ -57,6 +57,7 @@ def test_thresholds():
     assert detector.fit_threshold(series, quantile=0.9) == pytest.approx(errors.quantile(0.9).item())
     expected = errors.mean() + 2.5 * errors.std(correction=0)
     assert detector.fit_threshold(series, deviations=2.5) == pytest.approx(expected.item())
+    assert detector.bfloat16().fit_threshold(series.bfloat16(), quantile=0.5) == detector.threshold
     copy = AnomalyDetector(Forecaster(1, 5), 4)
     copy.load_state_dict(detector.state_dict())
     assert copy.threshold == detector.threshold
