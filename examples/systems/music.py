@@ -28,10 +28,10 @@ IGNORED = -100  # as targets in `F.cross_entropy`
 
 def run(options: Options) -> list[Row]:
     train, validation, test = chorales.split(chorales.load(), validation=35, test=35)
-    epochs = 1 if options.smoke else 80
+    epochs = 1 if options.smoke else 30
     torch.manual_seed(options.seed)
-    model = MusicGenerator(1 + NOTES, 64, 192, 2, dropout=0.4)
-    plan = Plan(epochs, batch_size=16, learning_rate=4e-3, seed=options.seed)
+    model = MusicGenerator(1 + NOTES, 64, 128, dropout=0.3)
+    plan = Plan(epochs, batch_size=16, learning_rate=5e-3, seed=options.seed)
     history = fit(
         model, train, loss, lambda model: -perplexity(model, validation)[0], plan, collate=transposed, title="melodies"
     )
