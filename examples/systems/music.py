@@ -132,15 +132,15 @@ def write_melodies(
     free = model.generate(start, 60, end=BOUNDARY, temperature=0.8, top_k=8, generator=generator)
     opening = torch.cat([start[:1], numbers(test[0][:8])[None]], 1)
     continued = model.generate(opening, 60, end=BOUNDARY, temperature=0.8, top_k=8, generator=generator)
-    melodies = {f"model {i}": row for i, row in enumerate(free, start=1)}
-    melodies["Bach's opening, then the model"] = torch.cat([opening[0, 1:], continued[0]])
-    melodies["Bach"] = numbers(test[0])
-    with save_figure(options.out / "music.png", rows=len(melodies) + 1, columns=1, size=2.2) as axes:
-        for ax, (title, notes) in zip(axes[:, 0], melodies.items(), strict=False):
+    melodies = {f"model_{i}": row for i, row in enumerate(free, start=1)}
+    melodies["after_bach"] = torch.cat([opening[0, 1:], continued[0]])
+    melodies["bach"] = numbers(test[0])
+    with save_figure(options.out / "music.png", rows=2, columns=3, size=4) as axes:
+        for ax, (name, notes) in zip(axes.flat, melodies.items(), strict=False):
             pitches = (notes[notes != BOUNDARY] + LOWEST - 1).tolist()
             ax.barh(pitches, 0.9, height=0.9, left=range(len(pitches)))
-            ax.set(title=title, ylabel="MIDI number", xlim=(0, 60), ylim=(LOWEST, HIGHEST))
+            ax.set(title=name.replace("_", " "), ylabel="MIDI number", xlim=(0, 68), ylim=(LOWEST, HIGHEST))
             part = stream.Part([note.Note(pitch, quarterLength=1) for pitch in pitches])
-            part.write("midi", options.out / f"music_{title.split(',')[0].replace(' ', '_').lower()}.mid")
-        axes[-1, 0].plot(range(1, 1 + len(scores)), [-score for score in scores])
-        axes[-1, 0].set(xlabel="epoch", ylabel="perplexity", title="validation")
+            part.write("midi", options.out / f"music_{name}.mid")
+        axes[1, 2].plot(range(1, 1 + len(scores)), [-score for score in scores])
+        axes[1, 2].set(xlabel="epoch", ylabel="perplexity", title="validation")
