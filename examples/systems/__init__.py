@@ -9,4 +9,7 @@ from __future__ import annotations
 SYSTEMS = {  # name: what it is
     "translation": "sequence to sequence with attention: the pronunciation of English words (document 001)",
     "verses": "sequence to sequence with attention: English verses into Spanish (document 001)",
+    "sentiment": "film reviews, good or bad: CNN-RNN and packed BiLSTM (documents 000 and 004)",
+    "music": "the next note of Bach's chorales, and melodies (document 004)",
+    "anomalies": "steps of a series that an LSTM did not forecast (document 004)",
 }
