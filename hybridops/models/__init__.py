@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hybridops.models.multimodal import MultimodalClassifier
+from hybridops.models.question_answering import VisualQuestionAnswering
 from hybridops.models.seq2seq import Seq2Seq
 
-__all__ = ["Seq2Seq"]
+__all__ = ["MultimodalClassifier", "Seq2Seq", "VisualQuestionAnswering"]
