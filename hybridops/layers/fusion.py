@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridops.checks import accumulation_dtype, check_bool, check_choice, check_number, check_positive_int, check_shape
@@ -127,6 +126,8 @@ class CompactBilinearPooling(VectorFusion):
             self.register_buffer(f"{name}_sign", torch.randint(2, (size,)) * 2.0 - 1.0)
 
     def fuse(self, v: Tensor, q: Tensor) -> Tensor:
+        if v.shape[0] == 0:  # which MKL does not transform
+            return v.new_zeros(0, self.dim)
         spectrum = self._spectrum(v, self.v_hash, self.v_sign) * self._spectrum(q, self.q_hash, self.q_sign)
         fused: Tensor = torch.fft.irfft(spectrum, n=self.dim)
         return (normalized(fused) if self.normalize else fused).to(v.dtype)
@@ -285,6 +286,7 @@ def signed_sqrt(x: Tensor, eps: float = 1e-8) -> Tensor:
 
 
 def normalized(x: Tensor) -> Tensor:
-    """The signed square root (B, D), each row of it a vector of length 1. Without the 1e-6, float16 divides by 0."""
-    out: Tensor = F.normalize(signed_sqrt(x), dim=1, eps=1e-6)
-    return out
+    """The signed square root (B, D), each row of it a vector of length 1; zeros stay zeros."""
+    x = signed_sqrt(x)
+    length = x.norm(dim=1, keepdim=True)
+    return x / torch.where(length > 0.0, length, 1.0)
