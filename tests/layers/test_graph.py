@@ -173,12 +173,12 @@ def test_empty():
     ("kind", "call", "message"),
     [
         (ValueError, lambda: RelationGraph(3)(torch.zeros(2, 4, 3)), r"boxes must be \(B, N, 4\), as the graph"),
-        (ValueError, lambda: RelationGraph(3, boxes=False)(torch.zeros(2, 4, 3), torch.zeros(2, 4, 4)), "boxes must be No"),
-        (ValueError, lambda: RelationGraph(3)(torch.zeros(2, 4, 3), torch.zeros(2, 3, 4)), r"boxes must have shape \(2, 4"),
+        (ValueError, lambda: RelationGraph(3, boxes=False)(torch.zeros(2, 4, 3), torch.zeros(2, 4, 4)), "boxes must be N"),
+        (ValueError, lambda: RelationGraph(3)(torch.zeros(2, 4, 3), torch.zeros(2, 3, 4)), "boxes must have shape"),
         (ValueError, lambda: RelationGraph(3)(torch.zeros(2, 4, 5)), r"nodes must have shape \(B, T, 3\)"),
         (TypeError, lambda: similarity_graph(torch.zeros(2, 4, 3), torch.ones(2, 4)), "nodes_mask must be a boolean"),
-        (ValueError, lambda: GraphConvolution(3, 2)(torch.zeros(2, 4, 3), torch.zeros(3, 4, 4)), "adjacency must have shape"),
-        (ValueError, lambda: GraphConvolution(3, 2)(torch.zeros(2, 4, 3), torch.zeros(4, 5)), r"adjacency .* \(4, 4\), got"),
+        (ValueError, lambda: GraphConvolution(3, 2)(torch.zeros(2, 4, 3), torch.zeros(3, 4, 4)), "adjacency must have"),
+        (ValueError, lambda: GraphConvolution(3, 2)(torch.zeros(2, 4, 3), torch.zeros(4, 5)), r"adjacency .*\(4, 4\)"),
         (ValueError, lambda: GraphConvolution(3, 0), "out_dim must be a positive int, got 0"),
     ],
 )  # fmt: skip
