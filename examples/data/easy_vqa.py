@@ -7,15 +7,15 @@ https://github.com/vzhou842/easy-VQA). The package `easy-vqa` has it all, and st
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from examples.data.cache import cached
 
 PAD = 0
 VALIDATION_IMAGES = 400  # of the 4,000 of the training part
@@ -55,16 +55,8 @@ class EasyVQA:
 
 
 def load() -> EasyVQA:
-    """All of it, read once (3 s) and kept in $HYBRIDOPS_CACHE or ~/.cache/hybridops. The package's test part is the
-    test part here; the last 400 images of its training part are for validation.
-    """
-    path = Path(os.environ.get("HYBRIDOPS_CACHE", "~/.cache/hybridops")).expanduser() / "easy_vqa.pt"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}")
-        torch.save(_read(), unfinished)
-        unfinished.replace(path)  # at once: another process may be at it too
-    parts, vocabulary, answers = torch.load(path)
+    """The package's test part is the test part here; the last 400 images of its training part are for validation."""
+    parts, vocabulary, answers = cached("easy_vqa", _read)
     train, test = (Questions(**part) for part in parts)
     images = torch.arange(len(train.images))
     return EasyVQA(

@@ -173,7 +173,7 @@ def test_empty():
     ("kind", "call", "message"),
     [
         (ValueError, lambda: RelationGraph(3)(torch.zeros(2, 4, 3)), r"boxes must be \(B, N, 4\), as the graph"),
-        (ValueError, lambda: RelationGraph(3, boxes=False)(torch.zeros(2, 4, 3), torch.zeros(2, 4, 4)), "boxes must be"),
+        (ValueError, lambda: RelationGraph(3, boxes=False)(torch.zeros(2, 4, 3), torch.zeros(2, 4, 4)), "boxes must"),
         (ValueError, lambda: RelationGraph(3)(torch.zeros(2, 4, 3), torch.zeros(2, 3, 4)), "boxes must have shape"),
         (ValueError, lambda: RelationGraph(3)(torch.zeros(2, 4, 5)), r"nodes must have shape \(B, T, 3\)"),
         (TypeError, lambda: similarity_graph(torch.zeros(2, 4, 3), torch.ones(2, 4)), "nodes_mask must be a boolean"),
