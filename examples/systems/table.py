@@ -15,6 +15,7 @@ from rich.table import Table
 from torch import nn
 
 from benchmarks.measure import machine
+from examples.systems import SYSTEMS
 from hybridops.interop.fuse import FUSED
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "systems"
@@ -74,7 +75,7 @@ def time_in_turn(
 
 
 def save(name: str, rows: Sequence[Row] | None, speeds: Sequence[Speed] | None) -> None:
-    """Into RESULTS; what is None stays as it was."""
+    """Into RESULTS, and the tables of all in its README.md; what is None stays as it was."""
     path = RESULTS / f"{name}.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     for key, found in ("rows", rows), ("speeds", speeds):
@@ -82,6 +83,11 @@ def save(name: str, rows: Sequence[Row] | None, speeds: Sequence[Speed] | None) 
             known[key] = {"machine": machine(), "results": [asdict(part) for part in found]}
     RESULTS.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(known, indent=1) + "\n")
+    saved = [load(name) for name in SYSTEMS if (RESULTS / f"{name}.json").exists()]
+    rows_of_all, speeds_of_all = (
+        [part for parts in all_parts for part in parts] for all_parts in zip(*saved, strict=True)
+    )
+    (RESULTS / "README.md").write_text(f"# What the systems reached\n\n{markdown(rows_of_all, speeds_of_all)}")
 
 
 def load(name: str) -> tuple[list[Row], list[Speed]]:

@@ -268,10 +268,10 @@ def pack_decoder_weights(
 
 
 def attention_decoder_step(
-    x: Tensor,  # (B, E)
-    h: Tensor,  # (B, H)
-    c: Tensor | None,  # (B, H), None: a GRU
-    context: Tensor,  # (B, D), of the step before
+    x: Tensor,  # (m·B, E), the m of an entry of the memory next to each other
+    h: Tensor,  # (m·B, H)
+    c: Tensor | None,  # (m·B, H), None: a GRU
+    context: Tensor,  # (m·B, D), of the step before
     key: Tensor,  # (B, T, A)
     value: Tensor,  # (B, T, D)
     packed: PackedDecoder,
@@ -286,10 +286,10 @@ def attention_decoder_step(
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor] | None:
     """A step of decoding without gradients, the equations of `attention_decoder`, on the weights as they were packed.
 
-    Gives h, c or None, context, weights (B, T); or None where there is more to do than it does.
+    Gives h, c or None, context, weights (m·B, T); or None where there is more to do than it does.
     """
     tensors = (h, context, key, value)
-    if len(x) != len(key) or key.numel() == 0 or not may_be_packed(x):
+    if len(x) == 0 or key.numel() == 0 or len(x) % len(key) or not may_be_packed(x):
         return None
     if not all(type(t) in (Tensor, torch.nn.Parameter) and t.dtype == x.dtype for t in tensors):
         return None

@@ -295,6 +295,34 @@ def test_packed_weights(cell, query, without, dtype):
     torch.testing.assert_close((got.h_n, got.cell_n), (want.h_n, want.cell_n), **tolerances.EXACT)
 
 
+@cells
+@queries
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_rows_share_the_memory(cell, query, prepared, activation):
+    """Three for each entry: the same bits as if it were there three times."""
+    inputs, options = problem(cell, query, **(ODD[1] | {"batch": 6}), **VARIANTS["everything"])
+    inputs, options = to(inputs, torch.float32), options._replace(activation=Activation(activation, 0.01))
+    entries = {name: getattr(inputs, name)[:2] for name in ("key", "value", "mask")}
+    repeated = inputs._replace(**{name: t.repeat_interleave(3, 0) for name, t in entries.items()})
+    shared = inputs._replace(**entries)
+    keys = [native.prepare_keys(i.key, activation) if prepared else None for i in (repeated, shared)]
+    want, got = (
+        native.attention_decoder_forward(i, options, False, k) for i, k in zip((repeated, shared), keys, strict=True)
+    )
+    torch.testing.assert_close(got, want, **tolerances.EXACT)
+
+
+@pytest.mark.parametrize("entries", [0, 4, 5, 12])
+def test_rows_that_cannot_share(entries):
+    inputs, options = problem("lstm", "previous", **(ODD[1] | {"batch": 6}))
+    memory = {
+        name: getattr(inputs, name).new_zeros(entries, *getattr(inputs, name).shape[1:]) for name in ("key", "value")
+    }
+    with pytest.raises(RuntimeError, match=f"key must have an entry for each row, or for each so many, got {entries}"):
+        native.attention_decoder_forward(inputs._replace(**memory), options, False)
+
+
 @pytest.mark.parametrize("change", [*SIZES, "dtype", "cell"])
 def test_packed_for_another(change):
     """Of another dtype, cell, or size they are refused, also where they are as many bytes."""
