@@ -16,7 +16,7 @@ from typing import Any
 
 import hybridops
 import hybridops.functional as HF
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import assert_type
 
 
@@ -35,6 +35,7 @@ def of_functions(x: Tensor, v: Tensor, flag: bool) -> None:
 def of_modules(x: Tensor) -> None:
     lstm = hybridops.FusedConvLSTM(3, 4, 3, num_layers=2, save="recompute", backend="native")
     assert_type(lstm.forward(x), tuple[Tensor, tuple[Any, Any]])
+    assert_type(hybridops.fuse(lstm), nn.Module)
     assert_type(hybridops.FusedConvLSTMCell(3, 4, 3).forward(x), tuple[Tensor, Tensor])
     assert_type(hybridops.FusedConcatAttention(4).forward(x, x), Tensor)
     assert_type(hybridops.FusedAdditiveAttention(3, 4, 5).forward(x, x), tuple[Tensor, Tensor | None])
