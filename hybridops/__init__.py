@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from hybridops import backends, functional, reference
 from hybridops.backends import use_backend
-from hybridops.interop import fuse
+from hybridops.interop.fuse import fuse
 from hybridops.modules import (
     FusedAdditiveAttention,
     FusedAttentionDecoder,

@@ -13,7 +13,7 @@ def main() -> int:
     commands = parser.add_subparsers(metavar="command", required=True)
     for module in (info, demo, systems, bench, check):
         name = module.__name__.rsplit(".", 1)[-1]
-        summary, _, rest = module.__doc__.partition("\n")
+        summary, _, rest = (module.__doc__ or "").partition("\n")
         command = commands.add_parser(name, help=summary, description=summary + rest)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
@@ -21,7 +21,8 @@ def main() -> int:
     args, others = parser.parse_known_args()
     if others and args.run is not bench.run:
         parser.error(f"unrecognized arguments: {' '.join(others)}")
-    return args.run(args, others) if others else args.run(args)
+    status: int = args.run(args, others) if others else args.run(args)
+    return status
 
 
 if __name__ == "__main__":

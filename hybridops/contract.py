@@ -91,7 +91,9 @@ class AttentionInputs(NamedTuple):
 
 
 class AdditiveAttentionImpl(Protocol):
-    def additive_scores_forward(self, q: Tensor, k: Tensor, v: Tensor, activation: Activation, /) -> Tensor:
+    def additive_scores_forward(
+        self, q: Tensor, k: Tensor, v: Tensor, activation: Activation, prepared: tuple[Tensor, Tensor] | None = None, /
+    ) -> Tensor:
         """Σ_a v_a act(q + k), (B,S,T) acc."""
         ...
 
@@ -114,7 +116,7 @@ class AdditiveAttentionImpl(Protocol):
         ...
 
     def prepare_keys(self, k: Tensor, kind: str, /) -> tuple[Tensor, Tensor] | None:
-        """What `additive_attention_forward` otherwise computes of the keys at every call; None = nothing."""
+        """What the scores otherwise compute of the keys at every call; None = nothing."""
         ...
 
 
@@ -142,6 +144,8 @@ class DecoderInputs(NamedTuple):
     score_bias: Tensor | None  # (B,S,T) acc
     keep: Tensor | None  # (B,S,T), dropout of the weights: 0 or 1/(1-p)
     lengths: Tensor | None  # (B)
+    # (A,C,K), of the weights before: of the last ones and of their sum (C 2), or of their sum (1); no back end takes it
+    location: Tensor | None = None
 
 
 class DecoderOptions(NamedTuple):
@@ -190,6 +194,10 @@ class DecoderGradients(NamedTuple):
     dh0: Tensor  # (B,H)
     dcell0: Tensor | None  # (B,H) acc, None: a GRU
     dcontext0: Tensor | None  # (B,D), None: query "previous"
+    # where there is a location; elsewhere they follow from dscores in one product for all steps
+    dkey: Tensor | None = None  # (B,T,A)
+    dv: Tensor | None = None  # (A)
+    dlocation: Tensor | None = None  # (A,C,K)
 
 
 class AttentionDecoderImpl(Protocol):

@@ -71,9 +71,10 @@ def problem(cell: str, query: str, variant: str, **sizes: int) -> tuple[Tensors,
 def plain_decoder(
     x, key, value, v, h0, c0, context0, weight_q, bias_q, weight_ih, weight_hh, bias_ih, bias_hh, weight_gate,
     bias_gate, score_bias, *, cell="lstm", query="previous", mask=None, lengths=None, keep=None, scale=1.0,
-    activation="tanh",
+    activation="tanh", location=None,
 ) -> Tensors:  # fmt: skip
     """Step by step, as it stands in text books, on PyTorch's own cells."""
+    before = total = key.new_zeros(key.shape[:2])
     batch, steps, hidden = *x.shape[:2], weight_hh.shape[1]
     h = x.new_zeros(batch, hidden) if h0 is None else h0
     c = x.new_zeros(batch, hidden) if c0 is None else c0
@@ -83,7 +84,8 @@ def plain_decoder(
     def attend(h: Tensor, s: int) -> tuple[Tensor, Tensor]:
         bias = None if score_bias is None else score_bias[:, s : s + 1]
         q = torch.nn.functional.linear(h, weight_q, bias_q)[:, None]
-        weights = plain_attention(q, key, value, v, bias, mask, scale, activation)["weights"]
+        moved = key if location is None else key + shifted_sums(before, total, location)
+        weights = plain_attention(q, moved, value, v, bias, mask, scale, activation)["weights"]
         weights = weights if keep is None else weights * keep[:, s : s + 1]
         context = (weights @ value)[:, 0]
         if weight_gate is not None:
@@ -102,11 +104,27 @@ def plain_decoder(
         new_context = fed
         if query == "current":
             new_context, weights = attend(new_h, s)
+        before, total = weights, total + weights
         results.append([torch.where(alive, t, torch.zeros_like(t)) for t in (new_h, new_context, weights)])
         h, c, context = (torch.where(alive, *pair) for pair in ((new_h, h), (new_c, c), (new_context, context)))
     output, contexts, weights = (torch.stack(t, 1) for t in zip(*results, strict=True))
     states = {"h_n": h, "c_n": c} if cell == "lstm" else {"h_n": h}
     return {"output": output, **states, "context": contexts, "weights": weights}
+
+
+def shifted_sums(before: Tensor, total: Tensor, location: Tensor) -> Tensor:
+    """(B,T,A): the convolution of the weights of the last step and of all, or of all, as a sum over shifts."""
+    history = torch.stack([before, total], 1) if location.shape[1] == 2 else total[:, None]
+    reach, keys = location.shape[2] // 2, total.shape[1]
+    padded = torch.nn.functional.pad(history, (reach, reach))
+    shifted = torch.stack([padded[..., shift : shift + keys] for shift in range(location.shape[2])], -1)
+    return torch.einsum("bctk,ack->bta", shifted, location)
+
+
+def with_location(inputs: Tensors, channels: int = 2, kernel: int = 3) -> Tensors:
+    generator = torch.Generator().manual_seed(2)
+    shape = (inputs["v"].shape[0], channels, kernel)
+    return inputs | {"location": torch.randn(shape, generator=generator, dtype=torch.float64)}
 
 
 def fused_decoder(

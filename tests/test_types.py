@@ -16,7 +16,7 @@ from typing import Any
 
 import hybridops
 import hybridops.functional as HF
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import assert_type
 
 
@@ -24,7 +24,10 @@ def of_functions(x: Tensor, v: Tensor, flag: bool) -> None:
     assert_type(HF.additive_scores(x, x, v), Tensor)
     assert_type(HF.additive_attention(x, x, x, v), Tensor)
     assert_type(HF.additive_attention(x, x, x, v, return_weights=True), tuple[Tensor, Tensor])
-    assert_type(HF.additive_attention(x, x, x, v, return_weights=flag), Tensor | tuple[Tensor, Tensor])
+    assert_type(HF.additive_attention(x, x, x, v, return_weights=flag), Tensor | tuple[Tensor, ...])
+    assert_type(HF.additive_attention(x, x, x, v, return_lse=True), tuple[Tensor, Tensor])
+    three = HF.additive_attention(x, x, x, v, return_weights=True, return_lse=True)
+    assert_type(three, tuple[Tensor, Tensor, Tensor])
     assert_type(HF.conv_lstm(x, None, v, v), tuple[Tensor, tuple[Tensor, Tensor]])
     assert_type(HF.conv_lstm_cell(x, None, v, v), tuple[Tensor, Tensor])
 
@@ -32,6 +35,7 @@ def of_functions(x: Tensor, v: Tensor, flag: bool) -> None:
 def of_modules(x: Tensor) -> None:
     lstm = hybridops.FusedConvLSTM(3, 4, 3, num_layers=2, save="recompute", backend="native")
     assert_type(lstm.forward(x), tuple[Tensor, tuple[Any, Any]])
+    assert_type(hybridops.fuse(lstm), nn.Module)
     assert_type(hybridops.FusedConvLSTMCell(3, 4, 3).forward(x), tuple[Tensor, Tensor])
     assert_type(hybridops.FusedConcatAttention(4).forward(x, x), Tensor)
     assert_type(hybridops.FusedAdditiveAttention(3, 4, 5).forward(x, x), tuple[Tensor, Tensor | None])

@@ -10,21 +10,20 @@
 
 // How the pairs are shared out. A unit of work has all keys where there are units enough: what it computes of a key serves
 // all of its queries, and its scores never leave the caches. Else (a few queries over many keys) `key_block` of them.
+// (Fewer queries a unit where keys are many, so that its scores stay in the L2 cache, took longer: 13.1 ms with 16 of them and
+// 11.7 with 64, for 256 queries over 2048 keys of 256 channels, one thread of Zen 4.)
 struct Partition {
     static constexpr int64_t max_queries = 64, min_queries = 16, key_block = 64;
     int64_t queries, down, across;  // of a unit; units of a batch entry: over its queries, over its keys
 
     explicit Partition(const AdditiveShape& n) {
         const int64_t wanted = 4 * static_cast<int64_t>(torch::stable::get_num_threads());
-        const int64_t max = std::clamp<int64_t>(cached_scores / n.keys, min_queries, max_queries);
-        down = std::clamp(ceil_div(wanted, n.batch), ceil_div(n.queries, max), ceil_div(n.queries, min_queries));
+        down =
+            std::clamp(ceil_div(wanted, n.batch), ceil_div(n.queries, max_queries), ceil_div(n.queries, min_queries));
         queries = ceil_div(n.queries, down);
         down = ceil_div(n.queries, queries);
         across = n.batch * down >= wanted ? 1 : ceil_div(n.keys, key_block);
     }
-
-   private:
-    static constexpr int64_t cached_scores = 32768;  // the scores of a unit, a share of the second-level cache
 };
 
 // Runs `work` on every unit, in parallel.

@@ -180,5 +180,5 @@ void conv_input_gradient(const ConvInputGradientArgs<T, A>& a) {
 
 template <class T, class A>
 void conv_weight_gradient(const ConvWeightGradientArgs<T, A>& a) {
-    WeightGradient<T, A>(a).run();
+    make_weight_gradient(a)->run();
 }

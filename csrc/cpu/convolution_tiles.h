@@ -139,17 +139,12 @@ class Blocks {
     };
 
     // Blocks of about so many cells; smaller ones, down to the least, where there would be fewer than the wanted units.
-    Blocks(const ConvShape& s, Cell cell, int64_t wanted_cells, int64_t min_cells, int64_t wanted_units,
-           int64_t max_patch_pixels = std::numeric_limits<int64_t>::max())
+    Blocks(const ConvShape& s, Cell cell, int64_t wanted_cells, int64_t min_cells, int64_t wanted_units)
         : cell_(cell), batch_(s.batch), height_(ceil_div(s.height, cell.rows)), width_(ceil_div(s.width, cell.cols)) {
         across_ = ceil_div(width_, 64 / cell.cols);
         cols_ = ceil_div(width_, across_);
-        const int64_t pitch = cols_ * cell.cols + s.kernel_w - 1, fit = max_patch_pixels / pitch;
-        rows_ = std::max<int64_t>(
-            1, std::min<int64_t>({height_, wanted_cells / cols_, (fit - (s.kernel_h - 1)) / cell.rows}));
-        if (rows_ == height_ && across_ == 1)
-            images_ = std::clamp<int64_t>(
-                std::min(wanted_cells / (rows_ * cols_), fit / (rows_ * cell.rows + s.kernel_h - 1)), 1, s.batch);
+        rows_ = std::clamp<int64_t>(wanted_cells / cols_, 1, height_);
+        if (rows_ == height_ && across_ == 1) images_ = std::clamp<int64_t>(wanted_cells / (rows_ * cols_), 1, s.batch);
         while (count() < wanted_units && max_cells() >= 2 * min_cells && images_ * rows_ > 1) {
             int64_t& size = images_ > 1 ? images_ : rows_;
             size = (size + 1) / 2;
@@ -197,9 +192,8 @@ struct WorkShares {
     };
 
     // weight_bytes: of all groups
-    WorkShares(const ConvShape& shape, Blocks::Cell cell, int64_t wanted_cells, int64_t groups, int64_t weight_bytes,
-               int64_t max_patch_pixels = std::numeric_limits<int64_t>::max())
-        : blocks(shape, cell, wanted_cells, weight_bytes > l2_weights ? 32 : 1, wanted_units(), max_patch_pixels),
+    WorkShares(const ConvShape& shape, Blocks::Cell cell, int64_t wanted_cells, int64_t groups, int64_t weight_bytes)
+        : blocks(shape, cell, wanted_cells, weight_bytes > l2_weights ? 32 : 1, wanted_units()),
           groups_(groups),
           shares_(std::min(groups,
                            std::max(ceil_div(weight_bytes, l3_weights), ceil_div(wanted_units(), blocks.count())))) {}

@@ -75,10 +75,10 @@ class DirectConvolution final : public Convolution<A, E> {
         const int64_t channels[2] = {taps_.padded_channels(0), count == 2 ? taps_.padded_channels(1) : 0};
         const std::vector<Chunk> chunks = this->chunks(count);
         const int64_t pixel_bytes = (channels[0] + channels[1]) * sizeof(E);
-        // about 256 pixels amortise the streaming of the weights; the padded patch should stay in the L2 cache
+        // About 256 pixels amortise the streaming of the weights. Fewer, where their patch would not stay in the L2 cache,
+        // take as long: 361 ms with at most 256 KB and 353 with any, for 16 x 16 images of 384 + 384 channels on Zen 4.
         const WorkShares work(shape_, {1, 1}, 256, groups_,
-                              groups_ * shape_.kernel_h * shape_.kernel_w * width * pixel_bytes,
-                              256 * 1024 / pixel_bytes);
+                              groups_ * shape_.kernel_h * shape_.kernel_w * width * pixel_bytes);
         const Blocks& blocks = work.blocks;
         const int64_t max_pixels = blocks.max_cells();
         const int64_t patch_pixels =

@@ -30,9 +30,8 @@ class WinogradConvolution final : public Convolution<A, A> {
             sizes.channels += channels_[i];
         }
         sizes.row = round_up(sizes.channels + lanes<A>, lanes<A>);  // vectors are written beyond the end
-        const int64_t tile_bytes = points * sizes.row * static_cast<int64_t>(sizeof(A));
-        // at least 32 tiles for each pass over the weights, more where they stay in the L2 cache
-        const WorkShares work(shape_, {W::rows, W::cols}, std::clamp<int64_t>(256 * 1024 / tile_bytes, 32, 64), groups_,
+        // 32 tiles for each pass over the weights: 64 take as long ("square" of benchmarks/workloads.py, 265 ms with either)
+        const WorkShares work(shape_, {W::rows, W::cols}, 32, groups_,
                               groups_ * points * sizes.channels * width * sizeof(A));
         const Blocks& blocks = work.blocks;
         const int64_t max_tiles = blocks.max_cells();

@@ -31,11 +31,11 @@ std::array<Tensor, results> call(const char* op, const Args&... args) {
     return out;
 }
 
-Tensor permute(const Tensor& x, const Sizes& order) { return call<1>("aten::permute", x, order)[0]; }
+Tensor permuted(const Tensor& x, const Sizes& order) { return call<1>("aten::permute", x, order)[0]; }
 
 // A view of (N,Y,X,C) as (N,C,Y,X), the order of the library, and back; and of (T,B,Y,X,C) as T*B images.
-Tensor channels_second(const Tensor& images) { return permute(images, {0, 3, 1, 2}); }
-Tensor channels_last(const Tensor& images) { return dense(permute(images, {0, 2, 3, 1})); }
+Tensor channels_second(const Tensor& images) { return permuted(images, {0, 3, 1, 2}); }
+Tensor channels_last(const Tensor& images) { return dense(permuted(images, {0, 2, 3, 1})); }
 Tensor as_images(const Tensor& x) { return torch::stable::flatten(x, 0, 1); }
 
 // The weight in channels-last order: converted once, where the library would do it in every call.

@@ -9,6 +9,7 @@ the contexts before the gate, of the gate before its σ) known for all steps, wh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from hybridops.autograd.double_backward import formula_gradients
 from hybridops.autograd.transforms import needs_differentiable_gradients, needs_formulas, refuse_forward_mode
 from hybridops.checks import accumulation_dtype
 from hybridops.contract import (
+    AdditiveAttentionImpl,
     AttentionDecoderImpl,
     DecoderGradients,
     DecoderInputs,
@@ -50,6 +52,7 @@ class Weights(NamedTuple):
     weight_gate: Tensor | None  # (D,H)
     bias_gate: Tensor | None  # (D)
     score_bias: Tensor | None  # (B,S,T) acc
+    location: Tensor | None = None  # (A,C,K)
 
 
 class Selection(NamedTuple):
@@ -58,6 +61,22 @@ class Selection(NamedTuple):
     mask: Tensor | None  # (B,T) boolean
     keep: Tensor | None  # (B,S,T)
     lengths: Tensor | None  # (B) int64
+
+
+class StepwiseDecoder:
+    """The loop of the formulas on a back end's scores and products, for what no back end's op does: a location."""
+
+    def __init__(self, attention: AdditiveAttentionImpl, linear_map: Callable[[Tensor], formulas.LinearMap]) -> None:
+        self.additive_scores_backward = attention.additive_scores_backward
+        self.parts = formulas.Parts(attention.additive_scores_forward, attention.additive_scores_backward, linear_map)
+
+    def attention_decoder_forward(self, inputs: DecoderInputs, options: DecoderOptions, save: bool) -> DecoderStates:
+        return formulas.attention_decoder_forward(inputs, options, save, self.parts)
+
+    def attention_decoder_backward(
+        self, grads: DecoderUpstreamGrads, inputs: DecoderInputs, options: DecoderOptions, states: DecoderStates
+    ) -> DecoderGradients:
+        return formulas.attention_decoder_backward(grads, inputs, options, states, self.parts)
 
 
 def run(impl: AttentionDecoderImpl, weights: Weights, selection: Selection, options: DecoderOptions) -> Outputs:
@@ -105,7 +124,7 @@ def _op_inputs(x_gates: Tensor, w: Weights, selection: Selection, options: Decod
     return DecoderInputs(
         x_gates, w.key, w.value, w.v, w.h0, w.cell0, w.context0, w.weight_q, w.bias_q,
         w.weight_ih[:, w.x.shape[2] :], w.weight_hh, None if options.cell == "lstm" else w.bias_hh,
-        w.weight_gate, w.bias_gate, selection.mask, w.score_bias, selection.keep, selection.lengths,
+        w.weight_gate, w.bias_gate, selection.mask, w.score_bias, selection.keep, selection.lengths, w.location,
     )  # fmt: skip
 
 
@@ -158,8 +177,8 @@ def _gradients(
     fed = states.context if previous else _one_step_later(states.context, w.context0)
     dscores, dbeta = found.dscores, None if found.dbeta is None else found.dbeta.flatten(0, 1)
     dbias = _sum(da) if needed.bias_ih or needed.bias_hh else None
-    dkey = dv = None
-    if needed.key or needed.v:
+    dkey, dv = found.dkey, found.dv
+    if w.location is None and (needed.key or needed.v):
         _, dkey, dv = impl.additive_scores_backward(
             dscores if options.scale == 1.0 else options.scale * dscores, states.queries, w.key, w.v, options.activation
         )
@@ -180,6 +199,7 @@ def _gradients(
         dbeta.T @ asking if needed.weight_gate else None,
         _sum(dbeta) if needed.bias_gate else None,
         dscores if needed.score_bias else None,
+        found.dlocation if needed.location else None,
     )
 
 

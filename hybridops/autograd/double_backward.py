@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def formula_gradients(
-    formula: Callable[..., Sequence[Tensor]],
+    formula: Callable[..., Sequence[Tensor | None]],
     inputs: Sequence[Tensor | None],
     needed: Sequence[bool],
     grad_outputs: Sequence[Tensor | None],
@@ -23,14 +23,19 @@ def formula_gradients(
     through both, and autograd would add the second part once more.
     """
     with torch.enable_grad():
-        own = Tensor.view_as if create_graph else lambda t, _: t.detach().requires_grad_()
-        inputs = [own(t, t) if need else t for t, need in zip(inputs, needed, strict=True)]
+        inputs = [
+            _own(t, create_graph) if t is not None and need else t for t, need in zip(inputs, needed, strict=True)
+        ]
         outputs = formula(*inputs)
     pairs = [(o, g) for o, g in zip(outputs, grad_outputs, strict=True) if g is not None and o is not None]
     pairs = [(o, g.to(o.dtype)) for o, g in pairs if o.requires_grad]
-    wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
+    wanted = [t for t, need in zip(inputs, needed, strict=True) if t is not None and need]
     if not pairs or not wanted:
         return (None,) * len(needed)
     outputs, grads = zip(*pairs, strict=True)
     found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=create_graph, allow_unused=True))
     return tuple(next(found) if need else None for need in needed)
+
+
+def _own(t: Tensor, create_graph: bool) -> Tensor:
+    return t.view_as(t) if create_graph else t.detach().requires_grad_()

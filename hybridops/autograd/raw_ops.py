@@ -25,30 +25,33 @@ from hybridops.formulas import attention_decoder as decoder_formulas
 from hybridops.formulas import conv_lstm as conv_lstm_formulas
 from hybridops.formulas.attention_decoder import CELLS, QUERIES
 
-Formula = Callable[..., Sequence[Tensor]]
+Formula = Callable[..., Sequence[Tensor | None]]
 
 
-def _scores(q, k, v, activation, negative_slope, key_exponentials, key_bounds):
+def _scores(q: Tensor, k: Tensor, v: Tensor, activation: int, negative_slope: float, *prepared: Any) -> tuple[Tensor]:
     act = Activation(ACTIVATIONS[activation], negative_slope)
     return (additive_attention.scores(native.additive_attention, q, k, v, act),)
 
 
-def _attention(
-    q, k, v, value, mask, score_bias, scale, activation, negative_slope, key_exponentials, key_bounds, need_weights
-):
-    inputs, act = AttentionInputs(q, k, v, value, mask, score_bias), Activation(ACTIVATIONS[activation], negative_slope)
-    return additive_attention.attend(native.additive_attention, inputs, act, scale, None, need_weights)
+def _attention(*arguments: Any) -> Sequence[Tensor | None]:
+    *inputs, scale, activation, negative_slope, _, _, need_weights = arguments
+    act = Activation(ACTIVATIONS[activation], negative_slope)
+    found = additive_attention.attend(
+        native.additive_attention, AttentionInputs(*inputs), act, scale, None, need_weights
+    )
+    return found[:2]
 
 
-def _conv_lstm(x, h0, c0, w_ih, w_hh, bias, peephole, save, reduced_precision, winograd):
+def _conv_lstm(*arguments: Any) -> Sequence[Tensor | None]:
     """In plain PyTorch, where the saved cells and gates have their derivatives too."""
-    return conv_lstm_formulas.conv_lstm_forward(ConvLSTMInputs(x, h0, c0, w_ih, w_hh, bias, peephole), Save(save))
+    *inputs, save, _, _ = arguments
+    return conv_lstm_formulas.conv_lstm_forward(ConvLSTMInputs(*inputs), Save(save))
 
 
-def _attention_decoder(*arguments):
+def _attention_decoder(*arguments: Any) -> Sequence[Tensor | None]:
     """In plain PyTorch, where what is saved has its derivatives too."""
-    *inputs, _, _, _, scale, activation, negative_slope, cell, query, save = arguments
-    inputs = DecoderInputs(*inputs)
+    *tensors, _, _, _, scale, activation, negative_slope, cell, query, save = arguments
+    inputs = DecoderInputs(*tensors)
     options = DecoderOptions(Activation(ACTIVATIONS[activation], negative_slope), scale, CELLS[cell], QUERIES[query])
     states = decoder_formulas.attention_decoder_forward(inputs, options, save)
     if inputs.keep is None:
@@ -86,7 +89,7 @@ class _Recomputed(torch.autograd.Function):
         if formula is None:
             raise RuntimeError(_no_derivative(ctx.op))
 
-        def of_tensors(*inputs: Tensor | None) -> Sequence[Tensor]:
+        def of_tensors(*inputs: Tensor | None) -> Sequence[Tensor | None]:
             return formula(*(other if t is None else t for t, other in zip(inputs, ctx.others, strict=True)))
 
         found = formula_gradients(of_tensors, tensors, needed, grads, create_graph=torch.is_grad_enabled())
@@ -122,7 +125,7 @@ def _register(library: torch.library.Library, op: torch._ops.OpOverload) -> None
 
 def _libraries() -> Iterator[torch.library.Library]:
     """One for each namespace; what it registers lasts as long as it does."""
-    ops = [torch.ops.hybridops.conv_lstm_gradients]
+    ops = [torch.ops.hybridops.recurrence_gradients]
     if native.unavailable_reason() is None:
         ops += [getattr(torch.ops.hybridops, name) for name in native.OPS if name != "cpu_isa"]
     if triton.unavailable_reason() is None:

@@ -7,15 +7,20 @@ what follows from the gradients of the pre-activations, da_x of W_ih * x and da_
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hybridops.layouts import sequence_inside, sequence_outside
+
 # The backward goes through the sequence in chunks of whole steps whose da has about so many values, so that it (and,
 # where they are recomputed, the gates) exists for one chunk at a time. A chunk prepares the weights anew, which takes
-# as long on a CPU as some 500 pixels do, whatever the channels; any other device must be filled by one.
+# as long on a CPU as some 500 pixels do, whatever the channels; any other device must be filled by one. Weights packed
+# once for all chunks would save at most 2.1 % of a backward in benchmarks/workloads.py ("kth", 3.5 ms in each of 10
+# chunks of 151 ms, one thread of Zen 4 at 2aecea6), less than runs differ by: they are not handed on.
 VALUES_PER_CHUNK_ON_CPU, VALUES_PER_CHUNK = 2**20, 2**26
 PIXELS_PER_CHUNK_ON_CPU = 4096
 
@@ -81,3 +86,42 @@ class Deferred:
 
 def add(total: Tensor | None, part: Tensor) -> Tensor:
     return part if total is None else total.add_(part)
+
+
+# ------------------------------------------------------------------------------------------ in a graph of torch.compile
+# The loop over chunks is one op there. Traced, it would be unrolled, and anew for every number of steps and images.
+
+_OP = "hybridops::recurrence_gradients"
+torch.library.define(
+    _OP, "(str family, str impl, Tensor?[] inputs, bool[] needed, Tensor?[] states, Tensor?[] grads) -> Tensor[]"
+)
+
+
+def gradients_as_one_op(
+    family: str,  # name of the module whose `gradients` it is
+    impl: Any,
+    inputs: Sequence[Tensor | None],  # x (B,T,C,S*) first
+    needed: Sequence[bool],
+    states: Sequence[Tensor | None],
+    grads: Sequence[Tensor | None],
+) -> tuple[Tensor | None, ...]:
+    """`family.gradients(impl, inputs, needed, states, grads)`"""
+    op = torch.ops.hybridops.recurrence_gradients.default
+    found = iter(op(family, impl.__name__, inputs, needed, states, grads))
+    return tuple(next(found) if need else None for need in needed)
+
+
+@torch.library.impl(_OP, "CompositeExplicitAutograd")
+def _(family: str, impl: str, inputs: list[Any], needed: list[bool], states: list[Any], grads: list[Any]) -> Any:
+    """The gradients that are needed; contiguous, but for dx, which is as `gradients` makes it."""
+    dx, *others = sys.modules[family].gradients(sys.modules[impl], inputs, needed, states, grads)
+    return [grad for grad in (dx, *(g if g is None else g.contiguous() for g in others)) if grad is not None]
+
+
+@torch.library.register_fake(_OP)
+def _(family: str, impl: str, inputs: list[Any], needed: list[bool], states: list[Any], grads: list[Any]) -> Any:
+    x, *others = inputs
+    wanted = [t for t, need in zip(others, needed[1:], strict=True) if need]
+    of_others = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in wanted]
+    dx = [sequence_outside(x.new_empty(sequence_inside(x).shape), x.dim() - 3)] if needed[0] else []
+    return [*dx, *of_others]

@@ -126,8 +126,9 @@ def _conv_lstm() -> Case:
     """Sizes that divide no vector or tile: two layers, a 3×5 kernel, peepholes."""
     torch.manual_seed(0)
     module = reference.ConvLSTM(3, 7, (3, 5), 2, peephole="channel")
-    for cell in module.cell_list:
-        nn.init.normal_(cell.peephole)  # zeros at first, which would prove nothing
+    for name, parameter in module.named_parameters():
+        if name.endswith("peephole"):
+            nn.init.normal_(parameter)  # zeros at first, which would prove nothing
 
     def run(module: nn.Module, x: Tensor) -> Tensors:
         output, (h_n, c_n) = module(x)
@@ -142,7 +143,8 @@ def _additive_attention() -> Case:
     mask = torch.arange(13) < torch.tensor([13, 5, 0])[:, None]
 
     def run(module: nn.Module, query: Tensor, key: Tensor) -> Tensors:
-        return module(query, key, mask=mask.to(query.device))
+        context, weights = module(query, key, mask=mask.to(query.device))
+        return context, weights
 
     inputs = torch.randn(3, 6, 10), torch.randn(3, 13, 12)
     return Case("additive_attention", 0, reference.AdditiveAttention(10, 12, 37), inputs, run)

@@ -9,6 +9,9 @@ LSTM (rows i, f, g, o as in `nn.LSTMCell`) or 3 of a GRU (rows r, z, n as in `nn
     u_s   = Σ_t α_s,t keep_s,t value_t           c_s = u_s ∘ σ(W_β h' + b_β), or u_s where there is no context gate
     c'    = c_s (query "previous") or c_{s-1} (query "current": c_0 = context0)
 
+With a location, key_t at step s is key_t + (location * [w_{s-1}; Σ_{j<s} w_j])_t, with w = α keep, zeros before the
+first step, and * a convolution over t, of zeros beyond both ends; a location of one channel is of the sum alone.
+
     LSTM  a = x_gates_s + W_c c' + W_h h_{s-1}                 i, f, o = σ(a_i), σ(a_f), σ(a_o)   g = tanh(a_g)
           cell_s = f∘cell_{s-1} + i∘g                          h_s = o∘tanh(cell_s)
     GRU   a = x_gates_s + W_c c'   a' = W_h h_{s-1} + b_h      r, z = σ(a_r + a'_r), σ(a_z + a'_z)
@@ -19,12 +22,17 @@ known before the first step. Sums are taken, and the cell kept, in the accumulat
 h, q, c are rounded to the dtype of the others at each step.
 
 Only what is sequential is here; the gradients of weights, of key, value and v follow in one product each from what
-`attention_decoder_backward` gives (autograd/attention_decoder.py).
+`attention_decoder_backward` gives (autograd/attention_decoder.py). With a location, where keys are others at each step,
+those of key, v and location are summed here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hybridops.checks import accumulation_dtype
@@ -38,25 +46,57 @@ from hybridops.formulas.additive_attention import (
 
 __all__ = ["additive_scores_backward", "attention_decoder_backward", "attention_decoder_forward", "prepare_keys"]
 
+LinearMap = Callable[[Tensor], Tensor]
 GATES = {"lstm": 4, "gru": 3}
 CELLS, QUERIES = tuple(GATES), ("previous", "current")  # by number in the compiled ops
 
 
-def attention_decoder_forward(inputs: DecoderInputs, options: DecoderOptions, save: bool) -> DecoderStates:
+def linear_map(weight: Tensor) -> LinearMap:
+    """x -> x weightᵀ, in the accumulation dtype."""
+    transposed = weight.to(accumulation_dtype(weight.dtype)).T
+    return lambda x: x.to(transposed.dtype) @ transposed
+
+
+class Parts(NamedTuple):
+    """What the loop calls; others do the same in less time."""
+
+    scores_forward: Callable[..., Tensor] = additive_scores_forward
+    scores_backward: Callable[..., tuple[Tensor, Tensor, Tensor]] = additive_scores_backward
+    linear_map: Callable[[Tensor], LinearMap] = linear_map
+
+
+PLAIN = Parts()
+
+
+class _Maps(NamedTuple):
+    """By each weight, or in the backward by each transposed."""
+
+    q: LinearMap
+    c: LinearMap
+    h: LinearMap
+    beta: LinearMap | None  # None: no context gate
+
+
+def attention_decoder_forward(
+    inputs: DecoderInputs, options: DecoderOptions, save: bool, parts: Parts = PLAIN
+) -> DecoderStates:
     """Of at least one step."""
     h, cell = inputs.h0, inputs.cell0
+    before = total = inputs.key.new_zeros(inputs.key.shape[:2])
+    maps = _maps(inputs, parts, lambda weight: weight)
     context = inputs.value.new_zeros(h.shape[0], inputs.value.shape[2]) if inputs.context0 is None else inputs.context0
     rows: list[tuple[Tensor | None, ...]] = []
     for s in range(inputs.x_gates.shape[1]):
         if options.query == "previous":
-            attention = _attend(h, s, inputs, options)
-            new_h, new_cell, gates, hidden_n = _cell_forward(h, cell, attention[0], s, inputs, options)
+            attention = _attend(h, s, _moved(inputs, before, total), options, parts, maps)
+            new_h, new_cell, gates, hidden_n = _cell_forward(h, cell, attention[0], s, inputs, options, maps)
             new_context = attention[0]
         else:
-            new_h, new_cell, gates, hidden_n = _cell_forward(h, cell, context, s, inputs, options)
-            attention = _attend(new_h, s, inputs, options)
+            new_h, new_cell, gates, hidden_n = _cell_forward(h, cell, context, s, inputs, options, maps)
+            attention = _attend(new_h, s, _moved(inputs, before, total), options, parts, maps)
             new_context = attention[0]
         _, weights, queries, alpha, beta, ungated = attention
+        before, total = weights, total + weights
         step_output, step_context = new_h, new_context
         alive = _alive(s, inputs.lengths)
         if alive is not None:
@@ -77,7 +117,11 @@ def attention_decoder_forward(inputs: DecoderInputs, options: DecoderOptions, sa
 
 
 def attention_decoder_backward(
-    grads: DecoderUpstreamGrads, inputs: DecoderInputs, options: DecoderOptions, states: DecoderStates
+    grads: DecoderUpstreamGrads,
+    inputs: DecoderInputs,
+    options: DecoderOptions,
+    states: DecoderStates,
+    parts: Parts = PLAIN,
 ) -> DecoderGradients:
     dtype, steps = inputs.value.dtype, states.output.shape[1]
     acc = accumulation_dtype(dtype)
@@ -87,20 +131,39 @@ def attention_decoder_backward(
     # of the context that the next step is fed
     dfed = None if previous else torch.zeros_like(states.context[:, 0], dtype=acc)
     rows: list[tuple[Tensor | None, ...]] = []
+    maps = _maps(inputs, parts, lambda weight: weight.T)
+    # what a location saw at each step (B,S,T): the weights of the step before, and the sum of all before
+    seen = None if inputs.location is None else _histories(states.weights)
+    dbefore = dtotal = torch.zeros_like(states.weights[:, 0], dtype=acc)  # the gradients of those, of later steps
+    dkey = dv = dlocation = None
     for s in reversed(range(steps)):
         grad_output, grad_context, grad_weights = (
             None if g is None else g[:, s].to(acc) for g in (grads.output, grads.context, grads.weights)
         )
+        moved = inputs
+        if seen is not None:
+            history = seen[0][:, s], seen[1][:, s]
+            moved, grad_weights = _moved(inputs, *history), _add(dbefore + dtotal, grad_weights)
         if previous:
-            da, da_h, dh_before, dcell_before = _cell_backward(_add(dh, grad_output), dcell, s, inputs, options, states)
-            dcontext = _add(da @ inputs.w_c.to(acc), grad_context)
-            attention = _attend_backward(dcontext, grad_weights, s, inputs, options, states)
-            dh_before, dfed_before = dh_before + _from_attention(attention, inputs), None
+            da, da_h, dh_before, dcell_before = _cell_backward(
+                _add(dh, grad_output), dcell, s, inputs, options, states, maps
+            )
+            dcontext = _add(maps.c(da), grad_context)
+            attention, of_keys = _attend_backward(dcontext, grad_weights, s, moved, options, states, parts)
+            dh_before, dfed_before = dh_before + _from_attention(attention, maps), None
         else:
-            attention = _attend_backward(_add(dfed, grad_context), grad_weights, s, inputs, options, states)
-            dh_here = _add(dh, grad_output) + _from_attention(attention, inputs)
-            da, da_h, dh_before, dcell_before = _cell_backward(dh_here, dcell, s, inputs, options, states)
-            dfed_before = da @ inputs.w_c.to(acc)
+            attention, of_keys = _attend_backward(
+                _add(dfed, grad_context), grad_weights, s, moved, options, states, parts
+            )
+            dh_here = _add(dh, grad_output) + _from_attention(attention, maps)
+            da, da_h, dh_before, dcell_before = _cell_backward(dh_here, dcell, s, inputs, options, states, maps)
+            dfed_before = maps.c(da)
+        if seen is not None:
+            dhistory, dlocation_s = _location_backward(of_keys[0], history, inputs.location.to(acc))
+            dtotal = dtotal + dhistory[:, -1]
+            dbefore = dhistory[:, 0] if dhistory.shape[1] == 2 else torch.zeros_like(dtotal)
+            dkey, dv = _add(of_keys[0], dkey), _add(of_keys[1], dv)
+            dlocation = _add(dlocation_s, dlocation)
         row = (da, da_h, *attention)
         alive = _alive(s, inputs.lengths)
         if alive is not None:
@@ -118,7 +181,42 @@ def attention_decoder_backward(
     return DecoderGradients(
         da_h if options.cell == "lstm" else da.to(dtype), da_h, dq.to(dtype), dcontext.to(dtype), dscores,
         None if dbeta is None else dbeta.to(dtype), dh.to(dtype), dcell, None if dfed is None else dfed.to(dtype),
+        *(None if t is None else t.to(dtype) for t in (dkey, dv, dlocation)),
     )  # fmt: skip
+
+
+def _maps(inputs: DecoderInputs, parts: Parts, of: Callable[[Tensor], Tensor]) -> _Maps:
+    weights = (inputs.w_q, inputs.w_c, inputs.w_h, inputs.w_beta)
+    return _Maps(*(None if weight is None else parts.linear_map(of(weight)) for weight in weights))
+
+
+def _histories(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """(B,S,T): the weights of the step before each, and the sum of all before; zeros at the first."""
+    first = torch.zeros_like(weights[:, :1])
+    before = torch.cat([first, weights[:, :-1]], 1)
+    return before, before.cumsum(1)
+
+
+def _moved(inputs: DecoderInputs, before: Tensor, total: Tensor) -> DecoderInputs:
+    """With the keys of a step, given the weights of the last one and the sum of all (B,T)."""
+    if inputs.location is None:
+        return inputs
+    weight = inputs.location
+    history = torch.stack([before, total], 1)[:, 2 - weight.shape[1] :]
+    return inputs._replace(key=inputs.key + F.conv1d(history, weight, padding=weight.shape[2] // 2).transpose(1, 2))
+
+
+def _location_backward(
+    dkey: Tensor,  # (B,T,A) acc
+    history: tuple[Tensor, Tensor],  # the weights of the last step and the sum of all, (B,T)
+    weight: Tensor,  # (A,C,K) acc
+) -> tuple[Tensor, Tensor]:
+    """Of the history (B,C,T), of the weight (A,C,K)."""
+    seen = torch.stack(history, 1)[:, 2 - weight.shape[1] :].to(weight.dtype)
+    dhistory, dweight, _ = torch.ops.aten.convolution_backward(
+        dkey.transpose(1, 2), seen, weight, None, [1], [weight.shape[2] // 2], [1], False, [0], 1, [True, True, False]
+    )
+    return dhistory, dweight
 
 
 def _attend(
@@ -126,20 +224,22 @@ def _attend(
     s: int,
     inputs: DecoderInputs,
     options: DecoderOptions,
+    parts: Parts,
+    maps: _Maps,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """context (B,D) after the gate, weights (B,T), query (B,A), α (B,T), β (B,D) or None, context before the gate."""
     dtype = h.dtype
-    query = _linear(h, inputs.w_q, inputs.b_q).to(dtype)
-    scores = options.scale * additive_scores_forward(query[:, None], inputs.key, inputs.v, options.activation)[:, 0]
+    query = _with_bias(maps.q(h), inputs.b_q).to(dtype)
+    scores = options.scale * parts.scores_forward(query[:, None], inputs.key, inputs.v, options.activation)[:, 0]
     if inputs.score_bias is not None:
         scores = scores + inputs.score_bias[:, s]
     alpha = masked_softmax(scores, inputs.mask).to(dtype)
     weights = alpha if inputs.keep is None else alpha * inputs.keep[:, s]
     acc = accumulation_dtype(dtype)
     ungated = torch.bmm(weights[:, None].to(acc), inputs.value.to(acc))[:, 0].to(dtype)
-    if inputs.w_beta is None:
+    if maps.beta is None:
         return ungated, weights, query, alpha, None, None
-    beta = torch.sigmoid(_linear(h, inputs.w_beta, inputs.b_beta)).to(dtype)
+    beta = torch.sigmoid(_with_bias(maps.beta(h), inputs.b_beta)).to(dtype)
     return beta * ungated, weights, query, alpha, beta, ungated
 
 
@@ -150,8 +250,11 @@ def _attend_backward(
     inputs: DecoderInputs,
     options: DecoderOptions,
     states: DecoderStates,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """dq (B,A), gradient of the context before the gate (B,D), of e (B,T), of W_β h' + b_β (B,D) or None; all acc."""
+    parts: Parts,
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]:
+    """dq (B,A), gradient of the context before the gate (B,D), of e (B,T), of W_β h' + b_β (B,D) or None; of key and v.
+    All acc.
+    """
     acc, dbeta = dcontext.dtype, None
     if states.beta is not None:
         beta = states.beta[:, s].to(acc)
@@ -166,18 +269,21 @@ def _attend_backward(
     dscores = alpha * (dalpha - (alpha * dalpha).sum(-1, keepdim=True))
     if inputs.mask is not None:
         dscores = dscores.masked_fill(~inputs.mask, 0.0)
-    dq, _, _ = additive_scores_backward(
+    alive = _alive(s, inputs.lengths)
+    if alive is not None:
+        dscores = torch.where(alive, dscores, 0.0)
+    dq, dkey, dv = parts.scores_backward(
         options.scale * dscores[:, None], states.queries[:, s, None].to(acc), inputs.key.to(acc), inputs.v.to(acc),
         options.activation,
     )  # fmt: skip
-    return dq[:, 0], dcontext, dscores, dbeta
+    return (dq[:, 0], dcontext, dscores, dbeta), (dkey, dv)
 
 
-def _from_attention(attention: tuple[Tensor, Tensor, Tensor, Tensor | None], inputs: DecoderInputs) -> Tensor:
+def _from_attention(attention: tuple[Tensor, Tensor, Tensor, Tensor | None], maps: _Maps) -> Tensor:
     """The gradient of h', by way of the query and of the context gate."""
     dq, _, _, dbeta = attention
-    dh = dq @ inputs.w_q.to(dq.dtype)
-    return dh if dbeta is None else dh + dbeta @ inputs.w_beta.to(dq.dtype)
+    dh = maps.q(dq)
+    return dh if dbeta is None or maps.beta is None else dh + maps.beta(dbeta)
 
 
 def _cell_forward(
@@ -187,11 +293,12 @@ def _cell_forward(
     s: int,
     inputs: DecoderInputs,
     options: DecoderOptions,
+    maps: _Maps,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
     """h_s, cell_s (acc) or None, gates after their nonlinearity (B,GH), a'_n (B,H) or None."""
     acc, dtype = accumulation_dtype(h.dtype), h.dtype
-    a = inputs.x_gates[:, s].to(acc) + _linear(fed, inputs.w_c, None)
-    a_h = _linear(h, inputs.w_h, inputs.b_h)
+    a = inputs.x_gates[:, s].to(acc) + maps.c(fed)
+    a_h = _with_bias(maps.h(h), inputs.b_h)
     if options.cell == "lstm":
         i, f, g, o = (a + a_h).chunk(4, 1)
         i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
@@ -211,9 +318,10 @@ def _cell_backward(
     inputs: DecoderInputs,
     options: DecoderOptions,
     states: DecoderStates,
+    maps: _Maps,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Of a and of a' (B,GH), of h_{s-1} and cell_{s-1} (B,H); all acc."""
-    acc, gates = dh.dtype, states.gates[:, s].to(dh.dtype)
+    gates = states.gates[:, s].to(dh.dtype)
     if options.cell == "lstm":
         i, f, g, o = gates.chunk(4, 1)
         before = states.cells[:, s - 1] if s else inputs.cell0
@@ -222,21 +330,18 @@ def _cell_backward(
         da_i, da_f = dcell * g * i * (1 - i), dcell * before * f * (1 - f)
         da_g, da_o = dcell * i * (1 - g.square()), dh * tanh_cell * o * (1 - o)
         da = torch.cat([da_i, da_f, da_g, da_o], 1)
-        return da, da, da @ inputs.w_h.to(acc), dcell * f
+        return da, da, maps.h(da), dcell * f
     r, z, n = gates.chunk(3, 1)
     before = states.output[:, s - 1] if s else inputs.h0
     da_n = dh * (1 - z) * (1 - n.square())
     da_r = da_n * states.hidden_n[:, s] * r * (1 - r)
     da_z = dh * (before - n) * z * (1 - z)
     da_h = torch.cat([da_r, da_z, da_n * r], 1)
-    return torch.cat([da_r, da_z, da_n], 1), da_h, dh * z + da_h @ inputs.w_h.to(acc), None
+    return torch.cat([da_r, da_z, da_n], 1), da_h, dh * z + maps.h(da_h), None
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """In the accumulation dtype."""
-    acc = accumulation_dtype(x.dtype)
-    out = x.to(acc) @ weight.to(acc).T
-    return out if bias is None else out + bias.to(acc)
+def _with_bias(x: Tensor, bias: Tensor | None) -> Tensor:
+    return x if bias is None else x + bias.to(x.dtype)
 
 
 def _alive(s: int, lengths: Tensor | None) -> Tensor | None:

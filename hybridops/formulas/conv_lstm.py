@@ -48,10 +48,11 @@ def conv_lstm_backward(
     cs, gates = states.cs, gates_from_states(inputs, states) if states.gates is None else states.gates
     zeros, acc = cs.new_zeros(cs.shape[1:]), cs.dtype
     grad_state = tuple(zeros if grad is None else grad.to(acc) for grad in (grads.h_n, grads.c_n))
-    cells = [zeros if inputs.c0 is None else inputs.c0, *cs.unbind(0)]
+    first = tuple(zeros if state is None else state for state in (inputs.h0, inputs.c0))
     da, _, (dh0, dc0) = recurrence.backward(
-        lstm_cell(inputs.peephole, acc), grads.hs, grad_state, gates, [(None, c) for c in cells], inputs.w_hh, need_dh0
-    )
+        lstm_cell(inputs.peephole, acc), grads.hs, grad_state, gates, [first, *zip(states.hs, cs, strict=True)],
+        inputs.w_hh, need_dh0,
+    )  # fmt: skip
     return stack_steps(da, gates.shape[1:], gates), dh0 if need_dh0 else None, dc0
 
 

@@ -110,7 +110,7 @@ def input_gradient(
     dx: Tensor,  # (T,B,S*,C)
 ) -> None:
     """Writes dx = weightᵀ * da, the gradient of x in weight * x."""
-    of_x, _ = _convolution_backward(da, dx, weight, (True, False, False))
+    of_x = _convolution_backward(da, dx, weight, 0)
     dx.copy_(of_x.movedim(1, -1).unflatten(0, da.shape[:2]))
 
 
@@ -121,19 +121,20 @@ def weight_gradients(
 ) -> None:
     """Adds dweight[o,c,k] += Σ_{t,b,s} da[t,b,s,o] x[t,b,s+k,c], for each x: of the weight in weight * x."""
     for x, dweight in zip(factors, dweights, strict=True):
-        dweight += _convolution_backward(da, x, da.new_empty(dweight.shape), (False, True, False))[1]
+        dweight += _convolution_backward(da, x, da.new_empty(dweight.shape), 1)
 
 
-def _convolution_backward(
-    da: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """In the accumulation dtype: that of three spatial dimensions in bfloat16 is garbage in PyTorch 2.13 on the CPU."""
+def _convolution_backward(da: Tensor, x: Tensor, weight: Tensor, factor: int) -> Tensor:
+    """The gradient of x (factor 0) or of the weight (1), in the accumulation dtype: that of three spatial dimensions in
+    bfloat16 is garbage in PyTorch 2.13 on the CPU.
+    """
     kernel, acc = weight.shape[2:], accumulation_dtype(da.dtype)
     one, zero = [1] * len(kernel), [0] * len(kernel)
     da, x = (image.flatten(0, 1).movedim(-1, 1).to(acc) for image in (da, x))
+    wanted = [n == factor for n in range(3)]
     return torch.ops.aten.convolution_backward(
         da, x, weight.to(acc), None, one, same_padding(kernel), one, False, zero, 1, wanted
-    )[:2]
+    )[factor]
 
 
 def stack_steps(steps: Sequence[Tensor], shape: Sequence[int], like: Tensor) -> Tensor:

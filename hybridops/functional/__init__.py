@@ -22,10 +22,13 @@ from __future__ import annotations
 from hybridops.functional.additive_attention import (
     MAX_STEP_QUERIES,
     PreparedExponentials,
+    SharedKeys,
     additive_attention,
     additive_attention_step,
     additive_scores,
+    location_attention,
     prepare_exponentials,
+    share_keys,
 )
 from hybridops.functional.attention_decoder import (
     PackedDecoder,
@@ -41,6 +44,7 @@ __all__ = [
     "PackedDecoder",
     "PackedLinear",
     "PreparedExponentials",
+    "SharedKeys",
     "additive_attention",
     "additive_attention_step",
     "additive_scores",
@@ -49,7 +53,9 @@ __all__ = [
     "conv_lstm",
     "conv_lstm_cell",
     "linear_packed",
+    "location_attention",
     "pack_decoder_weights",
     "pack_linear",
     "prepare_exponentials",
+    "share_keys",
 ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import Literal, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hybridops import autograd, backends
+from hybridops.autograd.shared_gradients import Share, SharedGradients
 from hybridops.checks import (
     ACTIVATIONS,
     accumulation_dtype,
@@ -22,7 +23,7 @@ from hybridops.checks import (
     check_shape,
 )
 from hybridops.contract import Activation, AttentionInputs
-from hybridops.formulas.additive_attention import masked_softmax
+from hybridops.formulas.additive_attention import masked_logsumexp, masked_softmax
 from hybridops.functional.autocast import cast_by_autocast, without_autocast
 
 
@@ -54,6 +55,30 @@ def prepare_exponentials(
     impl = backends.choose("additive_attention", backend, key)
     tensors = impl.prepare_keys(key, activation)
     return None if tensors is None else PreparedExponentials(impl.__name__, key.shape, tensors)
+
+
+class SharedKeys(NamedTuple):
+    """What `share_keys` gave."""
+
+    key: Tensor  # (B, T, A)
+    value: Tensor  # (B, T, D)
+    gradients: SharedGradients
+
+
+def share_keys(key: Tensor, value: Tensor) -> SharedKeys | None:
+    """For training in a loop over steps that all attend to the same projected key (B, T, A) and value (B, T, D).
+
+    Given to each `additive_attention` as `shared`, beside its key and value, their gradients are put together once for
+    all steps, not made anew and added up at each. None where there is no gradient to share (or a transform, or
+    `torch.compile`, does without).
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or autograd.under_transform():
+        return None
+    if not (key.requires_grad or value.requires_grad):
+        return None
+    gradients = SharedGradients()
+    key, value = Share.apply(gradients, key, value)
+    return SharedKeys(key, value, gradients)
 
 
 def additive_scores(
@@ -103,7 +128,9 @@ def additive_attention(
     negative_slope: float = 0.01,
     dropout_p: float = 0.0,
     return_weights: Literal[False] = False,
+    return_lse: Literal[False] = False,
     prepared: PreparedExponentials | None = None,
+    shared: SharedKeys | None = None,
     backend: str | None = None,
 ) -> Tensor: ...
 @overload
@@ -120,7 +147,9 @@ def additive_attention(
     negative_slope: float = 0.01,
     dropout_p: float = 0.0,
     return_weights: Literal[True],
+    return_lse: Literal[False] = False,
     prepared: PreparedExponentials | None = None,
+    shared: SharedKeys | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]: ...
 @overload
@@ -136,10 +165,32 @@ def additive_attention(
     activation: str = "tanh",
     negative_slope: float = 0.01,
     dropout_p: float = 0.0,
-    return_weights: bool,
+    return_weights: Literal[False] = False,
+    return_lse: Literal[True],
     prepared: PreparedExponentials | None = None,
+    shared: SharedKeys | None = None,
     backend: str | None = None,
-) -> Tensor | tuple[Tensor, Tensor]: ...
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def additive_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None = None,
+    score_bias: Tensor | None = None,
+    scale: float = 1.0,
+    activation: str = "tanh",
+    negative_slope: float = 0.01,
+    dropout_p: float = 0.0,
+    return_weights: Literal[True],
+    return_lse: Literal[True],
+    prepared: PreparedExponentials | None = None,
+    shared: SharedKeys | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]: ...
+@overload
 def additive_attention(
     query: Tensor,
     key: Tensor,
@@ -153,33 +204,66 @@ def additive_attention(
     negative_slope: float = 0.01,
     dropout_p: float = 0.0,
     return_weights: bool = False,
+    return_lse: bool = False,
     prepared: PreparedExponentials | None = None,
+    shared: SharedKeys | None = None,
     backend: str | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor | tuple[Tensor, ...]: ...
+def additive_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None = None,
+    score_bias: Tensor | None = None,
+    scale: float = 1.0,
+    activation: str = "tanh",
+    negative_slope: float = 0.01,
+    dropout_p: float = 0.0,
+    return_weights: bool = False,
+    return_lse: bool = False,
+    prepared: PreparedExponentials | None = None,
+    shared: SharedKeys | None = None,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, ...]:
     """Additive attention (Bahdanau et al. 2015, https://arxiv.org/abs/1409.0473) without a (B, S, T, A) tensor.
 
         score[b,s,t] = scale Σ_a v_a act(query[b,s,a] + key[b,t,a]) + score_bias[b,s,t]
         α = softmax_t(score) where mask is True, 0 elsewhere          context[b,s] = Σ_t α[b,s,t] value[b,t]
+        lse[b,s] = log Σ_t exp(score[b,s,t]) where mask is True
 
     Args:
         query, key, v, activation, negative_slope, backend: as in `additive_scores`.
         value: (B, T, D).
         mask: boolean, True = may be attended, (B, T) or broadcastable to (B, S, T). A row that may attend nothing has a
-            zero context, zero weights and zero gradients.
+            zero context, zero weights and zero gradients; its lse is -inf.
         score_bias: broadcastable to (B, S, T).
         scale: multiplies the scores, not the bias.
         dropout_p: probability with which a weight is zeroed, the others being scaled up; 0 in evaluation.
         return_weights: whether to return α too: after dropout, the weights that made the context.
+        return_lse: whether to return lse too, which dropout does not change. What stands beside the keys joins their
+            softmax by it: another score e has the weight β = σ(e - lse), and α is to be multiplied by 1 - β
+            (the sentinel of Lu et al. 2017, https://arxiv.org/abs/1612.01887).
         prepared: what `prepare_exponentials` gave for this very key, to save computing it at every step of decoding.
+        shared: what `share_keys` gave for this very key and value, for training in a loop over steps.
 
     Returns:
-        context (B, S, D) in the dtype of value, or (context, α (B, S, T)).
+        context (B, S, D) in the dtype of value, or a tuple of it, α (B, S, T) and lse (B, S) as far as they are asked
+        for. lse is float32, or float64 where query is.
     """
     _check_pairs(query, key, v, activation, negative_slope)
     pairs = (*query.shape[:2], key.shape[1])
     check_shape("value", value, (pairs[0], pairs[2], "D"))
+    if shared is not None:
+        if (shared.key.shape, shared.value.shape) != (key.shape, value.shape):
+            raise ValueError(f"shared must be of this key and value, got shapes {shared.key.shape, shared.value.shape}")
+        key, value = shared.key, shared.value
+    as_given = key, value
     query, key, value, v = cast_by_autocast(query, key, value, v)
     check_dtypes(query=query, key=key, value=value, v=v)
+    # one that is cast has a gradient of another dtype, which goes by way of the cast
+    gradients = shared.gradients if shared is not None and key is as_given[0] and value is as_given[1] else None
     mask = broadcast_mask(mask, *pairs)
     if mask is not None and mask.device != query.device:
         raise ValueError(f"mask must be on the device of query, {query.device}, got {mask.device}")
@@ -193,15 +277,77 @@ def additive_attention(
     with without_autocast(query):
         if dropout_p == 0:
             inputs = AttentionInputs(query, key, v, value, mask, score_bias)
-            attend = autograd.additive_attention.attend
-            context, weights = attend(impl, inputs, act, float(scale), exponentials, return_weights)
+            context, weights, lse = autograd.additive_attention.attend(
+                impl, inputs, act, float(scale), exponentials, return_weights, return_lse, gradients
+            )
         else:  # between the weights and the context stands what only PyTorch's generator knows
             scores = scale * autograd.additive_attention.scores(impl, query, key, v, act)
             if score_bias is not None:
                 scores = scores + score_bias.to(scores.dtype)
             weights = F.dropout(masked_softmax(scores, mask), dropout_p).to(value.dtype)
             context = torch.matmul(weights, value)
-    return context if weights is None or not return_weights else (context, weights)
+            lse = masked_logsumexp(scores, mask) if return_lse else None
+    results = (context, weights if return_weights else None, lse if return_lse else None)
+    wanted = tuple(result for result in results if result is not None)
+    return context if len(wanted) == 1 else wanted
+
+
+def location_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    v: Tensor,
+    history: Tensor,
+    weight: Tensor,
+    *,
+    mask: Tensor | None = None,
+    scale: float = 1.0,
+    activation: str = "tanh",
+    negative_slope: float = 0.01,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A step of additive attention that sees what was attended to before, in training without a (B, S, T, A) tensor.
+
+        score[b,s,t] = scale Σ_a v_a act(query[b,s,a] + key[b,t,a] + (weight * history[b])[a,t])
+
+    The rest is as in `additive_attention`. With `*` a convolution over t, of zeros beyond both ends, this is the
+    attention of Shen et al. 2018 (https://arxiv.org/abs/1712.05884), whose history is the weights of the step before
+    and the sum of those of all steps, and whose convolution and projection are one here, `weight`; and with K = 1, and
+    the sum alone, the coverage of See et al. 2017 (https://arxiv.org/abs/1704.04368).
+
+    A backward makes the moved keys (B, T, A) again: kept, those of S steps would be a (B, S, T, A) tensor.
+
+    Args:
+        query, key, value, v: (B, S, A), (B, T, A), (B, T, D), (A,); a step of decoding has S = 1, and T is not 0.
+        history: (B, C, T).
+        weight: (A, C, K), K odd.
+        mask: boolean, True = may be attended, (B, T) or broadcastable to it.
+        scale, activation, negative_slope, backend: as in `additive_attention`.
+
+    Returns:
+        context (B, S, D), α (B, S, T).
+    """
+    _check_pairs(query, key, v, activation, negative_slope)
+    batch, keys, width = key.shape
+    check_shape("value", value, (batch, keys, "D"))
+    check_shape("history", history, (batch, "C", keys))
+    check_shape("weight", weight, (width, history.shape[1], "K"))
+    if weight.shape[2] % 2 == 0:
+        raise ValueError(f"weight must have an odd kernel, got {weight.shape[2]}")
+    if keys == 0:
+        raise ValueError("key must have a position at least, got none")
+    query, key, value, v, history, weight = cast_by_autocast(query, key, value, v, history, weight)
+    check_dtypes(query=query, key=key, value=value, v=v, history=history, weight=weight)
+    mask = broadcast_mask(mask, batch, 1, keys)
+    if mask is not None and mask.device != query.device:
+        raise ValueError(f"mask must be on the device of query, {query.device}, got {mask.device}")
+    check_number("scale", scale)
+    impl = backends.choose("additive_attention", backend, query)
+    inputs = AttentionInputs(query, key, v, value, mask, None)
+    with without_autocast(query):
+        return autograd.additive_attention.attend_by_location(
+            impl, inputs, history, weight, Activation(activation, float(negative_slope)), float(scale)
+        )
 
 
 # Of more queries PyTorch's product is as fast, and it knows the matrix units of processors that have them.

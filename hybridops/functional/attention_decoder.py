@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridops import autograd, backends
-from hybridops.autograd.attention_decoder import Selection, Weights, bias_of_x
+from hybridops.autograd.attention_decoder import Selection, StepwiseDecoder, Weights, bias_of_x
 from hybridops.checks import (
     ACTIVATIONS,
     accumulation_dtype,
@@ -24,11 +24,11 @@ from hybridops.checks import (
     check_pair,
     check_shape,
 )
-from hybridops.contract import Activation, DecoderOptions
+from hybridops.contract import Activation, AttentionDecoderImpl, DecoderOptions
 from hybridops.formulas.attention_decoder import CELLS, GATES, QUERIES
 from hybridops.functional.additive_attention import PreparedExponentials, check_prepared
 from hybridops.functional.autocast import cast_by_autocast, without_autocast
-from hybridops.functional.linear import PackedLinear, linear_packed, may_be_packed, pack_linear
+from hybridops.functional.linear import PackedLinear, linear_packed, may_be_packed, pack_linear, step_map
 
 States = Tensor | tuple[Tensor, Tensor]  # of a GRU h, of an LSTM (h, c)
 
@@ -52,6 +52,7 @@ def attention_decoder(
     mask: Tensor | None = None,
     score_bias: Tensor | None = None,
     lengths: Tensor | None = None,
+    location: Tensor | None = None,
     cell: str = "lstm",
     query: str = "previous",
     scale: float = 1.0,
@@ -87,6 +88,11 @@ def attention_decoder(
         score_bias: broadcastable to (B, S, T).
         lengths: (B,), integers: at step lengths[b] and those after it row b keeps its state, and gives zeros, whatever
             its x.
+        location: (A, C, K), K odd, for attention that sees its weights before, by a convolution over t: at step s it
+            adds to key that of α_{s-1} and Σ_{j<s} α_j for C = 2 (Shen et al. 2018, https://arxiv.org/abs/1712.05884,
+            whose filters and projection are one here), or of the sum for C = 1 (with K = 1 the coverage of See et al.
+            2017, https://arxiv.org/abs/1704.04368). No back end has that in its op: the loop is of PyTorch's
+            operations, on the scores of the back end.
         cell: "lstm" or "gru".
         query: "previous" or "current".
         scale, activation, negative_slope: as in `additive_attention`.
@@ -108,6 +114,12 @@ def attention_decoder(
     _check_optional(bias_ih=(bias_ih, weight_ih.shape[:1]), bias_hh=(bias_hh, weight_ih.shape[:1]))
     _check_optional(bias_q=(bias_q, v.shape), weight_gate=(weight_gate, (width, hidden)))
     _check_optional(bias_gate=(bias_gate, (width,)), context0=(context0, (pairs[0], width)))
+    if location is not None:
+        check_shape("location", location, (*v.shape, "C", "K"))
+        if location.shape[1] not in (1, 2) or location.shape[2] % 2 == 0:
+            raise ValueError(f"location must have 1 or 2 channels and an odd kernel, got {tuple(location.shape[1:])}")
+        if pairs[2] == 0:
+            raise ValueError("key must have a position at least where there is a location, got none")
     if weight_gate is None and bias_gate is not None:
         raise ValueError("bias_gate must be None where weight_gate is None, got a tensor")
     if query == "previous" and context0 is not None:
@@ -117,14 +129,17 @@ def attention_decoder(
     check_number("negative_slope", negative_slope)
     check_number("dropout_p", dropout_p, 0.0, 1.0)
     dtype_of_c = x.dtype if c0 is None else c0.dtype
-    x, key, value, v, context0, weight_q, bias_q, weight_ih, weight_hh, bias_ih, bias_hh, weight_gate, bias_gate = (
-        cast_by_autocast(
-            x, key, value, v, context0, weight_q, bias_q, weight_ih, weight_hh, bias_ih, bias_hh, weight_gate, bias_gate
-        )
-    )
+    (
+        x, key, value, v, context0, weight_q, bias_q, weight_ih, weight_hh, bias_ih, bias_hh, weight_gate, bias_gate,
+        location,
+    ) = cast_by_autocast(
+        x, key, value, v, context0, weight_q, bias_q, weight_ih, weight_hh, bias_ih, bias_hh, weight_gate, bias_gate,
+        location,
+    )  # fmt: skip
     check_dtypes(
         x=x, key=key, value=value, v=v, context0=context0, weight_q=weight_q, bias_q=bias_q, weight_ih=weight_ih,
         weight_hh=weight_hh, bias_ih=bias_ih, bias_hh=bias_hh, weight_gate=weight_gate, bias_gate=bias_gate,
+        location=location,
     )  # fmt: skip
     mask = _decoder_mask(mask, x, pairs)
     if score_bias is not None:
@@ -139,7 +154,11 @@ def attention_decoder(
     h0 = x.new_zeros(pairs[0], hidden) if h0 is None else h0.to(x.dtype)
     if cell == "lstm":
         c0 = x.new_zeros(pairs[0], hidden, dtype=acc) if c0 is None else c0.to(acc)
-    impl = backends.choose("attention_decoder", backend, x)
+    impl: AttentionDecoderImpl
+    if location is None:
+        impl = backends.choose("attention_decoder", backend, x)
+    else:
+        impl = StepwiseDecoder(backends.choose("additive_attention", backend, x), step_map(backend))
 
     if pairs[1] == 0:
         states = h0.clone() if c0 is None else (h0.clone(), c0.to(dtype_of_c, copy=True))
@@ -150,7 +169,7 @@ def attention_decoder(
             impl,
             Weights(
                 x, key, value, v, h0, c0, context0, weight_q, bias_q, weight_ih, weight_hh, bias_ih, bias_hh,
-                weight_gate, bias_gate, score_bias,
+                weight_gate, bias_gate, score_bias, location,
             ),
             Selection(mask, _kept_weights(dropout_p, value, pairs), lengths),
             DecoderOptions(Activation(activation, float(negative_slope)), float(scale), cell, query),

@@ -14,7 +14,7 @@ from hybridops.checks import (
     check_pair,
     check_shape,
 )
-from hybridops.contract import Save
+from hybridops.contract import ConvLSTMInputs, Save
 from hybridops.functional.autocast import cast_by_autocast, without_autocast
 
 
@@ -115,9 +115,9 @@ def _conv_lstm(
         h_n = x.new_zeros(state) if h0 is None else h0.clone()
         c_n = x.new_zeros(state, dtype=acc) if c0 is None else c0.clone()
         return h_n.new_empty(state[0], 0, *state[1:]), h_n, c_n.to(dtype_of_c)
-    inputs = (x, h0, c0, weight_ih, weight_hh, bias, peephole)
+    inputs = ConvLSTMInputs(x, h0, c0, weight_ih, weight_hh, bias, peephole)
     with without_autocast(x):
-        output, last_h, last_c = autograd.conv_lstm.run(impl, *inputs, keep, want_h_n)
+        output, last_h, last_c = autograd.conv_lstm.run(impl, inputs, keep, want_h_n)
     return output, last_h, last_c.to(dtype_of_c)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from hybridops import autograd, native
 from hybridops.backends import named
 from hybridops.checks import DTYPES, autocast_is_on
+from hybridops.formulas import attention_decoder as formulas
 
 
 class PackedLinear(NamedTuple):
@@ -39,6 +41,19 @@ def linear_packed(x: Tensor, weight: PackedLinear) -> Tensor | None:
         return None
     autograd.refuse_forward_mode(x)
     return native.linear.linear(x, weight.packed, weight.bias, weight.outputs)
+
+
+def step_map(backend: str | None) -> Callable[[Tensor], formulas.LinearMap]:
+    """`formulas.attention_decoder.linear_map` for a loop over steps: packs the weight, where something compiled may."""
+
+    def linear_map(weight: Tensor) -> formulas.LinearMap:
+        if weight.dtype in (torch.float32, torch.float64):  # of half precision the product would be rounded
+            packed = pack_linear(weight.contiguous(), None, backend=backend)
+            if packed is not None:
+                return lambda x: native.linear.linear(x.contiguous(), packed.packed, None, packed.outputs)
+        return formulas.linear_map(weight)
+
+    return linear_map
 
 
 def may_be_packed(tensor: Tensor) -> bool:

@@ -107,7 +107,7 @@ class Plan:
 
     def is_known(self, module: nn.Module) -> bool:
         """Whether all that was there when it was verified is there still, and nothing listens to a part's call."""
-        found = dict(module.named_modules())
+        found: dict[str, nn.Module] = dict(module.named_modules())
         if found.keys() != self.parts.keys():
             return False
         for name, (kind, attributes) in self.parts.items():

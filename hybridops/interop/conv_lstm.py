@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -43,6 +44,10 @@ class Weights(NamedTuple):
     weight: Tensor  # (4H, C+H, K*)
     bias: Tensor | None  # (4H)
     peephole: Tensor | None  # (3, H) or (3, H, S*), rows f, i, o
+
+
+# w_ih, w_hh, bias and peephole of one layer, as `functional.conv_lstm` takes them
+LiveWeights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
 
 def _peepholes(pattern: str) -> dict[str, str]:
@@ -120,34 +125,40 @@ def build(layout: ConvLSTMLayout, layers: list[Layer], **options: Any) -> FusedC
         "device": first.weight.device,
         "dtype": first.weight.dtype,
     } | options
-    kernels = [tuple(layer.weight.shape[2:]) for layer in weights]
+    kernels: list[int | tuple[int, ...]] = [tuple(layer.weight.shape[2:]) for layer in weights]
+    module: FusedConvLSTM | FusedConvLSTMCell
     if layout.one_step:
         module = FusedConvLSTMCell(inputs[0], hidden[0], kernels[0], **options)
-        cells = [module]
     else:
         same = len(set(hidden)) == 1
         module = FusedConvLSTM(inputs[0], hidden[0] if same else hidden, kernels, len(weights), **options)
-        cells = list(module.cell_list)
-    for cell, layer in zip(cells, weights, strict=True):
+    for cell, layer in zip(_cells(module), weights, strict=True):
         state = {"conv.weight": layer.weight, "conv.bias": layer.bias, "peephole": layer.peephole}
         cell.load_state_dict({name: tensor for name, tensor in state.items() if tensor is not None}, strict=True)
     return module
 
 
-def take_apart(layout: ConvLSTMLayout, module: nn.Module, source: str) -> list[dict[str, Tensor]]:
+def _cells(module: reference.ConvLSTM | reference.ConvLSTMCell) -> list[reference.ConvLSTMCell]:
+    return [module] if isinstance(module, reference.ConvLSTMCell) else module._cells()
+
+
+def take_apart(
+    layout: ConvLSTMLayout, module: reference.ConvLSTM | reference.ConvLSTMCell, source: str
+) -> list[dict[str, Tensor]]:
     """The tensors of each layer by their roles, rows in the layout's order."""
-    cells = [module] if isinstance(module, reference.ConvLSTMCell) else list(module.cell_list)
+    cells = _cells(module)
     if len(cells) > 1 and not layout.has_layers:
         raise ValueError(f"module must have one layer, as {source!r} has, got {len(cells)}")
     return [_write(layout, cell, source) for cell in cells]
 
 
-def live_weights(layout: ConvLSTMLayout, module: nn.Module) -> list[tuple[Tensor | None, ...]]:
-    """w_ih, w_hh, bias and peephole of each layer, as `functional.conv_lstm` takes them: views of the module's own."""
+def live_weights(layout: ConvLSTMLayout, module: nn.Module) -> list[LiveWeights]:
+    """Of each layer, views of the module's own."""
     layers = []
     for layer in layout.live(module):
         weight, bias, peephole = _read(layout, *layer)
-        weight, bias = (_reorder(rows, layout.gate_order, GATES) for rows in (weight, bias))
+        weight = _reorder(weight, layout.gate_order, GATES)
+        bias = None if bias is None else _reorder(bias, layout.gate_order, GATES)
         hidden = len(weight) // 4
         peephole = None if peephole is None else peephole.to(weight.dtype)  # of tensors that the module does not cast
         layers.append((weight[:, :-hidden], weight[:, -hidden:], bias, peephole))
@@ -174,8 +185,8 @@ def _read(layout: ConvLSTMLayout, tensors: dict[str, Tensor], keys: dict[str, st
     biases = {role: tensors[role] for role in BIASES if role in tensors}
     for role, bias in biases.items():
         check_shape(keys[role], bias, (rows,))
-    bias = sum(biases.values()) if biases else None
-    return Weights(weight, bias, _read_peepholes(layout, tensors, keys, rows // 4, len(kernel)))
+    summed = reduce(torch.add, biases.values()) if biases else None
+    return Weights(weight, summed, _read_peepholes(layout, tensors, keys, rows // 4, len(kernel)))
 
 
 def _read_peepholes(
@@ -186,19 +197,21 @@ def _read_peepholes(
     if not peepholes:
         return None
     channel = (1, hidden, *[1] * dims)
+    first = tensors[PEEPHOLES[0]].shape
     shape: Sequence[int | str] = (*[1] * layout.peephole_batch, hidden, *SPATIAL_NAMES[dims])
-    if tensors[PEEPHOLES[0]].shape == channel:
+    if first == channel:
         shape = channel
     for role, peephole in peepholes.items():
         check_shape(keys[role], peephole, shape)
-        shape = peephole.shape  # the others are like the first
-    return torch.stack(list(peepholes.values())).reshape(3, hidden, *(() if shape == channel else shape[-dims:]))
+        shape = first  # the others are like the first
+    return torch.stack(list(peepholes.values())).reshape(3, hidden, *(() if first == channel else first[-dims:]))
 
 
 def _write(layout: ConvLSTMLayout, cell: reference.ConvLSTMCell, source: str) -> dict[str, Tensor]:
     """One layer."""
-    weight, bias = (_reorder(rows, cell.gate_order, layout.gate_order) for rows in (cell.conv.weight, cell.conv.bias))
-    peephole = cell.peephole
+    weight = _reorder(cell.conv.weight, cell.gate_order, layout.gate_order)
+    bias = None if cell.conv.bias is None else _reorder(cell.conv.bias, cell.gate_order, layout.gate_order)
+    peephole: Tensor | None = cell.peephole
     tensors: dict[str, Tensor] = {"weight": weight}
     if "weight" not in layout.keys:
         tensors = {"weight_ih": weight[:, : cell.input_dim], "weight_hh": weight[:, cell.input_dim :]}
@@ -226,9 +239,9 @@ def _write(layout: ConvLSTMLayout, cell: reference.ConvLSTMCell, source: str) ->
     return tensors
 
 
-def _reorder(rows: Tensor | None, order: str, wanted: str) -> Tensor | None:
+def _reorder(rows: Tensor, order: str, wanted: str) -> Tensor:
     """The gates' rows, moved from one order to another."""
-    if rows is None or order == wanted:
+    if order == wanted:
         return rows
     gates = dict(zip(order, rows.chunk(len(GATES)), strict=True))
     return torch.cat([gates[gate] for gate in wanted])

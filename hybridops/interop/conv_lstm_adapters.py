@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 import hybridops.functional as HF
 from hybridops.interop.adapters import Form, register, turned
-from hybridops.interop.conv_lstm import LAYOUTS, live_weights
+from hybridops.interop.conv_lstm import LAYOUTS, LiveWeights, live_weights
 
-Layers = list[tuple[Tensor | None, ...]]
+Layers = list[LiveWeights]
 
 
 def _call(form: Form, module: nn.Module, layers: Layers, *arguments: Any) -> Any:

@@ -95,8 +95,9 @@ class Layout:
 def _attribute(module: nn.Module, key: str) -> Tensor | None:
     """The tensor of that name, as the next call would find it."""
     *path, name = key.split(".")
+    owner: object = module
     for part in path:
-        module = getattr(module, part, None)
-    if isinstance(module, nn.Module):
-        recompute_weights(module)
-    return getattr(module, name, None)
+        owner = getattr(owner, part, None)
+    if isinstance(owner, nn.Module):
+        recompute_weights(owner)
+    return getattr(owner, name, None)

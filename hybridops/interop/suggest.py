@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from hybridops.interop.adapters import NAMED, Adapter
+from hybridops.interop.state_dicts import find_family
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def suggest(model: nn.Module) -> Suggestions:
 
 
 def _looks_like(module: nn.Module, source: str, adapter: Adapter) -> bool:
-    layout = adapter.weights.args[0]
+    _, layout = find_family(source)
     try:
         layout.take(dict(module.named_parameters()), source, "")
         adapter.weights(module)

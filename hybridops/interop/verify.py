@@ -175,7 +175,8 @@ def _one_nan(x: Tensor) -> Tensor:
 
 def _twin(module: nn.Module) -> nn.Module:
     """Without the module's own hooks, which are none of forward's business."""
-    memo = {id(v): type(v)() for name, v in vars(module).items() if name.endswith("_hooks") and isinstance(v, dict)}
+    hooks = (v for name, v in vars(module).items() if name.endswith("_hooks") and isinstance(v, dict))
+    memo: dict[int, Any] = {id(v): type(v)() for v in hooks}
     kept = (value for child in module.modules() for value in vars(child).values() if isinstance(value, Tensor))
     memo |= {id(value): value.detach().clone() for value in kept if not value.is_leaf}
     try:

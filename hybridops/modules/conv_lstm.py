@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 import hybridops.functional as HF
 from hybridops.checks import check_choice, check_shape
 from hybridops.modules.parts import CONVOLUTIONS, reason_not_plain, recompute_weights, runs_plain
-from hybridops.reference.conv_lstm import GATES, ConvLSTM, ConvLSTMCell, States
+from hybridops.reference.conv_lstm import GATES, ConvLSTM, ConvLSTMCell, States, run_steps
 
 
 class FusedConvLSTMCell(ConvLSTMCell):
@@ -135,13 +137,22 @@ class FusedConvLSTM(ConvLSTM):
         self.save = check_choice("save", save, ("gates", "recompute"))
         self.backend = backend
 
+    def forward(self, x: Tensor, hx: tuple[Any, Any] | None = None) -> tuple[Tensor, tuple[Any, Any]]:
+        output, first_states = self._layer_inputs(x, hx)
+        last_states = []
+        for cell, state in zip(self._cells(), first_states, strict=True):
+            output, state = self._run_layer(cell, output, state)
+            last_states.append(state)
+        return self._results(output, last_states)
+
     def _run_layer(self, cell: ConvLSTMCell, x: Tensor, state: States | None) -> tuple[Tensor, States]:
+        """x (B, T, C, S*) -> output (B, T, H, S*), (h_n, c_n) of (B, H, S*) each."""
         reasons = {"cell": reason_not_plain(cell, (FusedConvLSTMCell, ConvLSTMCell))}
         if reasons["cell"] is None:
             reasons["conv"] = reason_not_plain(cell.conv, CONVOLUTIONS)
         if runs_plain("conv_lstm", self.backend, x, reasons, x.dim() - 3) and (
             self.save == "gates" or any(reasons.values())
         ):
-            return super()._run_layer(cell, x, state)
+            return run_steps(cell, x, state)
         w_ih, w_hh, bias, peephole = cell.canonical_weights()
         return HF.conv_lstm(x, state, w_ih, w_hh, bias, peephole=peephole, save=self.save, backend=self.backend)

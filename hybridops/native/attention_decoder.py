@@ -27,7 +27,7 @@ def attention_decoder_forward(
     """`packed`: what pack_weights made of these weights, which are then not read; it does not see that they change."""
     states = call(
         torch.ops.hybridops.attention_decoder_forward.default,
-        *inputs, *(key_exponentials or (None, None)), packed, *_flat(options), save,
+        *inputs[:-1], *(key_exponentials or (None, None)), packed, *_flat(options), save,
     )  # fmt: skip
     lstm, gated = options.cell == "lstm", inputs.w_beta is not None
     output, h_n, cell_n, context, weights, cells, gates, hidden_n, queries, alpha, beta, ungated = states

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from hybridops.checks import accumulation_dtype
 from hybridops.native.library import unavailable_reason
 
+Maybe = Tensor | None
+
 if unavailable_reason() is None:
 
     @torch.library.register_fake("hybridops::conv_lstm_forward")
-    def _(x, h0, c0, w_ih, w_hh, bias, peephole, save, reduced_precision, winograd):
+    def _(
+        x: Tensor, h0: Maybe, c0: Maybe, w_ih: Tensor, w_hh: Tensor, bias: Maybe, peephole: Maybe, save: int,
+        *options: Any,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         steps, batch, *space, _ = x.shape
         hidden, acc = w_hh.shape[1], accumulation_dtype(x.dtype)
         hs = x.new_empty(steps, batch, *space, hidden)
@@ -19,13 +26,17 @@ if unavailable_reason() is None:
         return hs, cs, x.new_empty(steps if save == 2 else 0, batch, *space, 4 * hidden)
 
     @torch.library.register_fake("hybridops::conv_lstm_backward")
-    def _(grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0, reduced_precision, winograd):
+    def _(
+        grad_hs: Maybe, grad_hn: Maybe, grad_cn: Maybe, gates: Tensor, cs: Tensor, c0: Maybe, w_hh: Tensor,
+        peephole: Maybe, need_dh0: bool, *_: Any,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         return _backward_shapes(gates.dtype, cs, need_dh0)
 
     @torch.library.register_fake("hybridops::conv_lstm_backward_from_states")
     def _(
-        grad_hs, grad_hn, grad_cn, x, h0, hs, cs, c0, w_ih, w_hh, bias, peephole, need_dh0, reduced_precision, winograd
-    ):
+        grad_hs: Maybe, grad_hn: Maybe, grad_cn: Maybe, x: Tensor, h0: Maybe, hs: Tensor, cs: Tensor, c0: Maybe,
+        w_ih: Tensor, w_hh: Tensor, bias: Maybe, peephole: Maybe, need_dh0: bool, *_: Any,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         return _backward_shapes(hs.dtype, cs, need_dh0)
 
     def _backward_shapes(dtype: torch.dtype, cs: Tensor, need_dh0: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -34,54 +45,64 @@ if unavailable_reason() is None:
         return da, cs.new_empty(batch if need_dh0 else 0, *space, hidden), cs.new_empty(batch, *space, hidden)
 
     @torch.library.register_fake("hybridops::conv_input_gradient")
-    def _(da, weight, reduced_precision, winograd, dx):
-        return None
+    def _(*_: Any) -> None:
+        """It writes into an argument, as the next one does."""
 
     @torch.library.register_fake("hybridops::conv_weight_gradient")
-    def _(da, x, h, reduced_precision, winograd, dw_x, dw_h):
-        return None
+    def _(*_: Any) -> None:
+        pass
 
     @torch.library.register_fake("hybridops::additive_scores_forward")
-    def _(q, k, v, activation, negative_slope, key_exponentials, key_bounds):
+    def _(q: Tensor, k: Tensor, *_: Any) -> Tensor:
         return q.new_empty(q.shape[0], q.shape[1], k.shape[1], dtype=accumulation_dtype(q.dtype))
 
     @torch.library.register_fake("hybridops::additive_attention_forward")
-    def _(q, k, v, value, mask, score_bias, scale, activation, negative_slope, exponentials, bounds, need_weights):
+    def _(
+        q: Tensor, k: Tensor, v: Tensor, value: Tensor, mask: Maybe, score_bias: Maybe, scale: float, activation: int,
+        negative_slope: float, exponentials: Maybe, bounds: Maybe, need_weights: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         context = q.new_empty(q.shape[0], q.shape[1], value.shape[2])
         return context, q.new_empty(q.shape[0], q.shape[1], k.shape[1] if need_weights else 0)
 
     @torch.library.register_fake("hybridops::additive_prepare_keys")
-    def _(k):
+    def _(k: Tensor) -> tuple[Tensor, Tensor]:
         acc = accumulation_dtype(k.dtype)
         group = _lanes(acc, vectors=4)
         padded = -(-k.shape[2] // group) * group
         return k.new_empty(*k.shape[:2], padded, dtype=acc), k.new_empty(k.shape[:2], dtype=acc)
 
     @torch.library.register_fake("hybridops::additive_attention_step")
-    def _(query, projection, bias, k, v, value, mask, scale, activation, slope, exponentials, bounds, need_weights):
+    def _(
+        query: Tensor, projection: Tensor, bias: Maybe, k: Tensor, v: Tensor, value: Tensor, mask: Maybe, scale: float,
+        activation: int, slope: float, exponentials: Maybe, bounds: Maybe, need_weights: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         rows = query.shape[:-1]
         return query.new_empty(*rows, value.shape[2]), query.new_empty(*rows, k.shape[1] if need_weights else 0)
 
     def _lanes(dtype: torch.dtype, vectors: int) -> int:
-        return vectors * (16, 32, 64, 64)[torch.ops.hybridops.cpu_isa()] // dtype.itemsize
+        return vectors * (16, 32, 64, 64)[_isa()] // dtype.itemsize
+
+    def _isa() -> int:
+        return int(torch.ops.hybridops.cpu_isa())
 
     @torch.library.register_fake("hybridops::additive_scores_backward")
-    def _(grad, q, k, v, activation, negative_slope):
-        return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
+    def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+        dq, dk, dv = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
+        return dq, dk, dv
 
     def _packed_bytes(dtype: torch.dtype, outputs: int, inputs: int, vectors: int) -> int:
         """Whole groups of outputs, whole operands of inputs: packed_product_kernels.h"""
         acc = accumulation_dtype(dtype)
-        dot_product = dtype == torch.bfloat16 and torch.ops.hybridops.cpu_isa() == 3
+        dot_product = dtype == torch.bfloat16 and _isa() == 3
         (depth, size), width = (2, 2) if dot_product else (1, acc.itemsize), _lanes(acc, vectors)
         bytes = -(-outputs // width) * width * -(-inputs // depth) * depth * size
         return -(-bytes // 64) * 64
 
     def _plain_vectors() -> int:
-        return 4 if torch.ops.hybridops.cpu_isa() >= 2 else 2
+        return 4 if _isa() >= 2 else 2
 
     @torch.library.register_fake("hybridops::attention_decoder_pack")
-    def _(w_q, w_c, w_h, w_beta, cell):
+    def _(w_q: Tensor, w_c: Tensor, w_h: Tensor, w_beta: Maybe, cell: int) -> Tensor:
         acc = accumulation_dtype(w_q.dtype)
         (width, hidden), channels, plain = w_q.shape, w_c.shape[1], _plain_vectors()
         gates, units = 4 if cell == 0 else 3, -(-hidden // _lanes(acc, 1)) * _lanes(acc, 1)
@@ -90,20 +111,23 @@ if unavailable_reason() is None:
         return w_q.new_empty(64 + sum(_packed_bytes(w_q.dtype, *w) for w in weights), dtype=torch.uint8)
 
     @torch.library.register_fake("hybridops::linear_pack")
-    def _(weight):
-        return weight.new_empty(64 + _packed_bytes(weight.dtype, *weight.shape, _plain_vectors()), dtype=torch.uint8)
+    def _(weight: Tensor) -> Tensor:
+        outputs, inputs = weight.shape
+        return weight.new_empty(64 + _packed_bytes(weight.dtype, outputs, inputs, _plain_vectors()), dtype=torch.uint8)
 
     @torch.library.register_fake("hybridops::linear_packed")
-    def _(x, packed, bias, outputs):
+    def _(x: Tensor, packed: Tensor, bias: Maybe, outputs: int) -> Tensor:
         return x.new_empty(x.shape[0], outputs)
 
     @torch.library.register_fake("hybridops::attention_decoder_forward")
     def _(
-        x_gates, key, value, v, h0, cell0, context0, w_q, b_q, w_c, w_h, b_h, w_beta, b_beta, mask, score_bias, keep,
-        lengths, exponentials, bounds, packed, scale, activation, slope, cell, query, save,
-    ):  # fmt: skip
+        x_gates: Tensor, key: Tensor, value: Tensor, v: Tensor, h0: Tensor, cell0: Maybe, context0: Maybe, w_q: Tensor,
+        b_q: Maybe, w_c: Tensor, w_h: Tensor, b_h: Maybe, w_beta: Maybe, b_beta: Maybe, mask: Maybe, score_bias: Maybe,
+        keep: Maybe, lengths: Maybe, exponentials: Maybe, bounds: Maybe, packed: Maybe, scale: float, activation: int,
+        slope: float, cell: int, query: int, save: bool,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
         new, lstm, gated = x_gates.new_empty, cell == 0, save and w_beta is not None
-        batch, steps, hidden, acc = *x_gates.shape[:2], h0.shape[1], accumulation_dtype(x_gates.dtype)
+        (batch, steps, _), hidden, acc = x_gates.shape, h0.shape[1], accumulation_dtype(x_gates.dtype)
 
         def rows(wanted: bool, width: int, dtype: torch.dtype | None = None) -> Tensor:
             return new(batch, steps, width, dtype=dtype) if wanted else new(0, dtype=dtype)
@@ -119,10 +143,12 @@ if unavailable_reason() is None:
 
     @torch.library.register_fake("hybridops::attention_decoder_backward")
     def _(
-        grad_output, grad_h_n, grad_cell_n, grad_context, grad_weights, key, value, v, h0, cell0, w_q, w_c, w_h, w_beta,
-        mask, keep, lengths, exponentials, bounds, output, cells, gates, hidden_n, queries, alpha, beta, ungated,
-        scale, activation, slope, cell, query,
-    ):  # fmt: skip
+        grad_output: Maybe, grad_h_n: Maybe, grad_cell_n: Maybe, grad_context: Maybe, grad_weights: Maybe, key: Tensor,
+        value: Tensor, v: Tensor, h0: Tensor, cell0: Maybe, w_q: Tensor, w_c: Tensor, w_h: Tensor, w_beta: Maybe,
+        mask: Maybe, keep: Maybe, lengths: Maybe, exponentials: Maybe, bounds: Maybe, output: Tensor, cells: Maybe,
+        gates: Tensor, hidden_n: Maybe, queries: Tensor, alpha: Maybe, beta: Maybe, ungated: Maybe, scale: float,
+        activation: int, slope: float, cell: int, query: int,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
         new, lstm, acc = gates.new_empty, cell == 0, accumulation_dtype(gates.dtype)
         batch, steps, _ = gates.shape
         return (

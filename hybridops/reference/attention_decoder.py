@@ -23,6 +23,7 @@ from hybridops.checks import (
 from hybridops.reference.additive_attention import AdditiveAttention, PreparedKeys
 
 CELLS = {"lstm": nn.LSTMCell, "gru": nn.GRUCell}
+LOCATIONS = ("convolution", "coverage")
 
 States = Tensor | tuple[Tensor, Tensor]  # of a GRU h, of an LSTM (h, c)
 
@@ -38,6 +39,7 @@ class DecoderState:
     h: Tensor  # (m·B, H)
     c: Tensor | None  # (m·B, H), None: a GRU
     context: Tensor  # (m·B, D), of the step before
+    history: Tensor | None = None  # (m·B, 2, T), the weights of the step before and the sum of all; None: no location
     vocabulary: nn.Module | None = None  # what `start` was given
 
     def logits(self, output: Tensor) -> Tensor:
@@ -73,8 +75,9 @@ class DecoderState:
         return replace(self._rows(rows), keys=self.keys.index_select(index))
 
     def _rows(self, index: Tensor) -> DecoderState:
-        c = None if self.c is None else self.c.index_select(0, index)
-        return replace(self, h=self.h.index_select(0, index), c=c, context=self.context.index_select(0, index))
+        c, history = (None if t is None else t.index_select(0, index) for t in (self.c, self.history))
+        h, context = self.h.index_select(0, index), self.context.index_select(0, index)
+        return replace(self, h=h, c=c, context=context, history=history)
 
 
 class AttentionDecoder(nn.Module):
@@ -92,14 +95,21 @@ class AttentionDecoder(nn.Module):
         input_dim, hidden_dim, memory_dim, attn_dim: channels E of x, H of h, D of the memory, A of the sum in act.
         cell: "lstm" or "gru".
         query: "previous" or "current".
-        num_heads: 1, for the time being.
+        num_heads: of the attention, as in `AdditiveAttention`; D and A are multiples of it, and the weights means.
         activation: "tanh", "relu" or "leaky_relu".
         context_gate: whether there is one.
         dropout: probability with which a weight α is zeroed in training, as in `AdditiveAttention`.
+        location: what the scores see of the weights before, f inside act: q_s + W_k memory_t + W_f f_s,t. "convolution"
+            (Shen et al. 2018, https://arxiv.org/abs/1712.05884): f_s is a convolution of α_{s-1} and Σ_{j<s} α_j;
+            "coverage" (See et al. 2017, https://arxiv.org/abs/1704.04368): f_s = Σ_{j<s} α_j; None: nothing.
+        location_filters, location_kernel: channels of that convolution, and its size along the memory, which is odd.
 
     Parameters: `attention.query_proj.weight` (A, H), `attention.key_proj.weight` (A, D), `attention.v.weight` (1, A);
     `cell.weight_ih` (4H or 3H, E+D), the columns of x first, `cell.weight_hh`, `cell.bias_ih`, `cell.bias_hh` in the
-    order of `nn.LSTMCell` or `nn.GRUCell`; `context_gate.weight` (D, H), `context_gate.bias` (D) if there is one.
+    order of `nn.LSTMCell` or `nn.GRUCell`; `context_gate.weight` (D, H), `context_gate.bias` (D) if there is one. With
+    several heads `attention.v.weight` is (num_heads, A / num_heads). For "convolution" `location_conv.weight` (F, 2,
+    K), the weights before first and their sum second; with a location `location_proj.weight` (A, F), F = 1 for
+    "coverage".
 
     Shape: x (B, S, E), memory (B, T, D), hx None = zeros or (h, c) of an LSTM, h of a GRU, each (B, H); mask None or
     boolean, True = may be attended, (B, T) or broadcastable to it; lengths None or integers (B,). Gives output (B, S,
@@ -131,6 +141,9 @@ class AttentionDecoder(nn.Module):
         activation: str = "tanh",
         context_gate: bool = False,
         dropout: float = 0.0,
+        location: str | None = None,
+        location_filters: int = 32,
+        location_kernel: int = 31,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -140,16 +153,29 @@ class AttentionDecoder(nn.Module):
         self.memory_dim = check_positive_int("memory_dim", memory_dim)
         self.cell_kind = check_choice("cell", cell, tuple(CELLS))
         self.query = check_choice("query", query, ("previous", "current"))
-        if check_positive_int("num_heads", num_heads) != 1:
-            raise ValueError(f"num_heads must be 1, which is all there is for now, got {num_heads}")
+        num_heads = check_positive_int("num_heads", num_heads)
+        if self.memory_dim % num_heads:
+            raise ValueError(f"memory_dim must be a multiple of num_heads, {num_heads}, got {memory_dim}")
         self.attention = self.attention_type(
-            self.hidden_dim, self.memory_dim, attn_dim, activation=activation, dropout=dropout, device=device,
-            dtype=dtype,
+            self.hidden_dim, self.memory_dim, attn_dim, num_heads=num_heads, activation=activation, dropout=dropout,
+            device=device, dtype=dtype,
         )  # fmt: skip
         self.cell = CELLS[cell](self.input_dim + self.memory_dim, self.hidden_dim, device=device, dtype=dtype)
         self.context_gate: nn.Linear | None = None
         if check_bool("context_gate", context_gate):
             self.context_gate = nn.Linear(self.hidden_dim, self.memory_dim, device=device, dtype=dtype)
+        self.location = location if location is None else check_choice("location", location, LOCATIONS)
+        self.location_conv: nn.Conv1d | None = None
+        self.location_proj: nn.Linear | None = None
+        filters = check_positive_int("location_filters", location_filters)
+        size = check_positive_int("location_kernel", location_kernel)
+        if size % 2 == 0:
+            raise ValueError(f"location_kernel must be odd, got {size}")
+        if location == "convolution":
+            self.location_conv = nn.Conv1d(2, filters, size, padding=size // 2, bias=False, device=device, dtype=dtype)
+        if location is not None:
+            filters = 1 if location == "coverage" else filters
+            self.location_proj = nn.Linear(filters, attn_dim, bias=False, device=device, dtype=dtype)
 
     def forward(
         self,
@@ -244,26 +270,45 @@ class AttentionDecoder(nn.Module):
 
     def _start(self, memory: Tensor, h: Tensor, c: Tensor | None, mask: Tensor | None) -> DecoderState:
         keys = self.attention.prepare(memory, mask=mask)
-        return DecoderState(keys, h, c, memory.new_zeros(memory.shape[0], self.memory_dim))
+        history = None if self.location is None else memory.new_zeros(memory.shape[0], 2, memory.shape[1])
+        return DecoderState(keys, h, c, memory.new_zeros(memory.shape[0], self.memory_dim), history)
 
     def _step(self, x: Tensor, state: DecoderState, need_weights: bool) -> tuple[Tensor, Tensor | None, DecoderState]:
         """context (B, D), weights (B, T) or None, the state after the step."""
+        need_weights = need_weights or state.history is not None
         if self.query == "previous":
-            context, weights = self._attend(state.h, state.keys, need_weights)
+            context, weights = self._attend(state.h, state, need_weights)
             h, c = self._call_cell(x, context, state)
         else:
             h, c = self._call_cell(x, state.context, state)
-            context, weights = self._attend(h, state.keys, need_weights)
-        return context, weights, replace(state, h=h, c=c, context=context)
+            context, weights = self._attend(h, state, need_weights)
+        history = state.history
+        if history is not None and weights is not None:
+            history = torch.stack([weights, history[:, 1] + weights], 1)
+        return context, weights, replace(state, h=h, c=c, context=context, history=history)
 
     def _call_cell(self, x: Tensor, context: Tensor, state: DecoderState) -> tuple[Tensor, Tensor | None]:
         inputs = torch.cat([x, context], 1)
         return self.cell(inputs, (state.h, state.c)) if state.c is not None else (self.cell(inputs, state.h), None)
 
-    def _attend(self, h: Tensor, keys: PreparedKeys, need_weights: bool) -> tuple[Tensor, Tensor | None]:
-        context, weights = self.attention(h, keys, need_weights=need_weights)
+    def _attend(self, h: Tensor, state: DecoderState, need_weights: bool) -> tuple[Tensor, Tensor | None]:
+        if state.history is None:
+            context, weights = self.attention(h, state.keys, need_weights=need_weights)
+        else:
+            context, weights = self._attend_by_location(h, state.keys, state.history)
         if self.context_gate is not None:
             context = torch.sigmoid(self.context_gate(h)) * context
+        return context, weights
+
+    def _attend_by_location(self, h: Tensor, keys: PreparedKeys, history: Tensor) -> tuple[Tensor, Tensor | None]:
+        """context (m·B, D) and weights (m·B, T) of keys of which each row has its own."""
+        batch, count = keys.key.shape[0], h.shape[0]
+        if count != batch:
+            keys = keys.index_select(torch.arange(batch, device=h.device).repeat_interleave(count // batch))
+        assert self.location_proj is not None
+        seen = history[:, 1:] if self.location_conv is None else self.location_conv(history)  # (m·B, F, T)
+        moved = keys.key + self.location_proj(seen.transpose(1, 2))
+        context, weights = self.attention(h, PreparedKeys(moved, keys.value, keys.mask))
         return context, weights
 
     # -------------------------------------------------------------------------------------------------- the arguments

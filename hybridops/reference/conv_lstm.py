@@ -222,27 +222,27 @@ class ConvLSTM(nn.Module):
             raise ValueError(f"kernel_size must have as many dimensions in every layer, got {kernel_size!r}")
 
     def forward(self, x: Tensor, hx: tuple[Any, Any] | None = None) -> tuple[Tensor, tuple[Any, Any]]:
+        output, first_states = self._layer_inputs(x, hx)
+        last_states = []
+        for cell, state in zip(self._cells(), first_states, strict=True):
+            output, state = run_steps(cell, output, state)
+            last_states.append(state)
+        return self._results(output, last_states)
+
+    def _layer_inputs(self, x: Tensor, hx: tuple[Any, Any] | None) -> tuple[Tensor, list[States | None]]:
+        """The arguments of `forward`, checked: x (B, T, C, S*), and one (h, c) a layer."""
         first = self._cells()[0]
         check_shape("x", x, (*("BT" if self.batch_first else "TB"), first.input_dim, *first._space()))
-        output = x if self.batch_first else x.transpose(0, 1)
-        states = []
-        for cell, state in zip(self._cells(), self._split_states(hx), strict=True):
-            output, state = self._run_layer(cell, output, state)
-            states.append(state)
-        return (output if self.batch_first else output.transpose(0, 1)), self._join_states(states)
+        return (x if self.batch_first else x.transpose(0, 1)), self._split_states(hx)
+
+    def _results(self, output: Tensor, states: list[States]) -> tuple[Tensor, tuple[Any, Any]]:
+        """What `forward` returns, of the last layer's output (B, T, H, S*) and one (h_n, c_n) a layer."""
+        h_n, c_n = zip(*states, strict=True)
+        stacked = (list(h_n), list(c_n)) if isinstance(self.hidden_dim, list) else (torch.stack(h_n), torch.stack(c_n))
+        return (output if self.batch_first else output.transpose(0, 1)), stacked
 
     def _cells(self) -> list[ConvLSTMCell]:
         return list(self.cell_list)  # type: ignore[arg-type]  # a ModuleList is of modules of any kind
-
-    def _run_layer(self, cell: ConvLSTMCell, x: Tensor, state: States | None) -> tuple[Tensor, States]:
-        """One layer over the sequence: x (B, T, C, S*) -> output (B, T, H, S*), (h_n, c_n) of (B, H, S*) each."""
-        state = cell.initial_states(x) if state is None else state
-        hidden = []
-        for x_t in x.unbind(1):
-            state = cell(x_t, state)
-            hidden.append(state[0])
-        output = torch.stack(hidden, dim=1) if hidden else state[0][:, None][:, :0]
-        return output, state
 
     def _split_states(self, hx: tuple[Any, Any] | list[States] | None) -> list[States | None]:
         """hx as one (h, c) a layer."""
@@ -280,12 +280,19 @@ class ConvLSTM(nn.Module):
             )
         return sizes == [[first, first], [second, second]]
 
-    def _join_states(self, states: list[States]) -> tuple[Any, Any]:
-        h_n, c_n = zip(*states, strict=True)
-        return (list(h_n), list(c_n)) if isinstance(self.hidden_dim, list) else (torch.stack(h_n), torch.stack(c_n))
-
     def extra_repr(self) -> str:
         return f"num_layers={self.num_layers}, batch_first={self.batch_first}"
+
+
+def run_steps(cell: ConvLSTMCell, x: Tensor, state: States | None) -> tuple[Tensor, States]:
+    """The cell, step by step: x (B, T, C, S*) -> output (B, T, H, S*), (h_n, c_n) of (B, H, S*) each."""
+    state = cell.initial_states(x) if state is None else state
+    hidden = []
+    for x_t in x.unbind(1):
+        state = cell(x_t, state)
+        hidden.append(state[0])
+    output = torch.stack(hidden, dim=1) if hidden else state[0][:, None][:, :0]
+    return output, state
 
 
 def _per_layer(name: str, value: Any, num_layers: int) -> list[Any]:

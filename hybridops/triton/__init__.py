@@ -69,9 +69,11 @@ def unsupported_reason(family: str, x: Tensor, spatial_dims: int) -> str | None:
 def _families() -> dict[str, ModuleType]:
     if unavailable_reason() is not None:
         return {}
-    from hybridops.triton import additive_attention, conv_lstm
+    from hybridops.triton import additive_attention, attention_decoder, conv_lstm
 
-    return {"conv_lstm": conv_lstm, "additive_attention": additive_attention}
+    return {
+        "conv_lstm": conv_lstm, "additive_attention": additive_attention, "attention_decoder": attention_decoder,
+    }  # fmt: skip
 
 
 def _description() -> str:

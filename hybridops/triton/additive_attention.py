@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import triton
@@ -49,8 +50,10 @@ MAX_VALUE_CHANNELS = 256
 # --------------------------------------------------------------------------------------------------- what is here
 
 
-def additive_scores_forward(q: Tensor, k: Tensor, v: Tensor, activation: Activation) -> Tensor:
-    return _scores(q, k, v, None, 1.0, *activation, None, None)
+def additive_scores_forward(
+    q: Tensor, k: Tensor, v: Tensor, activation: Activation, prepared: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    return _scores(q, k, v, None, 1.0, *activation, *(prepared or (None, None)))
 
 
 def additive_attention_forward(
@@ -145,11 +148,25 @@ def _pairs(q, k, v, score_bias, scale, activation, negative_slope, key_exponenti
     else:  # the kernel walks along the channels
         q, k = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k))
         factors = (None,) * 4
-    bias = _broadcast(score_bias, (batch, queries, keys))
-    strides = (*q.stride(), *k.stride(), v.stride(0), *bias[1:])
-    constants = {"ACTIVATION": activation, "SLOPE": negative_slope, "SCALE": scale}
-    constants |= {"WIDTH": _power_of_two(width), "RANGE": QUOTIENT_RANGE[accumulation_dtype(q.dtype)]}
-    return Pairs(q, k, v, bias.ptr, *factors, queries, keys, width, *strides), constants
+    bias = None if score_bias is None else score_bias.expand(batch, queries, keys)
+    return pairs_of(q, k, v, bias, factors), score_constants(q, scale, activation, negative_slope)
+
+
+def pairs_of(
+    q: Tensor,  # (B,S,A)
+    k: Tensor,  # (B,T,A)
+    v: Tensor,  # (A,)
+    score_bias: Tensor | None,  # (B,S,T)
+    factors: tuple[Tensor | None, ...],  # of `_exponentials`, of q and of k; None but for tanh
+) -> Pairs:
+    bias = strided(score_bias)
+    sizes = (*q.shape[1:2], *k.shape[1:])
+    return Pairs(q, k, v, bias.ptr, *factors, *sizes, *q.stride(), *k.stride(), v.stride(0), *bias[1:])
+
+
+def score_constants(q: Tensor, scale: float, activation: str, negative_slope: float) -> dict[str, Any]:
+    constants: dict[str, Any] = {"ACTIVATION": activation, "SLOPE": negative_slope, "SCALE": scale}
+    return constants | {"WIDTH": _power_of_two(q.shape[-1]), "RANGE": QUOTIENT_RANGE[accumulation_dtype(q.dtype)]}
 
 
 def _weights_fake(q, k, v, score_bias, scale, activation, negative_slope, key_exponentials, key_bounds, mask):
@@ -277,7 +294,7 @@ def _row_gradients(
     dv = grad.new_empty(batch, grid[1], width) if with_dv else None
     launch(
         gradients_kernel, grid, config,
-        strided(grad), strided(x), strided(y), v, v.stride(0), dx, dv, rows, others,
+        strided(grad), strided(x), strided(y), v, v.stride(0), strided(dx), dv, rows, others,
         A=width, RANGE=QUOTIENT_RANGE[grad.dtype], **act,
     )  # fmt: skip
     return dv

@@ -12,7 +12,7 @@ from hybridops.triton.math import cast, exponential, offset, reciprocal
 
 @triton.jit
 def gradients_kernel(
-    grad, x, y, v_ptr, v_a, dx_ptr, dv_ptr, X, Y,
+    grad, x, y, v_ptr, v_a, dx, dv_ptr, X, Y,
     A: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, RANGE: tl.constexpr,
     BLOCK_X: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_A: tl.constexpr,
 ):  # fmt: skip
@@ -64,8 +64,8 @@ def gradients_kernel(
                     b_dv += b_grad[:, None] * b_act
 
     b_v = tl.load(v_ptr + offset(a, v_a), a < A, 0.0).to(acc)
-    p_dx = dx_ptr + (b * X + n)[:, None] * A + a[None]
-    tl.store(p_dx, cast(b_dx * b_v[None], dx_ptr.dtype.element_ty), inside)
+    p_dx = dx.ptr + b * dx.batch + offset(n, dx.row)[:, None] + offset(a, dx.column)[None]
+    tl.store(p_dx, cast(b_dx * b_v[None], dx.ptr.dtype.element_ty), inside)
     if dv_ptr is not None:
         p_dv = dv_ptr + (b * blocks + n_block) * A + a
         tl.store(p_dv, tl.sum(b_dv, 0), a < A)

@@ -33,10 +33,14 @@ from hybridops.contract import (
     AttentionInputs,
     ConvLSTMInputs,
     ConvLSTMStates,
+    DecoderInputs,
+    DecoderOptions,
+    DecoderUpstreamGrads,
     Save,
     StateGradients,
 )
-from hybridops.triton import additive_attention, conv_lstm
+from hybridops.formulas.attention_decoder import CELLS, GATES, QUERIES
+from hybridops.triton import additive_attention, attention_decoder, attention_decoder_kernels, conv_lstm
 from hybridops.triton.launch import Config, options
 
 # Bytes of shared memory that a block may have, by compute capability (CUDA C++ Programming Guide, technical
@@ -45,8 +49,14 @@ SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 POINTERS = {
     torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.bool: "*i1",
 }  # fmt: skip
+FAMILIES = {
+    "conv_lstm": conv_lstm, "additive_attention": additive_attention, "attention_decoder": attention_decoder,
+}  # fmt: skip
 # Of queries, keys and channels: strides and sizes that are multiples of a vector, and that are not.
 SIZES = {"even": 64, "odd": 63}
+
+
+DECODER_KERNELS = [name for name in vars(attention_decoder_kernels) if name.endswith("_kernel")]
 
 
 class Launch(NamedTuple):
@@ -94,9 +104,8 @@ def main() -> int:
 
 
 def compiled(launch: Launch, arch: int) -> Usage:
-    module = {"conv_lstm": conv_lstm, "additive_attention": additive_attention}[launch.module]
     source = ASTSource(
-        fn=getattr(module, launch.kernel),
+        fn=getattr(FAMILIES[launch.module], launch.kernel),
         signature=dict(launch.signature),
         constexprs=dict(launch.constants),
         attrs={path: [["tt.divisibility", 16]] for path in launch.aligned},
@@ -118,6 +127,7 @@ def compiled(launch: Launch, arch: int) -> Usage:
 def all_launches() -> Iterator[Launch]:
     yield from conv_lstm_launches()
     yield from additive_attention_launches()
+    yield from attention_decoder_launches()
 
 
 def conv_lstm_launches() -> Iterator[Launch]:
@@ -218,6 +228,45 @@ def attention_inputs(dtype: torch.dtype, size: int) -> tuple[Tensor, ...]:
     return q, k, v, mask, torch.zeros(mask.shape, dtype=torch.promote_types(dtype, torch.float32))
 
 
+def attention_decoder_launches() -> Iterator[Launch]:
+    """What the additive family does not launch too: with all arguments, with the fewest, and with sizes of one."""
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    everything = list(product((torch.bfloat16, torch.float32, torch.float64), ("tanh",), SIZES.items(), (False, True)))
+    everything += [(torch.float32, activation, item, False) for activation in ACTIVATIONS[1:] for item in SIZES.items()]
+    everything += [(torch.float32, "tanh", ("one of everything", 1), least) for least in (False, True)]
+    for (dtype, activation, (case, size), least), cell in product(everything, CELLS):
+        name = f"{str(dtype).removeprefix('torch.')}, {activation}, {case}{', least' if least else ''}"
+        for launch in recorded("attention_decoder", name, run_decoder, dtype, activation, size, cell, least):
+            of_activation = launch.kernel == "gradients_kernel"
+            if of_activation or (launch.kernel in DECODER_KERNELS and activation == "tanh"):
+                yield launch
+
+
+def run_decoder(dtype: torch.dtype, activation: str, size: int, cell: str, least: bool) -> None:
+    """All sizes are `size`, but for two steps."""
+    acc, steps = torch.promote_types(dtype, torch.float32), min(size, 2)
+
+    def zeros(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.zeros(shape, dtype=dtype)
+
+    gates, pairs = GATES[cell] * size, (size, steps, size)
+    state, square, row = zeros(size, size), zeros(size, size), zeros(size)
+    inputs = DecoderInputs(
+        x_gates=zeros(size, steps, gates), key=zeros(size, size, size), value=zeros(size, size, size), v=row, h0=state,
+        cell0=state.to(acc) if cell == "lstm" else None, context0=None, w_q=square, b_q=None, w_c=zeros(gates, size),
+        w_h=zeros(gates, size), b_h=None, w_beta=None if least else square, b_beta=None,
+        mask=None if least else square > 0, score_bias=None if least else zeros(*pairs, dtype=acc),
+        keep=None if least else zeros(*pairs), lengths=None if least else torch.zeros(size, dtype=torch.int64),
+    )  # fmt: skip
+    options = DecoderOptions(Activation(activation, 0.01), 1.0, cell, QUERIES[least])
+    states = attention_decoder.attention_decoder_forward(inputs, options, not least)
+    if least:  # its backward is that of what is saved
+        states = attention_decoder.attention_decoder_forward(inputs, options, True)
+    grads = DecoderUpstreamGrads(*(None if least else zeros(*pairs) for _ in DecoderUpstreamGrads._fields))
+    grads = grads._replace(h_n=None, cell_n=None)
+    attention_decoder.attention_decoder_backward(grads, inputs, options, states)
+
+
 def recorded(module: str, case: str, run: Callable[..., None], *arguments: Any) -> list[Launch]:
     """What `run` would launch. Nothing is launched, so results stay uninitialised."""
     launches: list[Launch] = []
@@ -225,7 +274,8 @@ def recorded(module: str, case: str, run: Callable[..., None], *arguments: Any) 
     def note(kernel: Any, grid: tuple[int, ...], config: Config, *values: Any, **constants: Any) -> None:
         launches.append(specialised(module, case, kernel, config, values, constants))
 
-    conv_lstm.launch = additive_attention.launch = note
+    for family in FAMILIES.values():
+        family.launch = note
     run(*arguments)
     return launches
 

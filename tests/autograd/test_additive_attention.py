@@ -53,6 +53,56 @@ def test_gradcheck(target, activation):
         assert torch.autograd.gradgradcheck(function, arguments, fast_mode=True)
 
 
+def test_gradcheck_of_log_sum_exp(target):
+    """All three results, with a row that may attend nothing: its lse is a constant -inf, and left out."""
+    inputs, mask = problem(target, queries=2, width=3)
+    leaves = {name: t.requires_grad_() for name, t in inputs.items()}
+
+    def attend(*tensors):
+        arguments = dict(zip(leaves, tensors, strict=True))
+        options = {"mask": mask, "scale": 0.7, "return_weights": True, "return_lse": True, "backend": target.backend}
+        context, weights, lse = HF.additive_attention(**arguments, **options)
+        return context, weights, lse[:1]
+
+    assert torch.autograd.gradcheck(attend, tuple(leaves.values()), fast_mode=True)
+    assert torch.autograd.gradgradcheck(attend, tuple(leaves.values()), fast_mode=True)
+
+
+def location_problem(target):
+    inputs, mask = problem(target, queries=2, width=3)
+    del inputs["score_bias"]
+    generator = torch.Generator().manual_seed(1)
+    others = {"history": torch.rand(2, 2, 5, generator=generator), "weight": torch.randn(3, 2, 3, generator=generator)}
+    return inputs | cast(others, torch.float64, target.device), mask
+
+
+def test_gradcheck_of_a_location(target):
+    inputs, mask = location_problem(target)
+    leaves = {name: t.requires_grad_() for name, t in inputs.items()}
+
+    def attend(*tensors):
+        arguments = dict(zip(leaves, tensors, strict=True))
+        return HF.location_attention(**arguments, mask=mask, scale=0.7, backend=target.backend)
+
+    assert torch.autograd.gradcheck(attend, tuple(leaves.values()), fast_mode=True)
+    assert torch.autograd.gradgradcheck(attend, tuple(leaves.values()), fast_mode=True)
+
+
+@pytest.mark.parametrize("needed", ["query", "key", "value", "v", "history", "weight"])
+def test_one_gradient_of_a_location_alone(target, needed):
+    inputs, mask = location_problem(target)
+
+    def attend(**leaves):
+        results = HF.location_attention(**inputs | leaves, mask=mask, backend=target.backend)
+        return dict(zip(("context", "weights"), results, strict=True))
+
+    want = with_gradients(attend, inputs)[f"d {needed}"]
+    others = {name: t.detach() for name, t in inputs.items()}
+    inputs = others
+    got = with_gradients(attend, {needed: others[needed]})[f"d {needed}"]
+    torch.testing.assert_close(got, want, **tolerances.FLOAT64)
+
+
 def test_second_derivatives_with_prepared_keys(target):
     """The exponentials were taken once, outside of any graph; the keys' gradients do not go through them."""
     inputs, _ = problem(target, queries=2, width=3)

@@ -17,6 +17,7 @@ from tests.decoder_problems import (
     fused_decoder,
     plain_decoder,
     problem,
+    with_location,
 )
 from tests.problems import cast, with_gradients
 
@@ -49,6 +50,22 @@ def test_gradcheck(decoder_target, cell, query, variant):
         return tuple(fused(decoder_target, **dict(zip(leaves, tensors, strict=True)), **options).values())
 
     assert torch.autograd.gradcheck(function, tuple(leaves.values()), fast_mode=True)
+
+
+@cells
+@queries
+@pytest.mark.parametrize("channels", [1, 2])
+def test_gradcheck_with_a_location(target, cell, query, channels):
+    """By the formulas' loop, whatever back end scores."""
+    leaves, options = leaves_and_options(target, cell, query, steps=3, hidden=3)
+    location = with_location({"v": leaves["v"].detach()}, channels)["location"]
+    leaves |= {"location": location.to(target.device).requires_grad_()}
+
+    def function(*tensors):
+        return tuple(fused(target, **dict(zip(leaves, tensors, strict=True)), **options).values())
+
+    assert torch.autograd.gradcheck(function, tuple(leaves.values()), fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, tuple(leaves.values()), fast_mode=True)
 
 
 @pytest.mark.slow

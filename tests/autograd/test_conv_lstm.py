@@ -219,9 +219,9 @@ def check_op(target, save="gates", dtype=torch.float32, needed=NAMES, given=GRAD
     grads = [torch.ones_like(t) for t in outside(states, inputs["x"].dim() - 3)]
     grads = dict(zip(GRADIENTS, grads, strict=True))
     grads = [grad if name in given else None for name, grad in grads.items()]
-    call = (backend.__name__, [*inputs.values()], wanted, *states, *grads)
-    assert len(torch.ops.hybridops.conv_lstm_gradients.default(*call)) == sum(wanted)
-    torch.library.opcheck(torch.ops.hybridops.conv_lstm_gradients.default, call, test_utils=tests)
+    call = (inside.__module__, backend.__name__, [*inputs.values()], wanted, [*states], grads)
+    assert len(torch.ops.hybridops.recurrence_gradients.default(*call)) == sum(wanted)
+    torch.library.opcheck(torch.ops.hybridops.recurrence_gradients.default, call, test_utils=tests)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from hybridops import native
+from hybridops.autograd import conv_lstm
 from tests import tolerances
 from tests.modules.agreement import examples, pair, results
 from tests.native.test_sizes import GRU, OPS, arguments, run, schema
@@ -142,12 +143,12 @@ def test_the_op_of_compiled_graphs_has_none():
     inputs = cast(conv_lstm_inputs(), torch.float32)
     backend = native.__name__ + ".conv_lstm"
     hs, cs, gates = torch.zeros(3, 2, 4, 5, 4), torch.zeros(3, 2, 4, 5, 4), torch.zeros(3, 2, 4, 5, 16)
-    op = torch.ops.hybridops.conv_lstm_gradients.default
-    states, grads = (hs, cs, gates), (torch.ones(2, 3, 4, 4, 5), None, None)
-    arguments = (backend, list(inputs.values()), [True] + [False] * 6, *states, *grads)
+    op = torch.ops.hybridops.recurrence_gradients.default
+    states, grads = [hs, cs, gates], [torch.ones(2, 3, 4, 4, 5), None, None]
+    arguments = (conv_lstm.__name__, backend, list(inputs.values()), [True] + [False] * 6, states, grads)
     assert len(op(*arguments)) == 1
     inputs["x"].requires_grad_()
-    with pytest.raises(RuntimeError, match=r"^hybridops::conv_lstm_gradients has no derivative"):
+    with pytest.raises(RuntimeError, match=r"^hybridops::recurrence_gradients has no derivative"):
         op(*arguments)
     with torch.no_grad():
         assert len(op(*arguments)) == 1

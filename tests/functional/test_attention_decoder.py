@@ -25,6 +25,7 @@ from tests.decoder_problems import (
     fused_decoder,
     plain_decoder,
     problem,
+    with_location,
 )
 from tests.problems import Tensors, assert_parity, cast, with_gradients
 
@@ -126,6 +127,40 @@ def test_any_shapes(decoder_target, case):
 
 
 # ------------------------------------------------------------------------------------------------------- arguments
+
+
+@cells
+@queries
+@pytest.mark.parametrize(("channels", "kernel"), [(2, 3), (1, 1), (2, 9), (1, 5)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_location(target, cell, query, channels, kernel, dtype):
+    inputs, options = problem(cell, query, "everything")
+    check(target, with_location(inputs, channels, kernel), options | {"activation": "tanh"}, dtype)
+
+
+@pytest.mark.parametrize("variant", ["plain", "mask", "lengths", "score_bias, scale", "leaky_relu"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_location_variants(target, variant, dtype):
+    inputs, options = problem("lstm", "previous", variant)
+    check(target, with_location(inputs), options, torch.float64 if "relu" in variant else dtype)
+
+
+@cells
+def test_location_and_dropout(target, cell):
+    """What a location sees are the weights that made the contexts."""
+    inputs = cast(with_location(decoder_inputs(cell=cell)), torch.float64, target.device)
+    torch.manual_seed(0)
+    ones = inputs["value"].new_ones(3, 1, 5)
+    keep = torch.cat([torch.nn.functional.dropout(ones, 0.4) for _ in range(4)], 1)
+    want = with_gradients(partial(plain_decoder, cell=cell, keep=keep), inputs)
+    torch.manual_seed(0)
+    got = with_gradients(fused_decoder, inputs, cell=cell, dropout_p=0.4, backend=target.backend)
+    torch.testing.assert_close(got, want, **tolerances.FLOAT64)
+
+
+@pytest.mark.parametrize("empty", ["batch", "inputs", "values"])
+def test_empty_with_a_location(target, empty):
+    check(target, with_location(decoder_inputs(**{empty: 0})), {})
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (1, 5), (5,), (3, 1), (1, 1), ()], ids=str)
@@ -345,6 +380,23 @@ WRONG = {
     ),
     "score_bias": (
         {"score_bias": torch.zeros(4, 6)}, ValueError, "score_bias must be broadcastable to (3, 4, 5), got (4, 6)"
+    ),
+    "location": ({"location": torch.zeros(6, 2, 3)}, ValueError, "location must have shape (7, C, K), got (6, 2, 3)"),
+    "location's channels": (
+        {"location": torch.zeros(7, 3, 3)}, ValueError,
+        "location must have 1 or 2 channels and an odd kernel, got (3, 3)",
+    ),
+    "no key for a location": (
+        {"location": torch.zeros(7, 2, 3), "key": torch.zeros(3, 0, 7), "value": torch.zeros(3, 0, 4)}, ValueError,
+        "key must have a position at least where there is a location, got none",
+    ),
+    "location's kernel": (
+        {"location": torch.zeros(7, 2, 4)}, ValueError,
+        "location must have 1 or 2 channels and an odd kernel, got (2, 4)",
+    ),
+    "location's dtype": (
+        {"location": torch.zeros(7, 2, 3).double()}, TypeError,
+        "location must have the dtype of x, torch.float32, got torch.float64",
     ),
     "lengths": ({"lengths": torch.ones(3)}, TypeError, "lengths must be a tensor of integers, got torch.float32"),
     "lengths' shape": ({"lengths": LENGTHS[:2]}, ValueError, "lengths must have shape (3), got (2)"),

@@ -7,6 +7,8 @@ import torch
 
 import hybridops.functional as HF
 from tests import tolerances
+from tests.decoder_problems import decoder_inputs, fused_decoder, with_location
+from tests.functional.test_additive_attention import fused_location, fused_with_lse, location_inputs
 from tests.problems import attention_inputs, conv_lstm_inputs, fused_attention, fused_conv_lstm, with_gradients
 
 pytestmark = pytest.mark.slow
@@ -27,6 +29,9 @@ FUNCTIONS = {
     "conv_lstm_cell": (one_step, conv_lstm_inputs(peephole="channel"), {}),
     "additive_scores": (scores, attention_inputs(), {}),
     "additive_attention": (fused_attention, attention_inputs(score_bias=True), {"mask": torch.ones(2, 5) > 0}),
+    "additive_attention, lse": (fused_with_lse, attention_inputs(score_bias=True), {"mask": torch.ones(2, 5) > 0}),
+    "location_attention": (fused_location, location_inputs(), {}),
+    "attention_decoder, location": (fused_decoder, with_location(decoder_inputs(steps=2)), {}),
 }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridops import models
@@ -29,6 +30,16 @@ def words(*shape: int, vocabulary: int = 11) -> Tensor:
     return torch.randint(3, vocabulary, shape)
 
 
+def more_words(inputs: Inputs) -> Inputs:
+    return (torch.cat([inputs[0], words(4, 3)], 1), *inputs[1:])
+
+
+def logits_alone(model: nn.Module) -> nn.Module:
+    """Of a model that gives its state too."""
+    model.register_forward_hook(lambda module, args, output: output[0])
+    return model
+
+
 LENGTHS = torch.tensor([6, 2, 5, 3])
 
 CASES = {
@@ -49,6 +60,38 @@ CASES = {
         lambda dtype: (words(4, 6), words(4, 5, vocabulary=9), LENGTHS),
         lambda inputs: (torch.cat([inputs[0], words(4, 3)], 1), *inputs[1:]),
         lambda inputs: inputs[:2],
+    ),
+    "TransformerSeq2Seq": Case(
+        lambda: models.TransformerSeq2Seq(11, 9, 8, 2, feedforward_dim=16, dropout=0.0),
+        lambda dtype: (words(4, 6), words(4, 5, vocabulary=9), LENGTHS),
+        more_words,
+        lambda inputs: inputs[:2],
+    ),
+    "TextClassifier": Case(
+        lambda: models.TextClassifier(11, 6, 3, 8, 2),
+        lambda dtype: (words(4, 6), LENGTHS),
+        more_words,
+        lambda inputs: inputs[:1],
+    ),
+    "SentimentClassifier": Case(
+        lambda: models.SentimentClassifier(11, 6, 8, 3, 2),
+        lambda dtype: (words(4, 6), LENGTHS),
+        more_words,
+        lambda inputs: inputs[:1],
+    ),
+    "SequenceClassifier": Case(
+        lambda: models.SequenceClassifier(5, 8, 3, 2, cell="gru", bidirectional=True),
+        lambda dtype: (torch.randn(4, 6, 5, dtype=dtype), LENGTHS),
+        lambda inputs: (F.pad(inputs[0], (0, 0, 0, 3), value=7.0), inputs[1]),
+        lambda inputs: inputs[:1],
+    ),
+    "MLP": Case(lambda: models.MLP(5, (16,), 3), lambda dtype: (torch.randn(4, 5, dtype=dtype),)),
+    "ConvClassifier": Case(lambda: models.ConvClassifier(2, 3), lambda dtype: (torch.randn(4, 2, 8, 9, dtype=dtype),)),
+    "Forecaster": Case(
+        lambda: models.Forecaster(3, 8, relative=True), lambda dtype: (torch.randn(4, 6, 3, dtype=dtype),)
+    ),
+    "MusicGenerator": Case(
+        lambda: logits_alone(models.MusicGenerator(9, 16, 32)), lambda dtype: (words(4, 6, vocabulary=9),)
     ),
     **{
         f"VisualQuestionAnswering, {fusion}": Case(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import hybridops
-from hybridops import backends, reference
+from hybridops import backends, reference, triton
 from hybridops.reference import DecoderState
 from tests import tolerances
 from tests.decoder_problems import CELLS, LENGTHS, MASK, QUERIES
@@ -35,7 +35,8 @@ variants = pytest.mark.parametrize("arguments", VARIANTS.values(), ids=VARIANTS)
 SIZES = {"input_dim": 3, "hidden_dim": 6, "memory_dim": 4, "attn_dim": 7}
 
 # None: the fastest, or the plain forward through the parts where nothing compiled is here
-BACKENDS = [None, *(name for name in backends.names() if "attention_decoder" in backends.get(name).families)]
+HERE = [name for name in backends.names() if name != "triton" or triton.INTERPRETED]  # those that run on the CPU
+BACKENDS = [None, *(name for name in HERE if "attention_decoder" in backends.get(name).families)]
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
@@ -90,6 +91,141 @@ def test_variants(cell, query, arguments, backend, training):
         for need_weights in (True, False):
             assert_both(modules, tensors(cell), seed=3, need_weights=need_weights, **keywords)
     assert_both(modules, tensors(cell, states=False), seed=3)
+
+
+@cells
+@queries
+def test_several_heads(cell, query):
+    """The loop over the steps, on the fused attention; a back end that was named says that it has no such op."""
+    modules = decoders(None, cell=cell, query=query, attn_dim=6, num_heads=2, context_gate=True)
+    assert modules[1].attention.v.weight.shape == (2, 3)
+    assert_both(modules, tensors(cell), need_weights=True, mask=MASK, lengths=LENGTHS)
+    x, memory, hx = tensors(cell)
+    with torch.no_grad():
+        want = modules[0](x, memory, hx, mask=MASK, need_weights=True)
+        state = modules[1].start(memory, hx, mask=MASK)
+        for s in range(x.shape[1]):
+            output, context, weights, state = modules[1].step(x[:, s], state)
+            got, wanted = (output, context, weights), (want[0][:, s], want[2][:, s], want[3][:, s])
+            torch.testing.assert_close(got, wanted, **tolerances.FLOAT64)
+    modules[1].backend = "native"
+    with pytest.raises(RuntimeError, match="attention has 2 heads"):
+        modules[1](x, memory, hx)
+
+
+LOCATIONS = {
+    "convolution": {"location": "convolution", "location_filters": 2, "location_kernel": 3},
+    "coverage": {"location": "coverage"},
+    "convolution, gate": {
+        "location": "convolution", "location_filters": 1, "location_kernel": 5, "context_gate": True
+    },
+    "heads": {"location": "coverage", "num_heads": 2, "attn_dim": 6},
+    "dropout": {"location": "coverage", "dropout": 0.4},
+}  # fmt: skip
+locations = pytest.mark.parametrize("arguments", LOCATIONS.values(), ids=LOCATIONS)
+
+
+@cells
+@queries
+@locations
+def test_locations(cell, query, arguments):
+    """The same as the plain module, gradients included, in training and step by step."""
+    modules = decoders(None, cell=cell, query=query, **arguments)
+    for keywords in ({}, {"mask": MASK, "lengths": LENGTHS}):
+        for need_weights in (True, False):
+            assert_both(modules, tensors(cell), seed=3, need_weights=need_weights, **keywords)
+    assert_both(modules, tensors(cell, batch=0), need_weights=True)
+    x, memory, hx = tensors(cell)
+    for module in modules:
+        module.eval()
+        with torch.no_grad():
+            want = modules[0](x, memory, hx, mask=MASK, need_weights=True)
+            state = module.start(memory, hx, mask=MASK)
+            for s in range(x.shape[1]):
+                output, context, weights, state = module.step(x[:, s], state)
+                got, wanted = (output, context, weights), (want[0][:, s], want[2][:, s], want[3][:, s])
+                torch.testing.assert_close(got, wanted, **tolerances.FLOAT64)
+
+
+def test_a_location_is_that_of_the_papers():
+    """The energies of Shen et al. 2018, written out: query, key, and the projected filters of the two histories."""
+    plain, _ = decoders(None, **LOCATIONS["convolution"])
+    x, memory, (h, c) = tensors("lstm")
+    attention, weight, filters = plain.attention, plain.location_proj.weight, plain.location_conv.weight
+    before = total = torch.zeros(3, 5, dtype=torch.float64)
+    got = plain(x, memory, (h, c), need_weights=True)[3]
+    for s in range(x.shape[1]):
+        padded = torch.nn.functional.pad(torch.stack([before, total], 1), (1, 1))
+        seen = torch.stack([torch.einsum("fck,bck->bf", filters, padded[..., t : t + 3]) for t in range(5)], 1)
+        energy = attention.query_proj(h)[:, None] + attention.key_proj(memory) + seen @ weight.T
+        before = torch.softmax(attention.v(energy.tanh())[..., 0], 1)
+        total = total + before
+        torch.testing.assert_close(got[:, s], before, **tolerances.FLOAT64)
+        context = (before[..., None] * memory).sum(1)
+        h, c = plain.cell(torch.cat([x[:, s], context], 1), (h, c))
+
+
+@locations
+def test_beams_with_a_location(arguments):
+    """Each beam has a history of its own, which goes with it: as if the memory were repeated."""
+    rows, order = torch.arange(3).repeat_interleave(2), torch.tensor([1, 1, 2, 3, 5, 4])
+    x, memory, hx = tensors("lstm", steps=6)
+    with torch.no_grad():
+        for module in (module.eval() for module in decoders(None, **arguments)):
+            *_, state = module.step(x[:, 0], module.start(memory, hx, mask=MASK))
+            *_, state = module.step(x.flatten(0, 1)[:6], state.reorder(rows))
+            *got, state = module.step(x[rows, 2], state.reorder(order))
+            repeated = module.start(memory[rows], tuple(t[rows] for t in hx), mask=MASK[rows])
+            *_, repeated = module.step(x[rows, 0], repeated)
+            *_, repeated = module.step(x.flatten(0, 1)[:6], repeated)
+            *want, repeated = module.step(x[rows, 2], repeated.select(order))
+            torch.testing.assert_close(got, want, **tolerances.FLOAT64)
+            *got, _ = module.step(x[rows[2:], 3], state.select(torch.tensor([1, 2])))
+            *want, _ = module.step(x[rows[2:], 3], repeated.select(torch.arange(2, 6)))
+            torch.testing.assert_close(got, want, **tolerances.FLOAT64)
+
+
+def test_memory_of_a_location():
+    """What a step keeps for its backward has no moved keys: no (B, S, T, A) tensor in all."""
+    _, fused = decoders(None, **LOCATIONS["convolution"] | {"attn_dim": 64})
+    kept: dict[int, int] = {}
+
+    def note(t: Tensor) -> Tensor:
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    sizes = []
+    for steps in (4, 24):
+        kept.clear()
+        x, memory, hx = tensors("lstm", steps=steps, keys=50)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            loss = fused(x, memory, hx)[0].sum()
+        sizes.append(sum(kept.values()))
+        loss.backward()
+    one_key_a_step = 20 * 3 * 50 * 64 * 8
+    assert 0 < sizes[1] - sizes[0] < one_key_a_step / 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments", [LOCATIONS["convolution"], {"num_heads": 2, "attn_dim": 6}], ids=["location", "heads"]
+)
+def test_compiled_loops(arguments):
+    torch._dynamo.reset()
+    _, fused = decoders(None, **arguments)
+    inputs = tensors("lstm", steps=2)
+    want = results(fused, inputs)
+    fused.compile(backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(results(fused, inputs), want, **tolerances.FLOAT64)
+
+
+@pytest.mark.parametrize("name", ["location_proj", "location_conv", "v"])
+def test_a_hook_on_a_part_of_a_location_runs(name):
+    modules = decoders(None, **LOCATIONS["convolution"])
+    for module in modules:
+        part = module.attention.v if name == "v" else getattr(module, name)
+        part.register_forward_hook(lambda _, inputs, out: 2 * out)
+    assert_both(modules, tensors("lstm"), need_weights=True)
 
 
 @cells
@@ -568,8 +704,12 @@ WRONG = {
     "hidden_dim": ({"hidden_dim": 1.5}, TypeError, r"^hidden_dim must be a positive int, got 1.5 of type float$"),
     "cell": ({"cell": "rnn"}, ValueError, r"^cell must be one of 'lstm', 'gru', got 'rnn'$"),
     "query": ({"query": "next"}, ValueError, r"^query must be one of 'previous', 'current', got 'next'$"),
-    "num_heads": ({"num_heads": 2}, ValueError, r"^num_heads must be 1, .* got 2$"),
+    "num_heads": ({"num_heads": 3}, ValueError, "^memory_dim must be a multiple of num_heads, 3, got 4$"),
+    "attn_dim of heads": ({"num_heads": 2}, ValueError, "^attn_dim must be a multiple of num_heads, 2, got 7$"),
     "activation": ({"activation": "gelu"}, ValueError, r"^activation must be one of"),
+    "location": ({"location": "before"}, ValueError, r"^location must be one of 'convolution', 'coverage'"),
+    "location_filters": ({"location_filters": 0}, ValueError, r"^location_filters must be a positive int, got 0$"),
+    "location_kernel": ({"location_kernel": 4}, ValueError, r"^location_kernel must be odd, got 4$"),
     "context_gate": ({"context_gate": 1}, TypeError, r"^context_gate must be a bool, got 1 of type int$"),
     "dropout": ({"dropout": 2.0}, ValueError, r"^dropout must be a number in \[0, 1\], got 2.0$"),
 }

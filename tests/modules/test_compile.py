@@ -69,8 +69,8 @@ def counting_backend(ops: dict[str, Counter]):
 @pytest.mark.parametrize(
     ("kind", "forward", "backward", "layers"),
     [
-        ("ConvLSTMCell", "conv_lstm_forward", "conv_lstm_gradients", 1),
-        ("ConvLSTM", "conv_lstm_forward", "conv_lstm_gradients", 2),
+        ("ConvLSTMCell", "conv_lstm_forward", "recurrence_gradients", 1),
+        ("ConvLSTM", "conv_lstm_forward", "recurrence_gradients", 2),
         ("ConcatAttention", "additive_scores_forward", "additive_scores_backward", 1),
         ("AdditiveAttention", "additive_attention_forward", "additive_scores_backward", 1),
     ],

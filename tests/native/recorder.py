@@ -48,7 +48,7 @@ def record(
         elif family == "attention_decoder":
             for cell in CELLS:
                 for query in QUERIES:
-                    _run_decoder(cell, query, sizes, dtype)
+                    _run_decoder(cell, query, sizes, dtype, packs=backend == "native")
         else:
             inputs = cast(attention_inputs(**sizes), dtype)
             mask = torch.ones(inputs["key"].shape[:2], dtype=torch.bool)
@@ -62,7 +62,7 @@ def record(
     return recorder.calls
 
 
-def _run_decoder(cell: str, query: str, sizes: dict[str, Any], dtype: torch.dtype) -> None:
+def _run_decoder(cell: str, query: str, sizes: dict[str, Any], dtype: torch.dtype, packs: bool) -> None:
     inputs = cast(decoder_inputs(cell=cell, query=query, **sizes), dtype)
     generator = torch.Generator().manual_seed(0)
     batch, steps, _ = inputs["x"].shape
@@ -74,6 +74,8 @@ def _run_decoder(cell: str, query: str, sizes: dict[str, Any], dtype: torch.dtyp
     for options in ({}, {"activation": "relu"}, {**selected, "dropout_p": 0.5}):
         with_gradients(fused_decoder, inputs, **kind, **options)
     fused_decoder(**inputs, **kind)
+    if not packs:
+        return
     columns = inputs["x"].shape[2]
     weights = inputs["weight_q"], inputs["weight_ih"][:, columns:], inputs["weight_hh"], inputs["weight_gate"]
     pack_weights(*weights, cell)

@@ -65,7 +65,7 @@ def test_opcheck_dtypes(family, dtype):
 
 def test_every_op_is_checked():
     names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("hybridops::")}
-    names -= NO_KERNEL | {"hybridops::conv_lstm_gradients"}  # which is not compiled: tests/autograd/test_conv_lstm.py
+    names -= NO_KERNEL | {"hybridops::recurrence_gradients"}  # which is not compiled: tests/autograd/test_conv_lstm.py
     called = {func.name() for family in FAMILIES for func, _ in record(family, {})}
     assert called == names
 

@@ -26,6 +26,9 @@ CONV_LSTM = {"steps": 2, "space": (2, 3), "kernel": (1, 3)}
         ("attention", {"score_bias": True}, torch.bfloat16),
         ("attention", {"queries": 0}, torch.float32),
         ("attention", {"keys": 0}, torch.float32),
+        ("attention_decoder", {"steps": 2}, torch.float64),
+        ("attention_decoder", {"steps": 2, "gate": True, "score_bias": True}, torch.bfloat16),
+        ("attention_decoder", {"steps": 1, "batch": 0}, torch.float32),
     ],
     ids=str,
 )
@@ -43,6 +46,7 @@ def calls() -> dict[str, Call]:
     recorded = record("conv_lstm", CONV_LSTM, torch.float32, "triton")
     for dtype in (torch.float32, torch.float64):
         recorded += record("attention", {}, dtype, "triton")
+    recorded += record("attention_decoder", {"steps": 2, "gate": True}, torch.float32, "triton")
     return {func.name(): (func, args) for func, args in recorded}
 
 
@@ -60,9 +64,12 @@ def test_one_call_a_sequence():
     sizes = CONV_LSTM | {"batch": 1, "steps": 4}
     names = Counter(func.name() for func, _ in record("conv_lstm", sizes, backend="triton"))
     assert names == {"hybridops_triton::conv_lstm_forward": 3, "hybridops_triton::conv_lstm_backward": 2}
+    names = Counter(func.name() for func, _ in record("attention_decoder", {"steps": 3}, backend="triton"))
+    calls = {name: count for name, count in names.items() if "decoder" in name}
+    assert calls == {f"hybridops_triton::attention_decoder_{way}": n for way, n in (("forward", 16), ("backward", 12))}
 
 
-@pytest.mark.parametrize("kind", ["ConvLSTMCell", "ConcatAttention", "AdditiveAttention"])
+@pytest.mark.parametrize("kind", ["ConvLSTMCell", "ConcatAttention", "AdditiveAttention", "AttentionDecoder"])
 def test_compiled(kind):
     arguments, inputs = examples()[kind]
     _, module = pair(kind, **arguments)

@@ -20,7 +20,12 @@ FREE |= {
     ("weights", "k"): (1,),
     ("conv_lstm_forward", "x"): (0,),
 }
-OPS = ("exponentials", "scores", "weights", "attention", "scores_backward", "conv_lstm_forward", "conv_lstm_backward")
+DECODER = ("attention_decoder_forward", "attention_decoder_backward")
+FREE |= {("attention_decoder_forward", "x_gates"): (1,), (DECODER[0], "value"): (2,), (DECODER[0], "w_q"): (1,)}
+OPS = (
+    "exponentials", "scores", "weights", "attention", "scores_backward", "conv_lstm_forward", "conv_lstm_backward",
+    *DECODER,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +34,7 @@ def calls() -> dict[str, Call]:
     recorded = record("conv_lstm", CONV_LSTM, torch.float32, "triton")
     for dtype in (torch.float32, torch.float64):
         recorded += record("attention", {}, dtype, "triton")
+    recorded += record("attention_decoder", {"steps": 2, "gate": True, "score_bias": True}, torch.float32, "triton")
     return {func.name().split("::")[1]: (func, args) for func, args in recorded}
 
 
