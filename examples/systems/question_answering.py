@@ -1,8 +1,8 @@
 """Questions about images (document 002): what each fusion makes of easy-VQA.
 
 Half of the questions are answered by yes or no, so the question alone gets two of three right. What the shape is, and
-which colour, is in the image; whether the answer is yes depends on both at once. A sum of the two cannot express that; a
-product can, and so can a hidden layer after a concatenation.
+which colour, is in the image; whether the answer is yes depends on both at once. A sum of the two cannot express that;
+a product can, and so can a hidden layer after a concatenation.
 """
 
 from __future__ import annotations
