@@ -58,7 +58,6 @@ def test_both_sides_matter_and_all_weights_learn(fusion):
     assert not torch.allclose(model(images, questions.flip(1), lengths), logits)
     logits.square().sum().backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    # the second cross-modal attention sees v alone, its softmax none of what all scores have in common
     assert without == []
 
 
