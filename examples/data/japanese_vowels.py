@@ -48,7 +48,7 @@ def _mask(part: Utterances) -> Tensor:
 def _read(split: str) -> Utterances:
     package = importlib.util.find_spec("aeon")  # its file is read, the package is not imported: that asks for numba
     if package is None or package.origin is None:
-        raise ModuleNotFoundError("the Japanese vowels come with a package: pip install aeon")
+        raise ModuleNotFoundError("the Japanese vowels come with a package: pip install --no-deps aeon")
     path = Path(package.origin).parent / "datasets" / "data" / "JapaneseVowels" / f"JapaneseVowels_{split}.ts"
     rows, speakers = [], []
     for line in path.read_text().lower().partition("@data\n")[2].splitlines():
