@@ -7,6 +7,8 @@ A system is a module here with `run(options) -> list[Row]`, which trains it and 
 from __future__ import annotations
 
 SYSTEMS = {  # name: what it is
+    "multimodal": "a sequence and an image classified together: who speaks, and whose digit is shown (document 003)",
+    "question_answering": "questions about images, by seven fusions (document 002)",
     "translation": "sequence to sequence with attention: the pronunciation of English words (document 001)",
     "verses": "sequence to sequence with attention: English verses into Spanish (document 001)",
     "sentiment": "film reviews, good or bad: CNN-RNN and packed BiLSTM (documents 000 and 004)",

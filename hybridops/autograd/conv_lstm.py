@@ -94,7 +94,8 @@ class ConvLSTM(torch.autograd.Function):
     def backward(
         ctx: Any, grad_output: Tensor | None, grad_hn: Tensor | None, grad_cn: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        inputs, states = ctx.saved_tensors[:-3], ctx.saved_tensors[-3:]
+        *inputs, hs, cs, gates = ctx.saved_tensors  # asked for once: checkpointing gives them once
+        states = (hs, cs, gates)
         needed, grads = ctx.needs_input_grad[3:], (grad_output, grad_hn, grad_cn)
         if all(grad is None for grad in grads):
             return (None,) * 10

@@ -42,7 +42,9 @@ def run(args: argparse.Namespace) -> int:
 
     args.out.mkdir(parents=True, exist_ok=True)
     options = table.Options(smoke=args.smoke, out=args.out, seed=args.seed)
-    all_rows, all_speeds, left_out = [], [], []
+    all_rows: list[table.Row] = []
+    all_speeds: list[table.Speed] = []
+    left_out: list[str] = []
     for name in args.names or SYSTEMS:
         print(f"{name}: {SYSTEMS[name]}", flush=True)
         try:

@@ -22,7 +22,8 @@ known before the first step. Sums are taken, and the cell kept, in the accumulat
 h, q, c are rounded to the dtype of the others at each step.
 
 Only what is sequential is here; the gradients of weights, of key, value and v follow in one product each from what
-`attention_decoder_backward` gives (autograd/attention_decoder.py).
+`attention_decoder_backward` gives (autograd/attention_decoder.py). With a location, where keys are others at each step,
+those of key, v and location are summed here.
 """
 
 from __future__ import annotations
@@ -82,8 +83,7 @@ def attention_decoder_forward(
     """Of at least one step."""
     h, cell = inputs.h0, inputs.cell0
     before = total = inputs.key.new_zeros(inputs.key.shape[:2])
-    weights_of_maps = (inputs.w_q, inputs.w_c, inputs.w_h, inputs.w_beta)
-    maps = _Maps(*(None if w is None else parts.linear_map(w) for w in weights_of_maps))
+    maps = _maps(inputs, parts, lambda weight: weight)
     context = inputs.value.new_zeros(h.shape[0], inputs.value.shape[2]) if inputs.context0 is None else inputs.context0
     rows: list[tuple[Tensor | None, ...]] = []
     for s in range(inputs.x_gates.shape[1]):
@@ -131,19 +131,18 @@ def attention_decoder_backward(
     # of the context that the next step is fed
     dfed = None if previous else torch.zeros_like(states.context[:, 0], dtype=acc)
     rows: list[tuple[Tensor | None, ...]] = []
-    weights_of_maps = (inputs.w_q, inputs.w_c, inputs.w_h, inputs.w_beta)
-    maps = _Maps(*(None if w is None else parts.linear_map(w.T) for w in weights_of_maps))
-    sums = states.weights.cumsum(1)
-    nothing = torch.zeros_like(states.weights[:, 0])
-    dbefore = dtotal = torch.zeros_like(nothing, dtype=acc)
+    maps = _maps(inputs, parts, lambda weight: weight.T)
+    # what a location saw at each step (B,S,T): the weights of the step before, and the sum of all before
+    seen = None if inputs.location is None else _histories(states.weights)
+    dbefore = dtotal = torch.zeros_like(states.weights[:, 0], dtype=acc)  # the gradients of those, of later steps
     dkey = dv = dlocation = None
     for s in reversed(range(steps)):
         grad_output, grad_context, grad_weights = (
             None if g is None else g[:, s].to(acc) for g in (grads.output, grads.context, grads.weights)
         )
         moved = inputs
-        if inputs.location is not None:
-            history = (states.weights[:, s - 1], sums[:, s - 1]) if s else (nothing, nothing)
+        if seen is not None:
+            history = seen[0][:, s], seen[1][:, s]
             moved, grad_weights = _moved(inputs, *history), _add(dbefore + dtotal, grad_weights)
         if previous:
             da, da_h, dh_before, dcell_before = _cell_backward(
@@ -159,10 +158,10 @@ def attention_decoder_backward(
             dh_here = _add(dh, grad_output) + _from_attention(attention, maps)
             da, da_h, dh_before, dcell_before = _cell_backward(dh_here, dcell, s, inputs, options, states, maps)
             dfed_before = maps.c(da)
-        if inputs.location is not None:
+        if seen is not None:
             dhistory, dlocation_s = _location_backward(of_keys[0], history, inputs.location.to(acc))
-            dbefore, dtotal = dhistory[:, 0], dtotal + dhistory[:, -1]
-            dbefore = dbefore if inputs.location.shape[1] == 2 else torch.zeros_like(dtotal)
+            dtotal = dtotal + dhistory[:, -1]
+            dbefore = dhistory[:, 0] if dhistory.shape[1] == 2 else torch.zeros_like(dtotal)
             dkey, dv = _add(of_keys[0], dkey), _add(of_keys[1], dv)
             dlocation = _add(dlocation_s, dlocation)
         row = (da, da_h, *attention)
@@ -184,6 +183,18 @@ def attention_decoder_backward(
         None if dbeta is None else dbeta.to(dtype), dh.to(dtype), dcell, None if dfed is None else dfed.to(dtype),
         *(None if t is None else t.to(dtype) for t in (dkey, dv, dlocation)),
     )  # fmt: skip
+
+
+def _maps(inputs: DecoderInputs, parts: Parts, of: Callable[[Tensor], Tensor]) -> _Maps:
+    weights = (inputs.w_q, inputs.w_c, inputs.w_h, inputs.w_beta)
+    return _Maps(*(None if weight is None else parts.linear_map(of(weight)) for weight in weights))
+
+
+def _histories(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """(B,S,T): the weights of the step before each, and the sum of all before; zeros at the first."""
+    first = torch.zeros_like(weights[:, :1])
+    before = torch.cat([first, weights[:, :-1]], 1)
+    return before, before.cumsum(1)
 
 
 def _moved(inputs: DecoderInputs, before: Tensor, total: Tensor) -> DecoderInputs:

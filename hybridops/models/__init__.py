@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from hybridops.models.forecasting import AnomalyDetector, Forecaster
+from hybridops.models.multimodal import MultimodalClassifier
 from hybridops.models.music import MusicGenerator
+from hybridops.models.question_answering import VisualQuestionAnswering
 from hybridops.models.seq2seq import Seq2Seq
 from hybridops.models.sequence import MLP, ConvClassifier, SequenceClassifier
 from hybridops.models.text import SentimentClassifier, TextClassifier
@@ -14,10 +16,12 @@ __all__ = [
     "AnomalyDetector",
     "ConvClassifier",
     "Forecaster",
+    "MultimodalClassifier",
     "MusicGenerator",
     "SentimentClassifier",
     "Seq2Seq",
     "SequenceClassifier",
     "TextClassifier",
     "TransformerSeq2Seq",
+    "VisualQuestionAnswering",
 ]

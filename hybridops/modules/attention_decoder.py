@@ -89,9 +89,10 @@ class FusedAttentionDecoder(AttentionDecoder):
     scores.
 
     Decoding: `start` projects the memory and takes the exponentials of its keys, once, and without gradients it may
-    pack the weights, those of a vocabulary too: they count as they are then. `step` is one op on those, or a step of
-    the plain loop on the fused attention (in training, and for several rows an entry of the memory, where weights count
-    as they are at the step). `DecoderState` has `logits`, and `reorder` and `select` for searches.
+    pack the weights, those of a vocabulary too: they count as they are then. `step` is one op on those, for all rows of
+    an entry of the memory, or a step of the plain loop on the fused attention (in training, with several heads or a
+    location: there weights count as they are at the step). `DecoderState` has `logits`, and `reorder` and `select` for
+    searches.
 
     Raises:
         TypeError, ValueError: an argument, or the shape of an input, is not as said here.

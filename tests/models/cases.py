@@ -93,4 +93,24 @@ CASES = {
     "MusicGenerator": Case(
         lambda: logits_alone(models.MusicGenerator(9, 16, 32)), lambda dtype: (words(4, 6, vocabulary=9),)
     ),
+    **{
+        f"VisualQuestionAnswering, {fusion}": Case(
+            lambda fusion=fusion: models.VisualQuestionAnswering(
+                11, 5, fusion=fusion, embed_dim=6, hidden_dim=8, fused_dim=7, channels=(4, 8)
+            ),
+            lambda dtype: (torch.rand(4, 3, 16, 16).to(dtype), words(4, 6), LENGTHS),
+            lambda inputs: (inputs[0], torch.cat([inputs[1], words(4, 3)], 1), inputs[2]),
+            lambda inputs: inputs[:2],
+        )
+        for fusion in ("product", "mcb", "mfb", "additive", "co_attention", "alternating_co_attention")
+    },
+    **{
+        f"MultimodalClassifier, {fusion}": Case(
+            lambda fusion=fusion: models.MultimodalClassifier(2, 1, 3, fusion=fusion, channels=(4,), branch_dim=6),
+            lambda dtype: (torch.randn(4, 6, 2).to(dtype), torch.rand(4, 1, 8, 8).to(dtype), LENGTHS),
+            lambda inputs: (torch.cat([inputs[0], torch.full_like(inputs[0], torch.nan)], 1), *inputs[1:]),
+            lambda inputs: inputs[:2],
+        )
+        for fusion in ("concat", "late")
+    },
 }

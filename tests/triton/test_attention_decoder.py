@@ -1,4 +1,4 @@
-"""Triton's attention decoder in the interpreter, against a loop over PyTorch's own cells; what it compiles for."""
+"""Triton's attention decoder in the interpreter, against a loop over PyTorch's own cells."""
 
 from __future__ import annotations
 
