@@ -3,8 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from hybridops.layers import ConvEncoder, PretrainedEncoder, RNNEncoder, length_mask
+from tests.layers.networks import torch_network
 
 CELLS = ("rnn", "lstm", "gru")
 
@@ -26,6 +28,29 @@ def test_a_row_is_read_as_if_it_were_alone(cell, layers, bidirectional):
             torch.testing.assert_close(memory.values[row, :length], alone.values[0])
             torch.testing.assert_close(memory.pooled[row], alone.pooled[0])
     assert memory.pooled[3].eq(0).all()
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+def test_it_is_a_packed_network(cell, bidirectional):
+    """PyTorch's own, in two layers: values and gradients."""
+    encoder = RNNEncoder(3, 4, 2, cell=cell, bidirectional=bidirectional).double()
+    network, lengths = torch_network(encoder, cell), torch.tensor([6, 1, 4])
+    x = torch.randn(3, 6, 3, dtype=torch.float64, requires_grad=True)
+    values, _ = pad_packed_sequence(
+        network(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))[0], batch_first=True
+    )
+    memory = encoder(x, lengths)
+    torch.testing.assert_close(memory.values, values)
+    grads = [torch.autograd.grad(out.square().sum(), x)[0] for out in (memory.values, values)]
+    torch.testing.assert_close(*grads)
+    torch.testing.assert_close(encoder(x).values, network(x)[0])
+
+
+def test_lengths_beyond_the_end_are_the_end():
+    encoder, x = RNNEncoder(3, 4, bidirectional=True), torch.randn(2, 5, 3)
+    for got, want in zip(encoder(x, torch.tensor([9, 5])), encoder(x, torch.tensor([5, 5])), strict=True):
+        assert torch.equal(got, want)
 
 
 def test_pooled_of_both_directions_is_where_each_ends():

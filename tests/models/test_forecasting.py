@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from hybridops.models import AnomalyDetector, Forecaster
 from hybridops.models.forecasting import series_windows
+from tests.layers.networks import torch_network
 
 
 def document_004(model, data, window_size, threshold):
@@ -28,7 +29,7 @@ def test_forecast_is_its_equation(channels, relative):
     model = Forecaster(channels, 5, 2, relative=relative).double()
     windows = torch.randn(4, 6, channels, dtype=torch.float64)
     last = windows[:, -1]
-    states, _ = model.encoder.rnn(windows - last[:, None] if relative else windows)
+    states, _ = torch_network(model.encoder, "lstm")(windows - last[:, None] if relative else windows)
     torch.testing.assert_close(model(windows), model.proj(states[:, -1]) + (last if relative else 0.0))
     shift = model(windows + 7.0) - model(windows)
     assert relative == torch.allclose(shift, torch.full_like(shift, 7.0))

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hybridops.models import MLP, ConvClassifier, SequenceClassifier
+from tests.layers.networks import torch_network
 
 CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
@@ -34,9 +35,8 @@ def test_mlp_is_its_equation():
 def test_classifier_reads_the_last_states(cell, bidirectional):
     torch.manual_seed(0)
     model = SequenceClassifier(4, 6, 3, 2, cell=cell, bidirectional=bidirectional).double()
-    assert isinstance(model.encoder.rnn, CELLS[cell])
     x = torch.randn(5, 7, 4, dtype=torch.float64)
-    states, _ = model.encoder.rnn(x)
+    states, _ = torch_network(model.encoder, cell)(x)
     last = torch.cat([states[:, -1, :6], states[:, 0, 6:]], 1)  # no second half in one direction
     torch.testing.assert_close(model(x), model.classifier(last))
 
@@ -47,8 +47,8 @@ def test_stacked_is_one_network_on_the_other():
     model, x = SequenceClassifier(4, 6, 3, 3, cell="rnn").double(), torch.randn(5, 7, 4, dtype=torch.float64)
     h = x
     for layer in range(3):
-        weights = [getattr(model.encoder.rnn, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih")]
-        w_ih, w_hh, bias = *weights[:2], weights[2] + getattr(model.encoder.rnn, f"bias_hh_l{layer}")
+        (network,) = model.encoder.layers[layer]
+        w_ih, w_hh, bias = network.weight_ih_l0, network.weight_hh_l0, network.bias_ih_l0 + network.bias_hh_l0
         states = [h.new_zeros(5, 6)]
         for x_t in h.unbind(1):
             states.append(torch.tanh(x_t @ w_ih.T + states[-1] @ w_hh.T + bias))

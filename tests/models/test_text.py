@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hybridops.models import SentimentClassifier, TextClassifier
+from tests.layers.networks import torch_network
 
 MODELS = {
     "conv": lambda: TextClassifier(30, 8, 3, 6, 2),
@@ -46,14 +47,14 @@ def test_text_classifier_is_its_equation():
     model = TextClassifier(30, 8, 3, 6, 2).double()
     tokens = torch.randint(30, (4, 10))
     x = F.conv1d(F.pad(model.embedding(tokens).mT, (2, 2)), model.conv.weight, model.conv.bias).relu()
-    states, _ = model.encoder.rnn(F.max_pool1d(x, 2).mT)
+    states, _ = torch_network(model.encoder, "lstm")(F.max_pool1d(x, 2).mT)
     torch.testing.assert_close(model(tokens), model.classifier(states[:, -1]))
 
 
 def test_sentiment_classifier_reads_the_last_states_of_both_directions():
     torch.manual_seed(0)
     model = SentimentClassifier(30, 8, 6, 3).double()
-    states, _ = model.encoder.rnn(model.embedding(tokens := torch.randint(30, (4, 10))))
+    states, _ = torch_network(model.encoder, "lstm")(model.embedding(tokens := torch.randint(30, (4, 10))))
     last = torch.cat([states[:, -1, :6], states[:, 0, 6:]], 1)
     torch.testing.assert_close(model(tokens), model.classifier(last))
 
