@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from hybridops.checks import check_lengths, check_number, check_positive_int, check_shape
@@ -122,10 +123,11 @@ def _checked(tokens: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | N
     if lengths is None:
         return tokens, None
     check_lengths(lengths, tokens)
-    longest = int(lengths.max()) if len(lengths) > 0 else 1
-    if longest > tokens.shape[1]:
-        raise ValueError(f"lengths must be at most {tokens.shape[1]}, the steps of tokens, got {longest}")
-    tokens = tokens[:, : max(longest, 1)]  # a convolution of another length may round in another order
+    if len(lengths) > 0 and not torch.compiler.is_compiling():
+        longest = int(lengths.max())
+        if longest > tokens.shape[1]:
+            raise ValueError(f"lengths must be at most {tokens.shape[1]}, the steps of tokens, got {longest}")
+        tokens = tokens[:, : max(longest, 1)]  # a convolution of another length may round in another order
     mask = length_mask(lengths, tokens.shape[1])
     assert mask is not None
     return tokens.masked_fill(~mask, 0), mask

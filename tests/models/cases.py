@@ -47,19 +47,16 @@ CASES = {
         lambda: models.Seq2Seq(11, 9, 6, 8),
         lambda dtype: (words(4, 6), words(4, 5, vocabulary=9), LENGTHS),
         lambda inputs: (torch.cat([inputs[0], words(4, 3)], 1), *inputs[1:]),
-        lambda inputs: inputs[:2],
     ),
     "Seq2Seq, LSTM, 2 layers": Case(
         lambda: models.Seq2Seq(11, 9, 6, 8, 5, 2, cell="lstm"),
         lambda dtype: (words(4, 6), words(4, 5, vocabulary=9), LENGTHS),
         lambda inputs: (torch.cat([inputs[0], words(4, 3)], 1), *inputs[1:]),
-        lambda inputs: inputs[:2],
     ),
     "Seq2Seq without attention": Case(
         lambda: models.Seq2Seq(11, 9, 6, 8, attention=False),
         lambda dtype: (words(4, 6), words(4, 5, vocabulary=9), LENGTHS),
         lambda inputs: (torch.cat([inputs[0], words(4, 3)], 1), *inputs[1:]),
-        lambda inputs: inputs[:2],
     ),
     "TransformerSeq2Seq": Case(
         lambda: models.TransformerSeq2Seq(11, 9, 8, 2, feedforward_dim=16, dropout=0.0),
@@ -71,19 +68,16 @@ CASES = {
         lambda: models.TextClassifier(11, 6, 3, 8, 2),
         lambda dtype: (words(4, 6), LENGTHS),
         more_words,
-        lambda inputs: inputs[:1],
     ),
     "SentimentClassifier": Case(
         lambda: models.SentimentClassifier(11, 6, 8, 3, 2),
         lambda dtype: (words(4, 6), LENGTHS),
         more_words,
-        lambda inputs: inputs[:1],
     ),
     "SequenceClassifier": Case(
         lambda: models.SequenceClassifier(5, 8, 3, 2, cell="gru", bidirectional=True),
         lambda dtype: (torch.randn(4, 6, 5, dtype=dtype), LENGTHS),
         lambda inputs: (F.pad(inputs[0], (0, 0, 0, 3), value=7.0), inputs[1]),
-        lambda inputs: inputs[:1],
     ),
     "MLP": Case(lambda: models.MLP(5, (16,), 3), lambda dtype: (torch.randn(4, 5, dtype=dtype),)),
     "ConvClassifier": Case(lambda: models.ConvClassifier(2, 3), lambda dtype: (torch.randn(4, 2, 8, 9, dtype=dtype),)),
@@ -100,7 +94,6 @@ CASES = {
             ),
             lambda dtype: (torch.rand(4, 3, 16, 16).to(dtype), words(4, 6), LENGTHS),
             lambda inputs: (inputs[0], torch.cat([inputs[1], words(4, 3)], 1), inputs[2]),
-            lambda inputs: inputs[:2],
         )
         for fusion in ("product", "mcb", "mfb", "additive", "co_attention", "alternating_co_attention")
     },
@@ -109,7 +102,6 @@ CASES = {
             lambda fusion=fusion: models.MultimodalClassifier(2, 1, 3, fusion=fusion, channels=(4,), branch_dim=6),
             lambda dtype: (torch.randn(4, 6, 2).to(dtype), torch.rand(4, 1, 8, 8).to(dtype), LENGTHS),
             lambda inputs: (torch.cat([inputs[0], torch.full_like(inputs[0], torch.nan)], 1), *inputs[1:]),
-            lambda inputs: inputs[:2],
         )
         for fusion in ("concat", "late")
     },
