@@ -1,10 +1,10 @@
-"""Grapheme to phoneme, "thought" → TH AO T, with additive attention (Bahdanau et al. 2015) on the words of CMUdict.
+"""Grapheme to phoneme, "thought" → TH AO T, with an attention decoder on the words of CMUdict.
 
-The decoder reads the phonemes so far and *then* attends, as in Luong et al. 2015 (https://arxiv.org/abs/1508.04025): no
-query waits for the context before it, so that in training all S steps of a word are one call of the attention.
+The decoder reads a phoneme and the context before it, and *then* attends (Luong et al. 2015,
+https://arxiv.org/abs/1508.04025): in plain PyTorch a loop over the phonemes of a word, fused one op.
 
-    letters  →  bidirectional LSTM  →  keys and values          phonemes before  →  LSTM  →  queries
-    context = attention(queries, keys)                          logits = MLP [query; context]
+    letters  →  bidirectional LSTM  →  memory         h, c = LSTM of [phoneme before; context before]
+    context = attention of h over the memory          logits = MLP [h; context]
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from examples.compare import Batch
 from examples.figures import save_figure
-from hybridops.reference import AdditiveAttention
+from hybridops.reference import AttentionDecoder
 
 PAD, BOUNDARY = 0, 1  # of letters the first only; BOUNDARY begins and ends a pronunciation
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -49,29 +49,26 @@ class Pronouncer(nn.Module):
         self.letter = nn.Embedding(1 + len(LETTERS), embed_dim, padding_idx=PAD)
         self.phoneme = nn.Embedding(phonemes, embed_dim, padding_idx=PAD)
         self.encoder = nn.LSTM(embed_dim, hidden_dim, batch_first=True, bidirectional=True)
-        self.decoder = nn.LSTM(embed_dim, hidden_dim, batch_first=True)
-        self.attention = AdditiveAttention(hidden_dim, 2 * hidden_dim, attn_dim)
+        self.decoder = AttentionDecoder(embed_dim, hidden_dim, 2 * hidden_dim, attn_dim, query="current")
         self.head = nn.Sequential(
             nn.Linear(3 * hidden_dim, 2 * hidden_dim), nn.Tanh(), nn.Linear(2 * hidden_dim, phonemes)
         )
 
     def forward(self, letters: Tensor, before: Tensor) -> Tensor:
-        keys, _ = self.encoder(self.letter(letters))
-        queries, _ = self.decoder(self.phoneme(before))
-        context, _ = self.attention(queries, keys, mask=letters != PAD, need_weights=False)
-        return self.head(torch.cat([queries, context], -1))
+        memory, _ = self.encoder(self.letter(letters))
+        h, _, context, _ = self.decoder(self.phoneme(before), memory, mask=letters != PAD)
+        return self.head(torch.cat([h, context], -1))
 
     @torch.no_grad()
     def pronounce(self, letters: Tensor, limit: int) -> tuple[Tensor, Tensor]:
         """The likeliest phoneme at each step, fed back: phonemes (B, limit) and attention weights (B, limit, T)."""
-        keys, _ = self.encoder(self.letter(letters))
-        prepared = self.attention.prepare(keys, mask=letters != PAD)
+        memory, _ = self.encoder(self.letter(letters))
+        state = self.decoder.start(memory, mask=letters != PAD)
         phoneme = letters.new_full((len(letters),), BOUNDARY)
-        state, phonemes, weights = None, [], []
+        phonemes, weights = [], []
         for _ in range(limit):
-            query, state = self.decoder(self.phoneme(phoneme)[:, None], state)
-            context, weight = self.attention(query[:, 0], prepared)
-            phoneme = self.head(torch.cat([query[:, 0], context], -1)).argmax(-1)
+            h, context, weight, state = self.decoder.step(self.phoneme(phoneme), state)
+            phoneme = self.head(torch.cat([h, context], -1)).argmax(-1)
             phonemes.append(phoneme)
             weights.append(weight)
         return torch.stack(phonemes, 1), torch.stack(weights, 1)
@@ -80,13 +77,13 @@ class Pronouncer(nn.Module):
 @dataclass
 class GraphemeToPhoneme:
     name = "grapheme to phoneme"
-    family = "additive_attention"
+    family = "attention_decoder"
     spatial_dims = 0
     steps = 200
     learning_rate = 5e-3
 
     seed: int = 0
-    batch_size: int = 192
+    batch_size: int = 128
     lexicon: Lexicon = field(default_factory=lambda: load_lexicon(), repr=False)
 
     def make_model(self) -> Pronouncer:

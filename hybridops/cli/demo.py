@@ -1,6 +1,6 @@
 """Train two models on real data, plain and fused side by side: losses, times, memory, and pictures of what they learnt.
 
-ConvLSTM: the next frame of moving handwritten digits. Additive attention: the pronunciation of English words.
+ConvLSTM: the next frame of moving handwritten digits. Attention decoder: the pronunciation of English words.
 The exit status is 1 if the plain and the fused model do not end with the same loss.
 """
 

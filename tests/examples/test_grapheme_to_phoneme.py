@@ -70,7 +70,7 @@ def test_batches_are_fixed_and_never_held_out(lexicon):
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_step_by_step_is_all_at_once(lexicon, fused):
-    """`pronounce`, with prepared keys and one query, against `forward` over what it said."""
+    """`pronounce`, a step at a time, against `forward` over what it said."""
     task = GraphemeToPhoneme(lexicon=lexicon)
     model = make_model(task, fused, "cpu").double()
     letters = task.held_out()[0][:8]
