@@ -11,7 +11,7 @@ SYSTEMS = {  # name: what it is
     "question_answering": "questions about images, by seven fusions (document 002)",
     "translation": "sequence to sequence with attention: the pronunciation of English words (document 001)",
     "verses": "sequence to sequence with attention: English verses into Spanish (document 001)",
-    "sentiment": "film reviews, good or bad: CNN-RNN and packed BiLSTM (documents 000 and 004)",
+    "sentiment": "film reviews, good or bad: CNN-RNN and BiLSTM (documents 000 and 004)",
     "music": "the next note of Bach's chorales, and melodies (document 004)",
     "anomalies": "steps of a series that an LSTM did not forecast (document 004)",
 }

@@ -1,4 +1,4 @@
-"""Good or bad (documents 000 and 004): film reviews, a CNN-RNN and a packed bidirectional LSTM against a bag of words.
+"""Good or bad (documents 000 and 004): film reviews, a CNN-RNN and a bidirectional LSTM against a bag of words.
 
 The words' vectors begin as what counts of neighbouring words in the training texts of both parts give, without labels:
 from random ones a CNN-RNN learns less from 6,530 sentences than a bag of words does. Both networks train them further.
@@ -162,9 +162,8 @@ def encode(reviews: Reviews, vocabulary: Vocabulary, part: Part) -> Texts:
 
 
 class LengthSampler(Sampler[int]):
-    """A random order in which batches of `batch_size` have texts of one length, as far as there are enough of it.
-
-    On a CPU, PyTorch's backward of packed sequences takes ten times as long where lengths in a batch differ.
+    """A random order in which batches of `batch_size` have texts of one length, as far as there are enough of it: no
+    padding is computed on.
     """
 
     def __init__(self, texts: Texts, batch_size: int, seed: int) -> None:
