@@ -91,7 +91,9 @@ class AttentionInputs(NamedTuple):
 
 
 class AdditiveAttentionImpl(Protocol):
-    def additive_scores_forward(self, q: Tensor, k: Tensor, v: Tensor, activation: Activation, /) -> Tensor:
+    def additive_scores_forward(
+        self, q: Tensor, k: Tensor, v: Tensor, activation: Activation, prepared: tuple[Tensor, Tensor] | None = None, /
+    ) -> Tensor:
         """Σ_a v_a act(q + k), (B,S,T) acc."""
         ...
 
@@ -114,7 +116,7 @@ class AdditiveAttentionImpl(Protocol):
         ...
 
     def prepare_keys(self, k: Tensor, kind: str, /) -> tuple[Tensor, Tensor] | None:
-        """What `additive_attention_forward` otherwise computes of the keys at every call; None = nothing."""
+        """What the scores otherwise compute of the keys at every call; None = nothing."""
         ...
 
 

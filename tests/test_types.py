@@ -24,7 +24,10 @@ def of_functions(x: Tensor, v: Tensor, flag: bool) -> None:
     assert_type(HF.additive_scores(x, x, v), Tensor)
     assert_type(HF.additive_attention(x, x, x, v), Tensor)
     assert_type(HF.additive_attention(x, x, x, v, return_weights=True), tuple[Tensor, Tensor])
-    assert_type(HF.additive_attention(x, x, x, v, return_weights=flag), Tensor | tuple[Tensor, Tensor])
+    assert_type(HF.additive_attention(x, x, x, v, return_weights=flag), Tensor | tuple[Tensor, ...])
+    assert_type(HF.additive_attention(x, x, x, v, return_lse=True), tuple[Tensor, Tensor])
+    three = HF.additive_attention(x, x, x, v, return_weights=True, return_lse=True)
+    assert_type(three, tuple[Tensor, Tensor, Tensor])
     assert_type(HF.conv_lstm(x, None, v, v), tuple[Tensor, tuple[Tensor, Tensor]])
     assert_type(HF.conv_lstm_cell(x, None, v, v), tuple[Tensor, Tensor])
 

@@ -1,7 +1,8 @@
 """Additive scores and additive attention as autograd Functions.
 
 A back end gives the scores, their gradients, and the attention of a forward pass; what lies between in the backward,
-the softmax and the context product, is done here by ATen calls over (B,S,T).
+the softmax and the context product, is done here by ATen calls over (B,S,T). So is the forward where the log-sum-exp of
+the scores is wanted too.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from hybridops.autograd.transforms import needs_differentiable_gradients, needs_
 from hybridops.checks import accumulation_dtype
 from hybridops.contract import Activation, AdditiveAttentionImpl, AttentionInputs
 from hybridops.formulas import additive_attention as formulas
+
+Options = tuple[Activation, float, "tuple[Tensor, Tensor] | None"]  # activation, scale, prepared
 
 
 def scores(
@@ -41,17 +44,34 @@ def attend(
     scale: float,
     prepared: tuple[Tensor, Tensor] | None,
     need_weights: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """context (B,S,D), weights (B,S,T) or None; what a gradient does not need either, a back end may leave out."""
+    need_lse: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """context (B,S,D), weights (B,S,T) or None, lse (B,S) acc or None; what a gradient does not need either, a back end
+    may leave out.
+    """
     q, k, v, value, mask, score_bias = inputs
+    options = (activation, scale, prepared)
     if needs_formulas(impl, formulas):
-        context, weights = formulas.additive_attention_forward(inputs, activation, scale)
-        return context, weights if need_weights else None
-    refuse_forward_mode(q, k, v, value, score_bias)
-    if _needs_grad(q, k, v, value, score_bias):
-        return AdditiveAttention.apply(impl, (activation, scale, prepared), mask, q, k, v, value, score_bias)
-    context, weights = impl.additive_attention_forward(inputs, activation, scale, prepared, need_weights)
-    return context, weights if need_weights else None
+        impl = formulas
+    else:
+        refuse_forward_mode(q, k, v, value, score_bias)
+        if _needs_grad(q, k, v, value, score_bias):
+            return AdditiveAttention.apply(impl, options, need_lse, mask, q, k, v, value, score_bias)
+    context, weights, lse = _forward(impl, inputs, options, need_weights, need_lse)
+    return context, weights if need_weights else None, lse
+
+
+def _forward(
+    impl: AdditiveAttentionImpl, inputs: AttentionInputs, options: Options, need_weights: bool, need_lse: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    if not need_lse:
+        return *impl.additive_attention_forward(inputs, *options, need_weights), None
+    (activation, scale, prepared), (q, k, v, value, mask, score_bias) = options, inputs
+    scores = scale * impl.additive_scores_forward(q, k, v, activation, prepared)
+    if score_bias is not None:
+        scores = scores + score_bias.to(scores.dtype)
+    weights = formulas.masked_softmax(scores, mask).to(value.dtype)
+    return torch.matmul(weights, value), weights, formulas.masked_logsumexp(scores, mask)
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:
@@ -86,38 +106,41 @@ class AdditiveAttention(torch.autograd.Function):
     def forward(
         ctx: Any,
         impl: AdditiveAttentionImpl,
-        options: tuple[Activation, float, tuple[Tensor, Tensor] | None],  # activation, scale, prepared
+        options: Options,
+        need_lse: bool,
         mask: Tensor | None,
         *inputs: Tensor | None,  # q, k, v, value, score_bias
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         q, k, v, value, score_bias = inputs
-        context, weights = impl.additive_attention_forward(AttentionInputs(q, k, v, value, mask, score_bias), *options)
+        given = AttentionInputs(q, k, v, value, mask, score_bias)
+        context, weights, lse = _forward(impl, given, options, True, need_lse)
         ctx.impl, ctx.options = impl, options[:2]
         ctx.set_materialize_grads(False)
-        need_q, need_k, need_v, _, need_bias = ctx.needs_input_grad[3:]
+        need_q, need_k, need_v, _, need_bias = ctx.needs_input_grad[4:]
         if not (need_q or need_k or need_v or need_bias):  # value alone does not reach the weights
-            ctx.mark_non_differentiable(weights)
+            ctx.mark_non_differentiable(*(t for t in (weights, lse) if t is not None))
         ctx.save_for_backward(*inputs, mask, weights)
-        return context, weights
+        return context, weights, lse
 
     @staticmethod
-    def backward(ctx: Any, grad_context: Tensor | None, grad_weights: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         *inputs, mask, weights = ctx.saved_tensors
-        needed, grad_outputs = ctx.needs_input_grad[3:], (grad_context, grad_weights)
-        if grad_context is None and grad_weights is None:
-            return (None,) * 8
+        needed = ctx.needs_input_grad[4:]
+        if all(grad is None for grad in grad_outputs):
+            return (None,) * 9
         if needs_differentiable_gradients(*grad_outputs):
 
-            def formula(q: Tensor, k: Tensor, v: Tensor, value: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-                given = AttentionInputs(q, k, v, value, mask, bias)
-                return formulas.additive_attention_forward(given, *ctx.options)
+            def formula(*inputs: Tensor | None) -> tuple[Tensor | None, ...]:
+                q, k, v, value, bias = inputs
+                given, need_lse = AttentionInputs(q, k, v, value, mask, bias), grad_outputs[2] is not None
+                return _forward(formulas, given, (*ctx.options, None), True, need_lse)
 
             grads = formula_gradients(formula, inputs, needed, grad_outputs)
         else:
             q, k, v, value, score_bias = inputs
             given = AttentionInputs(q, k, v, value, mask, score_bias)
             grads = _gradients(ctx.impl, given, needed, weights, grad_outputs, *ctx.options)
-        return None, None, None, *grads
+        return None, None, None, None, *grads
 
 
 def _gradients(
@@ -125,29 +148,33 @@ def _gradients(
     inputs: AttentionInputs,
     needed: tuple[bool, ...],  # of q, k, v, value, score_bias
     weights: Tensor,  # (B,S,T)
-    grads: tuple[Tensor | None, Tensor | None],  # of context (B,S,D), of weights (B,S,T)
+    grads: tuple[Tensor | None, ...],  # of context (B,S,D), of weights (B,S,T), of lse (B,S)
     activation: Activation,
     scale: float,
 ) -> tuple[Tensor | None, ...]:
-    """With dα = dcontext valueᵀ + dweights:  ds = α∘(dα - Σ_t α∘dα)  dvalue = αᵀ dcontext  (ds: also of score_bias)
+    """With dα = dcontext valueᵀ + dweights:
+
+    ds = α∘(dα - Σ_t α∘dα) + α dlse     (of score_bias too)          dvalue = αᵀ dcontext
 
     Masked places are selected, not multiplied by their weight of zero: dα may be infinite there (that of an entropy
     is), and the product NaN.
     """
-    (q, k, v, value, mask, score_bias), (grad_context, grad_weights) = inputs, grads
+    (q, k, v, value, mask, score_bias), (grad_context, grad_weights, grad_lse) = inputs, grads
     need_scores, need_value, need_bias = any(needed[:3]), needed[3], needed[4]
     dq = dk = dv = dvalue = dbias = None
     if need_scores or need_bias:
+        d_weights = grad_weights
         if grad_context is not None:
             d_weights = torch.matmul(grad_context, value.transpose(1, 2))
             d_weights = d_weights if grad_weights is None else d_weights + grad_weights
-        else:
-            d_weights = grad_weights
         acc = accumulation_dtype(weights.dtype)
-        masked = None if mask is None else ~mask
-        if masked is not None:
-            d_weights = d_weights.masked_fill(masked, 0.0)
-        ds = torch.ops.aten._softmax_backward_data(d_weights.to(acc), weights.to(acc), -1, acc)
+        masked, alpha = None if mask is None else ~mask, weights.to(acc)
+        ds = None if grad_lse is None else alpha * grad_lse[..., None]
+        if d_weights is not None:
+            if masked is not None:
+                d_weights = d_weights.masked_fill(masked, 0.0)
+            of_softmax = torch.ops.aten._softmax_backward_data(d_weights.to(acc), alpha, -1, acc)
+            ds = of_softmax if ds is None else ds + of_softmax
         if masked is not None:
             ds = ds.masked_fill_(masked, 0.0)
         if need_bias:

@@ -37,7 +37,7 @@ def _attention(
     q, k, v, value, mask, score_bias, scale, activation, negative_slope, key_exponentials, key_bounds, need_weights
 ):
     inputs, act = AttentionInputs(q, k, v, value, mask, score_bias), Activation(ACTIVATIONS[activation], negative_slope)
-    return additive_attention.attend(native.additive_attention, inputs, act, scale, None, need_weights)
+    return additive_attention.attend(native.additive_attention, inputs, act, scale, None, need_weights)[:2]
 
 
 def _conv_lstm(x, h0, c0, w_ih, w_hh, bias, peephole, save, reduced_precision, winograd):

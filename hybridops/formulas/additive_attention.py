@@ -1,6 +1,7 @@
 """The explicit formulas of additive attention (Bahdanau et al. 2015, https://arxiv.org/abs/1409.0473).
 
     score[b,s,t] = scale Σ_a v_a act(q[b,s,a] + k[b,t,a])     α = softmax_t(score)     context[b,s] = Σ_t α value[b,t]
+    lse[b,s] = log Σ_t exp score[b,s,t]
 
 They are what every back end is held to, and the back end "reference". Symbols: B batch, S queries, T keys, A attention
 channels, D value channels. Masks are boolean, True = may be attended. The contract of the functions is that of
@@ -25,13 +26,29 @@ def masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
     """
     if mask is None:
         return torch.softmax(scores, dim=-1)
-    # An empty row is filled with 0, not -inf: the softmax of -inf alone is NaN, and so is its backward.
+    return torch.softmax(_filled(scores, mask), dim=-1).masked_fill(~mask, 0.0)
+
+
+def masked_logsumexp(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """log Σ exp over the last dimension of the positions where mask (broadcastable to scores) is True.
+
+    A row with no position left is -inf, with zero gradients.
+    """
+    if mask is None:
+        return torch.logsumexp(scores, dim=-1)
+    return torch.logsumexp(_filled(scores, mask), dim=-1).masked_fill(~mask.any(dim=-1), float("-inf"))
+
+
+def _filled(scores: Tensor, mask: Tensor) -> Tensor:
+    """-inf where masked; but 0 in a row that has nothing else, where softmax and its backward would be NaN of -inf."""
     empty = ~mask.any(dim=-1, keepdim=True)
     fill = torch.where(empty, 0.0, float("-inf")).to(scores.dtype)
-    return torch.softmax(torch.where(mask, scores, fill), dim=-1).masked_fill(~mask, 0.0)
+    return torch.where(mask, scores, fill)
 
 
-def additive_scores_forward(q: Tensor, k: Tensor, v: Tensor, activation: Activation) -> Tensor:
+def additive_scores_forward(
+    q: Tensor, k: Tensor, v: Tensor, activation: Activation, prepared: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
     """The oracle may allocate (B, S, T, A)."""
     energy = activate(_pair_sums(q, k), *activation)
     return torch.matmul(energy, v.to(energy.dtype))

@@ -22,7 +22,7 @@ from hybridops.checks import (
     check_shape,
 )
 from hybridops.contract import Activation, AttentionInputs
-from hybridops.formulas.additive_attention import masked_softmax
+from hybridops.formulas.additive_attention import masked_logsumexp, masked_softmax
 from hybridops.functional.autocast import cast_by_autocast, without_autocast
 
 
@@ -103,6 +103,7 @@ def additive_attention(
     negative_slope: float = 0.01,
     dropout_p: float = 0.0,
     return_weights: Literal[False] = False,
+    return_lse: Literal[False] = False,
     prepared: PreparedExponentials | None = None,
     backend: str | None = None,
 ) -> Tensor: ...
@@ -120,6 +121,7 @@ def additive_attention(
     negative_slope: float = 0.01,
     dropout_p: float = 0.0,
     return_weights: Literal[True],
+    return_lse: Literal[False] = False,
     prepared: PreparedExponentials | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]: ...
@@ -136,10 +138,30 @@ def additive_attention(
     activation: str = "tanh",
     negative_slope: float = 0.01,
     dropout_p: float = 0.0,
-    return_weights: bool,
+    return_weights: Literal[False] = False,
+    return_lse: Literal[True],
     prepared: PreparedExponentials | None = None,
     backend: str | None = None,
-) -> Tensor | tuple[Tensor, Tensor]: ...
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def additive_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None = None,
+    score_bias: Tensor | None = None,
+    scale: float = 1.0,
+    activation: str = "tanh",
+    negative_slope: float = 0.01,
+    dropout_p: float = 0.0,
+    return_weights: Literal[True],
+    return_lse: Literal[True],
+    prepared: PreparedExponentials | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]: ...
+@overload
 def additive_attention(
     query: Tensor,
     key: Tensor,
@@ -153,27 +175,50 @@ def additive_attention(
     negative_slope: float = 0.01,
     dropout_p: float = 0.0,
     return_weights: bool = False,
+    return_lse: bool = False,
     prepared: PreparedExponentials | None = None,
     backend: str | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor | tuple[Tensor, ...]: ...
+def additive_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None = None,
+    score_bias: Tensor | None = None,
+    scale: float = 1.0,
+    activation: str = "tanh",
+    negative_slope: float = 0.01,
+    dropout_p: float = 0.0,
+    return_weights: bool = False,
+    return_lse: bool = False,
+    prepared: PreparedExponentials | None = None,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, ...]:
     """Additive attention (Bahdanau et al. 2015, https://arxiv.org/abs/1409.0473) without a (B, S, T, A) tensor.
 
         score[b,s,t] = scale Σ_a v_a act(query[b,s,a] + key[b,t,a]) + score_bias[b,s,t]
         α = softmax_t(score) where mask is True, 0 elsewhere          context[b,s] = Σ_t α[b,s,t] value[b,t]
+        lse[b,s] = log Σ_t exp(score[b,s,t]) where mask is True
 
     Args:
         query, key, v, activation, negative_slope, backend: as in `additive_scores`.
         value: (B, T, D).
         mask: boolean, True = may be attended, (B, T) or broadcastable to (B, S, T). A row that may attend nothing has a
-            zero context, zero weights and zero gradients.
+            zero context, zero weights and zero gradients; its lse is -inf.
         score_bias: broadcastable to (B, S, T).
         scale: multiplies the scores, not the bias.
         dropout_p: probability with which a weight is zeroed, the others being scaled up; 0 in evaluation.
         return_weights: whether to return α too: after dropout, the weights that made the context.
+        return_lse: whether to return lse too, which dropout does not change. What stands beside the keys joins their
+            softmax by it: another score e has the weight β = σ(e - lse), and α is to be multiplied by 1 - β
+            (the sentinel of Lu et al. 2017, https://arxiv.org/abs/1612.01887).
         prepared: what `prepare_exponentials` gave for this very key, to save computing it at every step of decoding.
 
     Returns:
-        context (B, S, D) in the dtype of value, or (context, α (B, S, T)).
+        context (B, S, D) in the dtype of value, or a tuple of it, α (B, S, T) and lse (B, S) as far as they are asked
+        for. lse is float32, or float64 where query is.
     """
     _check_pairs(query, key, v, activation, negative_slope)
     pairs = (*query.shape[:2], key.shape[1])
@@ -193,15 +238,19 @@ def additive_attention(
     with without_autocast(query):
         if dropout_p == 0:
             inputs = AttentionInputs(query, key, v, value, mask, score_bias)
-            attend = autograd.additive_attention.attend
-            context, weights = attend(impl, inputs, act, float(scale), exponentials, return_weights)
+            context, weights, lse = autograd.additive_attention.attend(
+                impl, inputs, act, float(scale), exponentials, return_weights, return_lse
+            )
         else:  # between the weights and the context stands what only PyTorch's generator knows
             scores = scale * autograd.additive_attention.scores(impl, query, key, v, act)
             if score_bias is not None:
                 scores = scores + score_bias.to(scores.dtype)
             weights = F.dropout(masked_softmax(scores, mask), dropout_p).to(value.dtype)
             context = torch.matmul(weights, value)
-    return context if weights is None or not return_weights else (context, weights)
+            lse = masked_logsumexp(scores, mask) if return_lse else None
+    results = (context, weights if return_weights else None, lse if return_lse else None)
+    wanted = tuple(result for result in results if result is not None)
+    return context if len(wanted) == 1 else wanted
 
 
 # Of more queries PyTorch's product is as fast, and it knows the matrix units of processors that have them.

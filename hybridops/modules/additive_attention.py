@@ -11,7 +11,14 @@ from torch import Tensor, nn
 import hybridops.functional as HF
 from hybridops.formulas.additive_attention import masked_softmax
 from hybridops.modules.parts import reason_not_plain, recompute_weights, runs_plain
-from hybridops.reference.additive_attention import AdditiveAttention, ConcatAttention, PreparedKeys
+from hybridops.reference.additive_attention import (
+    AdditiveAttention,
+    ConcatAttention,
+    Head,
+    HeadScores,
+    PreparedKeys,
+    split_heads,
+)
 
 _LINEAR = (nn.Linear,)
 
@@ -20,11 +27,11 @@ _LINEAR = (nn.Linear,)
 class FusedPreparedKeys(PreparedKeys):
     """PreparedKeys with what else the back end computes once of the keys, where it has a use for it."""
 
-    exponentials: HF.PreparedExponentials | None = None
+    exponentials: tuple[HF.PreparedExponentials | None, ...] = (None,)  # of each head
 
     def index_select(self, index: Tensor) -> FusedPreparedKeys:
         """Those at `index` of the batch."""
-        exponentials = None if self.exponentials is None else self.exponentials.index_select(index)
+        exponentials = tuple(None if each is None else each.index_select(index) for each in self.exponentials)
         keys = super().index_select(index)
         return FusedPreparedKeys(keys.key, keys.value, keys.mask, exponentials)
 
@@ -88,6 +95,9 @@ class FusedAdditiveAttention(AdditiveAttention):
     Args:
         query_dim, key_dim, attn_dim: channels Q of the query, K of the key, A of the sum of their projections.
         bias: whether the two projections have one.
+        num_heads: heads, among which A and D are shared out evenly, as in `nn.MultiheadAttention`: head h has the h-th
+            of num_heads equal parts of q, k and value, a row of v and a softmax of its own, and makes the h-th part of
+            the context. There is no projection of the value or of the context.
         activation: "tanh", "relu" or "leaky_relu".
         negative_slope: of leaky_relu.
         scale: multiplies the scores.
@@ -96,20 +106,24 @@ class FusedAdditiveAttention(AdditiveAttention):
         backend: "reference", "native", "triton", or None for the fastest that takes the inputs.
 
     Parameters: those of `reference.AdditiveAttention`, and the same state dict: `query_proj.weight` (A, Q),
-    `key_proj.weight` (A, K), their biases (A) if any, `v.weight` (1, A).
+    `key_proj.weight` (A, K), their biases (A) if any, `v.weight` (num_heads, A / num_heads).
 
     Shape: query (B, S, Q), key (B, T, K) or what `prepare` gave, value (B, T, D) or None (the key itself), mask None or
     boolean and broadcastable to (B, S, T), where two dimensions are (B, T). Gives (context (B, S, D), weights (B, S, T)
     or None). A query (B, Q) gives (B, D) and (B, T). A row that may attend nothing has a zero context, zero weights and
     zero gradients.
 
+    Of several heads the weights are the mean, or with `average_attn_weights=False` (B, num_heads, S, T), as those of
+    `nn.MultiheadAttention`. With `need_lse=True` a third result is lse, the log-sum-exp over t of the scores: (B, S),
+    or of several heads (B, num_heads, S); -inf where nothing may be attended.
+
     In a beam search the queries may be m times as many, (m·B, S, Q) or (m·B, Q), the m of a batch entry next to each
     other as `repeat_interleave` puts them: they share its keys, which are not repeated. A mask is then the same for all
     queries of an entry.
 
-    Fused: `functional.additive_attention` runs it, and no (B, S, T, A) tensor is made. Where `v` is more than a linear
-    map (another class, hooks, ...), the plain forward runs; the projections are called in any case, but for decoding
-    steps of a plain `query_proj`.
+    Fused: `functional.additive_attention` runs it, a head at a time, and no (B, S, T, A) tensor is made. Where `v` is
+    more than its weight (another class, hooks, ...), the plain forward runs; the projections are called in any case,
+    but for decoding steps of one head with a plain `query_proj`.
 
     Raises:
         TypeError, ValueError: an argument, or the shape of an input, is not as said here.
@@ -125,6 +139,7 @@ class FusedAdditiveAttention(AdditiveAttention):
         attn_dim: int,
         *,
         bias: bool = False,
+        num_heads: int = 1,
         activation: str = "tanh",
         negative_slope: float = 0.01,
         scale: float = 1.0,
@@ -134,8 +149,8 @@ class FusedAdditiveAttention(AdditiveAttention):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
-            query_dim, key_dim, attn_dim, bias=bias, activation=activation, negative_slope=negative_slope, scale=scale,
-            dropout=dropout, device=device, dtype=dtype,
+            query_dim, key_dim, attn_dim, bias=bias, num_heads=num_heads, activation=activation,
+            negative_slope=negative_slope, scale=scale, dropout=dropout, device=device, dtype=dtype,
         )  # fmt: skip
         self.backend = backend
 
@@ -145,44 +160,66 @@ class FusedAdditiveAttention(AdditiveAttention):
         What is prepared depends on the keys and `key_proj` alone: `query_proj` and `v` count as they are at each step.
         """
         keys = self._project(key, value, mask)
-        exponentials = HF.prepare_exponentials(keys.key, activation=self.activation, backend=self.backend)
+        exponentials = tuple(
+            HF.prepare_exponentials(key, activation=self.activation, backend=self.backend)
+            for key in split_heads(keys.key, self.num_heads)
+        )
         return FusedPreparedKeys(keys.key, keys.value, keys.mask, exponentials)
 
     def _project_and_attend(
-        self, query: Tensor, keys: PreparedKeys, mask: Tensor | None, need_weights: bool
-    ) -> tuple[Tensor, Tensor | None]:
+        self,
+        query: Tensor,
+        keys: PreparedKeys,
+        mask: Tensor | None,
+        need_weights: bool,
+        average: bool,
+        need_lse: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         projection, v = self.query_proj, self.v
         if (
             isinstance(keys, FusedPreparedKeys)
             and not (self.dropout and self.training)
+            and average
+            and not need_lse
             and are_as_they_stand(projection, v)
         ):
             out = HF.additive_attention_step(
                 query, projection.weight, projection.bias, keys.key, keys.value, v.weight, mask=mask, scale=self.scale,
                 activation=self.activation, negative_slope=self.negative_slope, return_weights=need_weights,
-                prepared=keys.exponentials, backend=self.backend,
+                prepared=exponentials_of(keys, 1)[0], backend=self.backend,
             )  # fmt: skip
             if out is not None:
-                return out
-        return super()._project_and_attend(query, keys, mask, need_weights)
+                return *out, None
+        return super()._project_and_attend(query, keys, mask, need_weights, average, need_lse)
 
     def _attend(
-        self, q: Tensor, keys: PreparedKeys, mask: Tensor | None, need_weights: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        v = self.v
-        if runs_plain("additive_attention", self.backend, q, {"v": reason_not_a_row(v)}):
-            return super()._attend(q, keys, mask, need_weights)
+        self, q: Tensor, keys: PreparedKeys, mask: Tensor | None, need_weights: bool, need_lse: bool
+    ) -> list[Head]:
+        v, count = self.v, self.num_heads
+        reason = reason_not_a_row(v) if count == 1 else reason_not_plain(v, (HeadScores,))
+        if runs_plain("additive_attention", self.backend, q, {"v": reason}):
+            return super()._attend(q, keys, mask, need_weights, need_lse)
         recompute_weights(v)
-        out = HF.additive_attention(
-            q, keys.key, keys.value, v.weight[0], mask=mask, scale=self.scale,
-            activation=self.activation, negative_slope=self.negative_slope,
-            dropout_p=self.dropout if self.training else 0.0, return_weights=need_weights,
-            prepared=getattr(keys, "exponentials", None), backend=self.backend,
-        )  # fmt: skip
-        return out if isinstance(out, tuple) else (out, None)
+        heads: list[Head] = []
+        parts = (*(split_heads(t, count) for t in (q, keys.key, keys.value)), v.weight, exponentials_of(keys, count))
+        for query, key, value, v_row, exponentials in zip(*parts, strict=True):
+            out = HF.additive_attention(
+                query, key, value, v_row, mask=mask, scale=self.scale, activation=self.activation,
+                negative_slope=self.negative_slope, dropout_p=self.dropout if self.training else 0.0,
+                return_weights=need_weights, return_lse=need_lse, prepared=exponentials, backend=self.backend,
+            )  # fmt: skip
+            context, *others = out if isinstance(out, tuple) else (out,)
+            lse = others.pop() if need_lse else None
+            heads.append((context, others.pop() if need_weights else None, lse))
+        return heads
 
 
-def are_as_they_stand(*parts: nn.Linear) -> bool:
+def exponentials_of(keys: PreparedKeys, num_heads: int) -> tuple[HF.PreparedExponentials | None, ...]:
+    """What was prepared beside the keys, of each head."""
+    return keys.exponentials if isinstance(keys, FusedPreparedKeys) else (None,) * num_heads
+
+
+def are_as_they_stand(*parts: nn.Module) -> bool:
     """Whether they may be read, and no hook computes a weight."""
     return all(reason_not_plain(part, _LINEAR) is None and not part._forward_pre_hooks for part in parts)
 

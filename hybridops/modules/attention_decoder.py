@@ -8,7 +8,12 @@ import torch
 from torch import Tensor, nn
 
 import hybridops.functional as HF
-from hybridops.modules.additive_attention import FusedAdditiveAttention, are_as_they_stand, reason_not_a_row
+from hybridops.modules.additive_attention import (
+    FusedAdditiveAttention,
+    are_as_they_stand,
+    exponentials_of,
+    reason_not_a_row,
+)
 from hybridops.modules.parts import reason_not_plain, recompute_weights, runs_plain
 from hybridops.reference.additive_attention import AdditiveAttention
 from hybridops.reference.attention_decoder import CELLS, AttentionDecoder, DecoderState, States
@@ -50,7 +55,7 @@ class FusedAttentionDecoder(AttentionDecoder):
         input_dim, hidden_dim, memory_dim, attn_dim: channels E of x, H of h, D of the memory, A of the sum in act.
         cell: "lstm" or "gru".
         query: "previous" or "current".
-        num_heads: 1, for the time being.
+        num_heads: of the attention, as in `FusedAdditiveAttention`; D and A are multiples of it, and the weights means.
         activation: "tanh", "relu" or "leaky_relu".
         context_gate: whether there is one.
         dropout: probability with which a weight α is zeroed in training, as in `FusedAdditiveAttention`.
@@ -59,7 +64,8 @@ class FusedAttentionDecoder(AttentionDecoder):
     Parameters: those of `reference.AttentionDecoder`, and the same state dict: `attention.query_proj.weight` (A, H),
     `attention.key_proj.weight` (A, D), `attention.v.weight` (1, A); `cell.weight_ih` (4H or 3H, E+D), the columns of x
     first, `cell.weight_hh`, `cell.bias_ih`, `cell.bias_hh` in the order of `nn.LSTMCell` or `nn.GRUCell`;
-    `context_gate.weight` (D, H), `context_gate.bias` (D) if there is one.
+    `context_gate.weight` (D, H), `context_gate.bias` (D) if there is one. With several heads `attention.v.weight` is
+    (num_heads, A / num_heads).
 
     Shape: x (B, S, E), memory (B, T, D), hx None = zeros or (h, c) of an LSTM, h of a GRU, each (B, H); mask None or
     boolean, True = may be attended, (B, T) or broadcastable to it; lengths None or integers (B,). Gives output (B, S,
@@ -73,7 +79,8 @@ class FusedAttentionDecoder(AttentionDecoder):
 
     Fused: `functional.attention_decoder` runs it, on the weights of its parts; `attention.key_proj` is called. Where
     another part is more than its weights (another class, hooks, a forward of its own), the plain forward runs, through
-    the parts; a back end that was named then raises.
+    the parts; a back end that was named then raises. So it is with several heads: a loop over the steps of the fused
+    attention and the cell.
 
     Decoding: `start` projects the memory and takes the exponentials of its keys, once, and without gradients it may
     pack the weights, those of a vocabulary too: they count as they are then. `step` is one op on those, or a step of
@@ -172,7 +179,7 @@ class FusedAttentionDecoder(AttentionDecoder):
         attention, keys = self.attention, state.keys
         out = HF.attention_decoder_step(
             x, state.h, state.c, state.context, keys.key, keys.value, packed,
-            mask=None if keys.mask is None else keys.mask[:, 0], prepared=getattr(keys, "exponentials", None),
+            mask=None if keys.mask is None else keys.mask[:, 0], prepared=exponentials_of(keys, 1)[0],
             query=self.query, scale=attention.scale, activation=attention.activation,
             negative_slope=attention.negative_slope, backend=self.backend,
         )  # fmt: skip
@@ -196,6 +203,8 @@ class FusedAttentionDecoder(AttentionDecoder):
             "attention": reason_not_plain(attention, (FusedAdditiveAttention, AdditiveAttention)),
             "cell": reason_not_plain(self.cell, (CELLS[self.cell_kind],)),
         }
+        if reasons["attention"] is None and attention.num_heads > 1:
+            reasons["attention"] = f"has {attention.num_heads} heads"
         if self.context_gate is not None:
             reasons["context_gate"] = reason_not_plain(self.context_gate, (nn.Linear,))
         if reasons["attention"] is None:

@@ -14,8 +14,11 @@ from hybridops.native.library import call
 Prepared = tuple[Tensor, Tensor] | None
 
 
-def additive_scores_forward(q: Tensor, k: Tensor, v: Tensor, activation: Activation) -> Tensor:
-    return call(torch.ops.hybridops.additive_scores_forward.default, q, k, v, *_numbers(activation), None, None)
+def additive_scores_forward(
+    q: Tensor, k: Tensor, v: Tensor, activation: Activation, prepared: Prepared = None
+) -> Tensor:
+    op = torch.ops.hybridops.additive_scores_forward.default
+    return call(op, q, k, v, *_numbers(activation), *(prepared or (None, None)))
 
 
 def additive_attention_forward(

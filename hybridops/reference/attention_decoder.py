@@ -92,14 +92,15 @@ class AttentionDecoder(nn.Module):
         input_dim, hidden_dim, memory_dim, attn_dim: channels E of x, H of h, D of the memory, A of the sum in act.
         cell: "lstm" or "gru".
         query: "previous" or "current".
-        num_heads: 1, for the time being.
+        num_heads: of the attention, as in `AdditiveAttention`; D and A are multiples of it, and the weights means.
         activation: "tanh", "relu" or "leaky_relu".
         context_gate: whether there is one.
         dropout: probability with which a weight α is zeroed in training, as in `AdditiveAttention`.
 
     Parameters: `attention.query_proj.weight` (A, H), `attention.key_proj.weight` (A, D), `attention.v.weight` (1, A);
     `cell.weight_ih` (4H or 3H, E+D), the columns of x first, `cell.weight_hh`, `cell.bias_ih`, `cell.bias_hh` in the
-    order of `nn.LSTMCell` or `nn.GRUCell`; `context_gate.weight` (D, H), `context_gate.bias` (D) if there is one.
+    order of `nn.LSTMCell` or `nn.GRUCell`; `context_gate.weight` (D, H), `context_gate.bias` (D) if there is one. With
+    several heads `attention.v.weight` is (num_heads, A / num_heads).
 
     Shape: x (B, S, E), memory (B, T, D), hx None = zeros or (h, c) of an LSTM, h of a GRU, each (B, H); mask None or
     boolean, True = may be attended, (B, T) or broadcastable to it; lengths None or integers (B,). Gives output (B, S,
@@ -140,11 +141,12 @@ class AttentionDecoder(nn.Module):
         self.memory_dim = check_positive_int("memory_dim", memory_dim)
         self.cell_kind = check_choice("cell", cell, tuple(CELLS))
         self.query = check_choice("query", query, ("previous", "current"))
-        if check_positive_int("num_heads", num_heads) != 1:
-            raise ValueError(f"num_heads must be 1, which is all there is for now, got {num_heads}")
+        num_heads = check_positive_int("num_heads", num_heads)
+        if self.memory_dim % num_heads:
+            raise ValueError(f"memory_dim must be a multiple of num_heads, {num_heads}, got {memory_dim}")
         self.attention = self.attention_type(
-            self.hidden_dim, self.memory_dim, attn_dim, activation=activation, dropout=dropout, device=device,
-            dtype=dtype,
+            self.hidden_dim, self.memory_dim, attn_dim, num_heads=num_heads, activation=activation, dropout=dropout,
+            device=device, dtype=dtype,
         )  # fmt: skip
         self.cell = CELLS[cell](self.input_dim + self.memory_dim, self.hidden_dim, device=device, dtype=dtype)
         self.context_gate: nn.Linear | None = None

@@ -49,8 +49,10 @@ MAX_VALUE_CHANNELS = 256
 # --------------------------------------------------------------------------------------------------- what is here
 
 
-def additive_scores_forward(q: Tensor, k: Tensor, v: Tensor, activation: Activation) -> Tensor:
-    return _scores(q, k, v, None, 1.0, *activation, None, None)
+def additive_scores_forward(
+    q: Tensor, k: Tensor, v: Tensor, activation: Activation, prepared: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    return _scores(q, k, v, None, 1.0, *activation, *(prepared or (None, None)))
 
 
 def additive_attention_forward(

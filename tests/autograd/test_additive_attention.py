@@ -53,6 +53,21 @@ def test_gradcheck(target, activation):
         assert torch.autograd.gradgradcheck(function, arguments, fast_mode=True)
 
 
+def test_gradcheck_of_log_sum_exp(target):
+    """All three results, with a row that may attend nothing: its lse is a constant -inf, and left out."""
+    inputs, mask = problem(target, queries=2, width=3)
+    leaves = {name: t.requires_grad_() for name, t in inputs.items()}
+
+    def attend(*tensors):
+        arguments = dict(zip(leaves, tensors, strict=True))
+        options = {"mask": mask, "scale": 0.7, "return_weights": True, "return_lse": True, "backend": target.backend}
+        context, weights, lse = HF.additive_attention(**arguments, **options)
+        return context, weights, lse[:1]
+
+    assert torch.autograd.gradcheck(attend, tuple(leaves.values()), fast_mode=True)
+    assert torch.autograd.gradgradcheck(attend, tuple(leaves.values()), fast_mode=True)
+
+
 def test_second_derivatives_with_prepared_keys(target):
     """The exponentials were taken once, outside of any graph; the keys' gradients do not go through them."""
     inputs, _ = problem(target, queries=2, width=3)

@@ -8,7 +8,12 @@ import pytest
 import torch
 
 from hybridops.contract import Activation
-from hybridops.formulas.additive_attention import additive_scores_backward, additive_scores_forward, masked_softmax
+from hybridops.formulas.additive_attention import (
+    additive_scores_backward,
+    additive_scores_forward,
+    masked_logsumexp,
+    masked_softmax,
+)
 from tests.reference.test_additive_attention import CLOSE, EXACT, INF, NAN, activations, anomaly_mode, make_attention
 
 
@@ -125,6 +130,21 @@ def test_an_empty_row_has_no_gradient_and_makes_no_nan():
     assert torch.autograd.gradgradcheck(masked_softmax, (scores, mask))
 
 
+@anomaly_mode
+def test_log_sum_exp_of_an_empty_row():
+    scores = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([[1, 1, 0, 1], [0, 0, 0, 0], [0, 1, 0, 0]], dtype=torch.bool)
+    lse = masked_logsumexp(scores, mask)
+    want = torch.stack([scores[0, mask[0]].exp().sum().log(), torch.tensor(-INF).double(), scores[2, 1]])
+    torch.testing.assert_close(lse, want, **CLOSE)
+    with torch.autograd.detect_anomaly(check_nan=True):
+        (grad,) = torch.autograd.grad(lse[[0, 2]].sum(), scores, retain_graph=True)
+    torch.testing.assert_close(grad, masked_softmax(scores, mask), **CLOSE)
+    (grad,) = torch.autograd.grad(lse.sum(), scores)
+    torch.testing.assert_close(grad, masked_softmax(scores, mask), **CLOSE)
+
+
 def test_mask_is_broadcast():
     scores, mask = torch.randn(2, 3, 5), torch.rand(2, 1, 5) > 0.5
+    torch.testing.assert_close(masked_logsumexp(scores, mask), masked_logsumexp(scores, mask.expand(2, 3, 5)), **EXACT)
     torch.testing.assert_close(masked_softmax(scores, mask), masked_softmax(scores, mask.expand(2, 3, 5)), **EXACT)

@@ -214,6 +214,106 @@ def test_weights_are_returned_on_request(target):
     torch.testing.assert_close(context, want["context"], **tolerances.EXACT)
 
 
+# --------------------------------------------------------------------------------------------------- log-sum-exp
+
+
+def plain_with_lse(query, key, value, v, score_bias=None, mask=None, scale=1.0, activation="tanh"):
+    """Of rows that may attend something."""
+    scores = scale * plain_scores(query, key, v, activation)
+    scores = scores if score_bias is None else scores + score_bias
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return {**plain_attention(query, key, value, v, score_bias, mask, scale, activation), "lse": scores.logsumexp(-1)}
+
+
+def fused_with_lse(query, key, value, v, score_bias=None, **options):
+    names = ("context", "weights", "lse")
+    results = HF.additive_attention(
+        query, key, value, v, score_bias=score_bias, negative_slope=SLOPE, return_weights=True, return_lse=True,
+        **options,
+    )  # fmt: skip
+    return dict(zip(names, results, strict=True))
+
+
+@activations
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("masked", [False, True])
+def test_log_sum_exp(target, dtype, masked, activation):
+    mask = torch.rand(2, 3, 5, generator=torch.Generator().manual_seed(0)) > 0.3 if masked else None
+    assert mask is None or mask.any(-1).all()
+    options = {"scale": 0.7, "activation": activation, "mask": None if mask is None else mask.to(target.device)}
+    inputs = attention_inputs(score_bias=True)
+    plain = partial(plain_with_lse, **options)
+    assert_parity(plain, fused_with_lse, inputs, dtype, target.device, backend=target.backend, **options)
+    inputs = cast(inputs, dtype, target.device)
+    lse = fused_with_lse(**inputs, backend=target.backend, **options)["lse"]
+    assert lse.dtype == torch.promote_types(dtype, torch.float32)
+
+
+def test_log_sum_exp_of_a_row_that_may_attend_nothing(target):
+    """-inf, with zero gradients, also where the loss has an infinite derivative there."""
+    inputs = cast(attention_inputs(), torch.float64, target.device)
+    leaves = {name: t.requires_grad_() for name, t in inputs.items() if t is not None}
+    mask = torch.tensor([[1, 1, 0, 1, 1], [0, 0, 0, 0, 0]], dtype=torch.bool, device=target.device)
+    results = fused_with_lse(**leaves, mask=mask, backend=target.backend)
+    assert results["lse"][1].eq(-math.inf).all()
+    for create_graph in (False, True):  # by the back end, and by the formulas
+        loss = results["context"].sum() + results["lse"].square().sum()
+        grads = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True, create_graph=create_graph)
+        for name, grad in zip(leaves, grads, strict=True):
+            assert grad.isfinite().all()
+            assert name == "v" or (grad[0].any() and not grad[1].any())
+
+
+@pytest.mark.parametrize("sizes", [{"keys": 0}, {"queries": 0}, {"batch": 0}, {"values": 0}, {"width": 0}], ids=str)
+def test_log_sum_exp_of_nothing(target, sizes):
+    inputs = cast(attention_inputs(**sizes), torch.float32, target.device)
+    results = fused_with_lse(**inputs, backend=target.backend)
+    wanted = {"keys": -math.inf, "width": math.log(5)}
+    assert results["lse"].shape == results["context"].shape[:2]
+    if "width" in sizes or "keys" in sizes:
+        want = torch.full_like(results["lse"], wanted[next(iter(sizes))])
+        torch.testing.assert_close(results["lse"], want)
+    got = with_gradients(fused_with_lse, inputs, backend=target.backend)
+    assert all(t.isfinite().all() for name, t in got.items() if name != "lse")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_log_sum_exp_alone(target, training):
+    """Without the weights, and the same under dropout, which comes after it."""
+    inputs = cast(attention_inputs(), torch.float64, target.device)
+    want = fused_with_lse(**inputs, backend=target.backend)
+    inputs["query"].requires_grad_(training)
+    del inputs["score_bias"]
+    context, lse = HF.additive_attention(**inputs, return_lse=True, backend=target.backend)
+    torch.testing.assert_close((context, lse), (want["context"], want["lse"]), **tolerances.FLOAT64)
+    _, lse = HF.additive_attention(**inputs, return_lse=True, dropout_p=0.5, backend=target.backend)
+    torch.testing.assert_close(lse, want["lse"], **tolerances.FLOAT64)
+    prepared = HF.prepare_exponentials(inputs["key"], backend=target.backend)
+    got = HF.additive_attention(**inputs, return_lse=True, prepared=prepared, backend=target.backend)
+    torch.testing.assert_close(got, (context, want["lse"]), **tolerances.FLOAT64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_sentinel_joins_the_softmax(target, dtype):
+    """By the log-sum-exp alone: what is concatenated in the text book (Lu et al. 2017), gradients included."""
+    inputs = attention_inputs() | {"sentinel": torch.linspace(-1, 1, 12, dtype=torch.float64).view(2, 3, 2)}
+    del inputs["score_bias"]
+
+    def plain(query, key, value, v, sentinel):
+        score, shown = sentinel.split(1, -1)
+        weights = torch.cat([plain_scores(query, key, v), score], -1).softmax(-1)
+        return {"context": weights[..., :-1] @ value + weights[..., -1:] * shown}
+
+    def fused(query, key, value, v, sentinel, backend):
+        score, shown = sentinel.split(1, -1)
+        context, lse = HF.additive_attention(query, key, value, v, return_lse=True, backend=backend)
+        beta = torch.sigmoid(score - lse[..., None])
+        return {"context": beta * shown + (1 - beta) * context}
+
+    assert_parity(plain, fused, inputs, dtype, target.device, backend=target.backend)
+
+
 # --------------------------------------------------------------------------------------------- layouts and magnitudes
 
 

@@ -94,6 +94,26 @@ def test_variants(cell, query, arguments, backend, training):
 
 @cells
 @queries
+def test_several_heads(cell, query):
+    """The loop over the steps, on the fused attention; a back end that was named says that it has no such op."""
+    modules = decoders(None, cell=cell, query=query, attn_dim=6, num_heads=2, context_gate=True)
+    assert modules[1].attention.v.weight.shape == (2, 3)
+    assert_both(modules, tensors(cell), need_weights=True, mask=MASK, lengths=LENGTHS)
+    x, memory, hx = tensors(cell)
+    with torch.no_grad():
+        want = modules[0](x, memory, hx, mask=MASK, need_weights=True)
+        state = modules[1].start(memory, hx, mask=MASK)
+        for s in range(x.shape[1]):
+            output, context, weights, state = modules[1].step(x[:, s], state)
+            got, wanted = (output, context, weights), (want[0][:, s], want[2][:, s], want[3][:, s])
+            torch.testing.assert_close(got, wanted, **tolerances.FLOAT64)
+    modules[1].backend = "native"
+    with pytest.raises(RuntimeError, match="attention has 2 heads"):
+        modules[1](x, memory, hx)
+
+
+@cells
+@queries
 @each_backend
 @pytest.mark.parametrize("empty", ["batch", "steps", "keys"])
 def test_empty(cell, query, backend, empty):
@@ -568,7 +588,8 @@ WRONG = {
     "hidden_dim": ({"hidden_dim": 1.5}, TypeError, r"^hidden_dim must be a positive int, got 1.5 of type float$"),
     "cell": ({"cell": "rnn"}, ValueError, r"^cell must be one of 'lstm', 'gru', got 'rnn'$"),
     "query": ({"query": "next"}, ValueError, r"^query must be one of 'previous', 'current', got 'next'$"),
-    "num_heads": ({"num_heads": 2}, ValueError, r"^num_heads must be 1, .* got 2$"),
+    "num_heads": ({"num_heads": 3}, ValueError, "^memory_dim must be a multiple of num_heads, 3, got 4$"),
+    "attn_dim of heads": ({"num_heads": 2}, ValueError, "^attn_dim must be a multiple of num_heads, 2, got 7$"),
     "activation": ({"activation": "gelu"}, ValueError, r"^activation must be one of"),
     "context_gate": ({"context_gate": 1}, TypeError, r"^context_gate must be a bool, got 1 of type int$"),
     "dropout": ({"dropout": 2.0}, ValueError, r"^dropout must be a number in \[0, 1\], got 2.0$"),
