@@ -29,7 +29,7 @@ def roi_align(features: Tensor, boxes: Tensor, image_size: tuple[int, int], size
     check_shape("features", features, ("B", "C", "Y", "X"))
     check_shape("boxes", boxes, (features.shape[0], "O", 4))
     points = check_positive_int("size", size) * check_positive_int("samples", samples)
-    share = (torch.arange(points, device=boxes.device) + 0.5) / points
+    share = (torch.arange(points, dtype=boxes.dtype, device=boxes.device) + 0.5) / points
     height, width = image_size
     x1, y1, x2, y2 = boxes[..., None].unbind(2)  # each (B, O, 1)
     x, y = (x1 + (x2 - x1) * share) / width, (y1 + (y2 - y1) * share) / height  # (B, O, points), of the image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hybridops.models.captioning import ImageCaptioner, SceneGraphCaptioner, doubly_stochastic_penalty
 from hybridops.models.seq2seq import Seq2Seq
 
-__all__ = ["Seq2Seq"]
+__all__ = ["ImageCaptioner", "SceneGraphCaptioner", "Seq2Seq", "doubly_stochastic_penalty"]

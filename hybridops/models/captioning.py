@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hybridops.checks import check_choice, check_shape
+from hybridops.checks import check_choice, check_positive_int, check_shape
 from hybridops.layers.adaptive import AdaptiveTokenDecoder
 from hybridops.layers.decoding import AttentionTokenDecoder, RecurrentTokenDecoder, TokenDecoder
 from hybridops.layers.encoders import ConvEncoder, Memory
+from hybridops.layers.graph import GraphConvolution, RelationGraph
 from hybridops.layers.objects import ObjectEncoder
+from hybridops.layers.pooling import MeanPooling
 from hybridops.layers.search import Hypotheses, search_best
 
 CONTEXTS = ("global", "spatial", "adaptive", "objects")
@@ -131,6 +133,52 @@ class ImageCaptioner(nn.Module):
             self.decoder.step, state, start, end=self.end_token, max_length=max_length, beam_size=beam_size,
             length_penalty=length_penalty, need_weights=need_weights,
         )  # fmt: skip
+
+
+class SceneGraphCaptioner(ImageCaptioner):
+    """Objects that hear of each other before a sentence is written about them.
+
+        R = softmax_j MLP([o_i; o_j; s_ij])                    o'_i = o_i + relu(W Σ_j R_ij o_j + b)
+
+    and attention over the o' at every word. s_ij is where box j is, seen from box i, see `box_relations`.
+
+    Args:
+        vocab_size, embed_dim, hidden_dim, attn_dim, encoder, options: as in `ImageCaptioner`, whose context is "objects".
+        graph_dim: channels of the hidden layer that R is made of; None: hidden_dim.
+        num_layers: how often o becomes o', each time with weights and an R of its own.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        embed_dim: int = 256,
+        hidden_dim: int = 256,
+        attn_dim: int | None = None,
+        *,
+        graph_dim: int | None = None,
+        num_layers: int = 1,
+        encoder: nn.Module | None = None,
+        cell: str = "lstm",
+        dropout: float = 0.0,
+        pad: int = 0,
+        start: int = 1,
+        end: int = 2,
+    ) -> None:
+        super().__init__(
+            vocab_size, embed_dim, hidden_dim, attn_dim, context="objects", encoder=encoder, cell=cell, dropout=dropout,
+            pad=pad, start=start, end=end,
+        )  # fmt: skip
+        dim, layers = self.encoder.dim, range(check_positive_int("num_layers", num_layers))
+        graph_dim = hidden_dim if graph_dim is None else graph_dim
+        self.relations = nn.ModuleList(RelationGraph(dim, graph_dim) for _ in layers)
+        self.convolutions = nn.ModuleList(GraphConvolution(dim, dim, normalize=False) for _ in layers)
+        self.pooling = MeanPooling()
+
+    def encode(self, images: Tensor, boxes: Tensor | None = None, box_mask: Tensor | None = None) -> Memory:
+        values, mask, _ = super().encode(images, boxes, box_mask)
+        for relation, convolution in zip(self.relations, self.convolutions, strict=True):
+            values = values + torch.relu(convolution(values, relation(values, boxes, mask), mask))
+        return Memory(values, mask, self.pooling(values, mask))
 
 
 def doubly_stochastic_penalty(weights: Tensor, mask: Tensor | None = None) -> Tensor:
