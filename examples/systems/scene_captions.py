@@ -120,7 +120,9 @@ def describe(model: ImageCaptioner, scenes: CaptionedScenes, data: Data, beam_si
 
 def exact(captions: list[str], scenes: CaptionedScenes) -> float:
     """The share that is one of the scene's captions, word for word."""
-    return sum(text in scene.captions for text, scene in zip(captions, scenes.drawn.scenes, strict=True)) / len(captions)
+    return sum(text in scene.captions for text, scene in zip(captions, scenes.drawn.scenes, strict=True)) / len(
+        captions
+    )
 
 
 def errors(captions: list[str], scenes: CaptionedScenes) -> CaptionErrors:

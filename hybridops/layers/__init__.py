@@ -3,19 +3,48 @@
 from __future__ import annotations
 
 from hybridops.layers.adaptive import AdaptiveTokenDecoder
+from hybridops.layers.co_attention import AlternatingCoAttention, Attended, CoAttention, CrossModalAttention
 from hybridops.layers.decoding import AttentionTokenDecoder, RecurrentTokenDecoder, TokenDecoder
 from hybridops.layers.encoders import ConvEncoder, Memory, PretrainedEncoder, RNNEncoder, length_mask
+from hybridops.layers.fusion import (
+    FUSIONS,
+    BilinearFusion,
+    CompactBilinearPooling,
+    ConcatFusion,
+    ElementwiseFusion,
+    FactorizedBilinearPooling,
+    GatedFusion,
+    LateFusion,
+    VectorFusion,
+    WeightedVoting,
+    signed_sqrt,
+    vector_fusion,
+)
+from hybridops.layers.graph import GraphConvolution, RelationGraph, box_relations, similarity_graph
 from hybridops.layers.objects import ObjectEncoder, roi_align
 from hybridops.layers.pooling import AttentionPooling, LastState, MaxPooling, MeanPooling
 from hybridops.layers.search import Hypotheses, beam_search, greedy_search, sample, search_best, token_step
 
 __all__ = [
+    "FUSIONS",
     "AdaptiveTokenDecoder",
+    "AlternatingCoAttention",
+    "Attended",
     "AttentionPooling",
     "AttentionTokenDecoder",
+    "BilinearFusion",
+    "CoAttention",
+    "CompactBilinearPooling",
+    "ConcatFusion",
     "ConvEncoder",
+    "CrossModalAttention",
+    "ElementwiseFusion",
+    "FactorizedBilinearPooling",
+    "GatedFusion",
+    "GraphConvolution",
     "Hypotheses",
     "LastState",
+    "LateFusion",
     "MaxPooling",
     "MeanPooling",
     "Memory",
@@ -23,12 +52,19 @@ __all__ = [
     "PretrainedEncoder",
     "RNNEncoder",
     "RecurrentTokenDecoder",
+    "RelationGraph",
     "TokenDecoder",
+    "VectorFusion",
+    "WeightedVoting",
     "beam_search",
+    "box_relations",
     "greedy_search",
     "length_mask",
     "roi_align",
     "sample",
     "search_best",
+    "signed_sqrt",
+    "similarity_graph",
     "token_step",
+    "vector_fusion",
 ]

@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from hybridops.models.captioning import ImageCaptioner, SceneGraphCaptioner, doubly_stochastic_penalty
+from hybridops.models.multimodal import MultimodalClassifier
+from hybridops.models.question_answering import VisualQuestionAnswering
 from hybridops.models.seq2seq import Seq2Seq
 
-__all__ = ["ImageCaptioner", "SceneGraphCaptioner", "Seq2Seq", "doubly_stochastic_penalty"]
+__all__ = [
+    "ImageCaptioner",
+    "MultimodalClassifier",
+    "SceneGraphCaptioner",
+    "Seq2Seq",
+    "VisualQuestionAnswering",
+    "doubly_stochastic_penalty",
+]
