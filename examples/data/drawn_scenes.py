@@ -1,11 +1,11 @@
 """Drawn scenes with exact captions, graphs and questions, in the manner of ShapeWorld (Kuhnle & Copestake 2017,
 https://arxiv.org/abs/1704.04517) and CLEVR (Johnson et al. 2017, https://arxiv.org/abs/1612.06890).
 
-Two to four objects on a noisy ground: shapes, and scikit-learn's handwritten digits, each small or large and in a colour
+Two to four objects on a noisy ground: shapes, and handwritten digits, each small or large and in a colour
 that no other object of the scene has. Captions speak of the two leftmost objects. Every split has digits of its own, so
 that a test image shows no scan that was trained on.
 
-Licence: nothing is downloaded. The digits are from Optical Recognition of Handwritten Digits (E. Alpaydin and C. Kaynak,
+Licence: nothing is downloaded. The digits are of Optical Recognition of Handwritten Digits (Alpaydin and Kaynak,
 UCI repository, CC BY 4.0), part of which comes with scikit-learn; all else is drawn here.
 """
 
