@@ -8,4 +8,5 @@ from __future__ import annotations
 
 SYSTEMS = {  # name: what it is
     "translation": "sequence to sequence with attention: the pronunciation of English words (document 001)",
+    "captioning": "captions of drawn scenes, from one vector, regions, objects and their graph (documents 002, 004)",
 }

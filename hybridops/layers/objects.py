@@ -36,7 +36,8 @@ def roi_align(features: Tensor, boxes: Tensor, image_size: tuple[int, int], size
     grid = torch.stack(torch.broadcast_tensors(x[:, :, None], y[..., None]), -1).flatten(1, 2)
     grid = (2 * grid - 1).to(features.dtype)
     sampled = F.grid_sample(features, grid, padding_mode="border", align_corners=False)  # (B, C, O·points, points)
-    return F.avg_pool2d(sampled, samples).unflatten(2, (-1, size)).transpose(1, 2)
+    parts: Tensor = F.avg_pool2d(sampled, samples).unflatten(2, (-1, size))
+    return parts.transpose(1, 2)
 
 
 class ObjectEncoder(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -75,7 +77,9 @@ class ImageCaptioner(nn.Module):
             if context == "objects":
                 encoder = ObjectEncoder(encoder.layers, encoder.dim, hidden_dim)
         self.encoder = encoder
-        sizes = vocab_size, embed_dim, hidden_dim, encoder.dim
+        dim: Any = encoder.dim
+        self.memory_dim = check_positive_int("dim of encoder", dim)
+        sizes = vocab_size, embed_dim, hidden_dim, self.memory_dim
         attn_dim = hidden_dim if attn_dim is None else attn_dim
         self.decoder: TokenDecoder
         if context == "global":
@@ -112,7 +116,8 @@ class ImageCaptioner(nn.Module):
         pictures; None of "global".
         """
         check_shape("tokens", tokens, (images.shape[0], "S"))
-        return self.decoder(tokens, self.encode(images, boxes, box_mask), need_weights=need_weights)
+        logits, weights = self.decoder(tokens, self.encode(images, boxes, box_mask), need_weights=need_weights)
+        return logits, weights
 
     @torch.no_grad()
     def generate(
@@ -143,7 +148,7 @@ class SceneGraphCaptioner(ImageCaptioner):
     and attention over the o' at every word. s_ij is where box j is, seen from box i, see `box_relations`.
 
     Args:
-        vocab_size, embed_dim, hidden_dim, attn_dim, encoder, options: as in `ImageCaptioner`, whose context is "objects".
+        vocab_size, embed_dim, hidden_dim, attn_dim, encoder, options: as of `ImageCaptioner` with context "objects".
         graph_dim: channels of the hidden layer that R is made of; None: hidden_dim.
         num_layers: how often o becomes o', each time with weights and an R of its own.
     """
@@ -168,7 +173,7 @@ class SceneGraphCaptioner(ImageCaptioner):
             vocab_size, embed_dim, hidden_dim, attn_dim, context="objects", encoder=encoder, cell=cell, dropout=dropout,
             pad=pad, start=start, end=end,
         )  # fmt: skip
-        dim, layers = self.encoder.dim, range(check_positive_int("num_layers", num_layers))
+        dim, layers = self.memory_dim, range(check_positive_int("num_layers", num_layers))
         graph_dim = hidden_dim if graph_dim is None else graph_dim
         self.relations = nn.ModuleList(RelationGraph(dim, graph_dim) for _ in layers)
         self.convolutions = nn.ModuleList(GraphConvolution(dim, dim, normalize=False) for _ in layers)
