@@ -9,4 +9,7 @@ from __future__ import annotations
 SYSTEMS = {  # name: what it is
     "translation": "sequence to sequence with attention: the pronunciation of English words (document 001)",
     "captioning": "captions of drawn scenes, from one vector, regions, objects and their graph (documents 002, 004)",
+    "self_critical": "captions rewarded by CIDEr-D (document 002)",
+    "training_strategies": "several tasks, a curriculum, frozen stages, a pretrained decoder (document 002)",
+    "ablations": "captioners without one part, or with another in its place (document 002)",
 }

@@ -116,18 +116,19 @@ def train(
     *,
     epochs: int = EPOCHS,
     loss: Callable[[nn.Module, Batch], Tensor] = caption_loss,
+    score: Callable[[nn.Module], float] | None = None,
     sampler: Sampler[int] | None = None,
     learning_rate: float = 2e-3,
     title: str = "captioner",
 ) -> History:
-    """Of all epochs the one whose captions match best on validation data is kept."""
+    """The best epoch is kept: by `score`, or that whose captions of validation data match most often."""
     torch.manual_seed(options.seed)  # of dropout
     plan = Plan(1 if options.smoke else epochs, BATCH, learning_rate, seed=options.seed)
 
-    def score(model: nn.Module) -> float:
+    def match(model: nn.Module) -> float:
         return exact(describe(model, data.validation, data), data.validation)
 
-    return fit(model, data.train, loss, score, plan, sampler=sampler, title=title)
+    return fit(model, data.train, loss, score or match, plan, sampler=sampler, title=title)
 
 
 def batches(scenes: CaptionedScenes) -> DataLoader:
