@@ -25,8 +25,8 @@ from hybridops.models import ImageCaptioner
 
 PENALTY = 0.01  # λ of the doubly stochastic penalty, a sum over regions
 KINDS = {  # name: context, penalty
-    "global": ("global", 0.0),
     "spatial": ("spatial", 0.0),
+    "global": ("global", 0.0),
     "doubly stochastic": ("spatial", PENALTY),
     "adaptive": ("adaptive", 0.0),
     "objects": ("objects", 0.0),
