@@ -12,4 +12,5 @@ SYSTEMS = {  # name: what it is
     "self_critical": "captions rewarded by CIDEr-D (document 002)",
     "training_strategies": "several tasks, a curriculum, frozen stages, a pretrained decoder (document 002)",
     "ablations": "captioners without one part, or with another in its place (document 002)",
+    "verses": "sequence to sequence with attention: English verses into Spanish (document 001)",
 }

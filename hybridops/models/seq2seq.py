@@ -74,8 +74,9 @@ class Seq2Seq(nn.Module):
         self, source: Tensor, target: Tensor, source_lengths: Tensor | None = None, *, sampling: float = 0.0
     ) -> Tensor:
         """`sampling`: the probability of scheduled sampling, see `TokenDecoder`; 0 is teacher forcing, in one op."""
+        memory = self.encode(source, source_lengths)
         check_shape("target", target, (source.shape[0], "S"))
-        return self.decoder.scheduled_sampling(target, self.encode(source, source_lengths), sampling)
+        return self.decoder.scheduled_sampling(target, memory, sampling)
 
     @torch.no_grad()
     def generate(
