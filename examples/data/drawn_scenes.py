@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import Tensor
 
-from hybridops.evaluation.scene_graph import SceneGraph, SceneObject
+from hybridops.evaluation import SceneGraph, SceneObject
+from hybridops.evaluation.imports import require
 
 IMAGE = 48  # pixels a side
 OBJECTS = range(2, 5)  # in a scene
@@ -73,7 +73,7 @@ class DrawnScenes:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Words by number. Texts are told apart into words by spaces."""
+    """Words by number. Words are what spaces separate."""
 
     words: tuple[str, ...]
 
@@ -218,7 +218,7 @@ def _inside(shape: str, x: Tensor, y: Tensor, r: Tensor) -> Tensor:
 
 def _glyphs(split: slice) -> tuple[Tensor, Tensor]:
     """Scans (n, 1, 8, 8) in [0, 1], and which digits they are."""
-    digits = load_digits()
+    digits = require("sklearn.datasets").load_digits()
     scans = torch.tensor(digits.images[split], dtype=torch.float32)[:, None] / 16
     return scans, torch.tensor(digits.target[split])
 

@@ -142,7 +142,10 @@ def _cider(references: _References, hypotheses: _References) -> dict[str, float]
 def _meteor(references: _References, hypotheses: _References) -> dict[str, float]:
     if shutil.which("java") is None:
         raise RuntimeError("the metric 'meteor' runs on Java, and there is none on PATH")
-    value, _ = require("pycocoevalcap.meteor.meteor").Meteor().compute_score(references, hypotheses)
+    meteor = require("pycocoevalcap.meteor.meteor").Meteor()
+    value, _ = meteor.compute_score(references, hypotheses)
+    for pipe in (meteor.meteor_p.stdout, meteor.meteor_p.stderr):  # it ends its process and leaves these open
+        pipe.close()
     return {"meteor": float(value)}
 
 
