@@ -16,7 +16,8 @@ from examples.systems.table import Options
 from examples.training import History, Plan, fit
 from hybridops.evaluation import caption_errors, caption_scores
 from hybridops.layers import ConvEncoder, Memory, ObjectEncoder
-from hybridops.models import ImageCaptioner, SceneGraphCaptioner, doubly_stochastic_penalty
+from hybridops.models import ImageCaptioner, SceneGraphCaptioner
+from hybridops.training import doubly_stochastic_penalty
 
 SIZES = {"train": 4000, "validation": 500, "test": 1000}
 EPOCHS = 12

@@ -122,7 +122,7 @@ class AdaptiveTokenDecoder(TokenDecoder):
         if self.fallback == "sentinel":
             instead = torch.sigmoid(self.sentinel_gate(torch.cat([x, before], 2))) * torch.tanh(torch.stack(cells, 1))
             energy = torch.tanh(self.sentinel_proj(instead) + self.attention.query_proj(now))
-            beta = torch.sigmoid(self.attention.v(energy) - lse[..., None])
+            beta = torch.sigmoid(self.attention.v(energy) - lse[..., None]).to(now.dtype)  # lse is float32 at least
         else:
             instead, beta = whole[..., embed_dim:], torch.sigmoid(self.beta(now))
         mixed = beta * instead + (1 - beta) * context

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hybridops.models.captioning import ImageCaptioner, SceneGraphCaptioner, doubly_stochastic_penalty
+from hybridops.models.captioning import ImageCaptioner, SceneGraphCaptioner
 from hybridops.models.multimodal import MultimodalClassifier
 from hybridops.models.question_answering import VisualQuestionAnswering
 from hybridops.models.seq2seq import Seq2Seq
@@ -13,5 +13,4 @@ __all__ = [
     "SceneGraphCaptioner",
     "Seq2Seq",
     "VisualQuestionAnswering",
-    "doubly_stochastic_penalty",
 ]

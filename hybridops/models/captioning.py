@@ -112,8 +112,8 @@ class ImageCaptioner(nn.Module):
         *,
         need_weights: bool = True,
     ) -> tuple[Tensor, Tensor | None]:
-        """Logits, and the attention's weights (B, S, T) over regions or objects, for `doubly_stochastic_penalty` and
-        pictures; None of "global".
+        """Logits, and the attention's weights (B, S, T) over regions or objects, for pictures and for
+        `training.doubly_stochastic_penalty`; None of "global".
         """
         check_shape("tokens", tokens, (images.shape[0], "S"))
         logits, weights = self.decoder(tokens, self.encode(images, boxes, box_mask), need_weights=need_weights)
@@ -184,19 +184,3 @@ class SceneGraphCaptioner(ImageCaptioner):
         for relation, convolution in zip(self.relations, self.convolutions, strict=True):
             values = values + torch.relu(convolution(values, relation(values, boxes, mask), mask))
         return Memory(values, mask, self.pooling(values, mask))
-
-
-def doubly_stochastic_penalty(weights: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Σ_t (1 - Σ_s α_st)², the mean over sentences: low where all words together look at every region about once.
-
-    To be added to the cross-entropy with a factor λ (Xu et al. 2015, section 4.2.1).
-
-    Args:
-        weights: (B, S, T), of `ImageCaptioner.attend`.
-        mask: boolean (B, S), True = there is a word; None: everywhere.
-    """
-    check_shape("weights", weights, ("B", "S", "T"))
-    if mask is not None:
-        check_shape("mask", mask, weights.shape[:2])
-        weights = weights.masked_fill(~mask[..., None], 0.0)
-    return (1 - weights.sum(1)).square().sum(1).mean()

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridops.layers import PretrainedEncoder
-from hybridops.models import ImageCaptioner, SceneGraphCaptioner, doubly_stochastic_penalty
+from hybridops.models import ImageCaptioner, SceneGraphCaptioner
+from hybridops.training import doubly_stochastic_penalty
 from tests import tolerances
 
 VOCAB, SIZES = 13, (6, 8, 5)  # of a word, a state, the attention
@@ -137,15 +138,6 @@ def test_an_encoder_of_one_s_own():
     assert all(p.grad is None for p in backbone.parameters())
 
 
-def test_the_penalty_by_hand():
-    weights = torch.tensor([[[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]], [[0.0, 0.25, 0.75], [9.0, 9.0, 9.0]]]).double()
-    mask = torch.tensor([[True, True], [True, False]])
-    # (1 - 1.5)² + (1 - .5)² + 1 = 1.5;  1 + .75² + .25² = 1.625
-    expected = torch.tensor((1.5 + 1.625) / 2).double()
-    torch.testing.assert_close(doubly_stochastic_penalty(weights, mask), expected, **tolerances.FLOAT64)
-    torch.testing.assert_close(doubly_stochastic_penalty(weights[:1]), torch.tensor(1.5).double(), **tolerances.FLOAT64)
-
-
 def test_errors_name_the_argument():
     with pytest.raises(ValueError, match=r"context must be one of 'global', .*, got 'local'"):
         captioner(context="local")
@@ -159,5 +151,3 @@ def test_errors_name_the_argument():
         model(images, tokens(), torch.zeros(3, 4, 4))
     with pytest.raises(TypeError, match=r"boxes must be a tensor of shape \(3, O, 4\), got NoneType"):
         captioner(context="objects")(images, tokens())
-    with pytest.raises(ValueError, match=r"mask must have shape \(3, 5\), got \(3, 4\)"):
-        doubly_stochastic_penalty(torch.zeros(3, 5, 2), torch.ones(3, 4, dtype=torch.bool))
