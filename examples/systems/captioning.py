@@ -38,14 +38,9 @@ FUNCTION_WORDS = {"a", "is", "there", "to", "the", "of"}
 def run(options: Options) -> list[Row]:
     data = scene_captions.load(options)
     models, histories, captions = {}, {}, {}
-    for name, (kind, penalty) in KINDS.items():
-        torch.manual_seed(options.seed)
-        model = models[name] = scene_captions.captioner(kind, len(data.vocabulary))
-        loss = partial(scene_captions.caption_loss, penalty=penalty)
-        histories[name] = scene_captions.train(model, data, options, loss=loss, title=name)
-        captions[name] = scene_captions.describe(model, data.test, data)
-    if not options.smoke:
-        torch.save(models["spatial"].state_dict(), options.out / scene_captions.SPATIAL)
+    for name in KINDS:
+        models[name], histories[name] = trained(name, data, options)
+        captions[name] = scene_captions.describe(models[name], data.test, data)
     draw_captions(options, data, captions)
     draw_curves(options, histories)
     for name in ("spatial", "adaptive"):
@@ -78,6 +73,18 @@ def run(options: Options) -> list[Row]:
         rows.append(Row(f"captioning, {name}", where, "CIDEr-D", found["cider"], None, "as it is", True,
                         f"exact match {found['exact']:.3f}, errors: {errors}"))  # fmt: skip
     return rows
+
+
+def trained(name: str, data: Data, options: Options) -> tuple[ImageCaptioner, History]:
+    """One of KINDS. Each epoch is kept in the folder of the pictures, and training goes on from there."""
+    kind, penalty = KINDS[name]
+    torch.manual_seed(options.seed)
+    model = scene_captions.captioner(kind, len(data.vocabulary))
+    checkpoint = None if options.smoke else options.out / f"captioner {name}.pt"
+    if checkpoint is not None and checkpoint.exists():
+        print(f"{name}: goes on from {checkpoint}")
+    loss = partial(scene_captions.caption_loss, penalty=penalty)
+    return model, scene_captions.train(model, data, options, loss=loss, title=name, checkpoint=checkpoint)
 
 
 def weight_of_the_sentinel(model: ImageCaptioner, data: Data, function: bool) -> float:

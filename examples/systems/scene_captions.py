@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -23,10 +24,9 @@ SIZES = {"train": 4000, "validation": 500, "test": 1000}
 EPOCHS = 12
 CHANNELS = (16, 32, 64, 128)
 GRID = (6, 6)  # regions: 48 pixels, halved three times
-EMBED, HIDDEN, ATTENTION = 128, 256, 128
+EMBED, HIDDEN, ATTENTION = 64, 128, 64
 LONGEST = 16  # words of a caption, its end among them
 BATCH = 32
-SPATIAL = "captioner_spatial.pt"  # what examples.systems.captioning keeps, for others to begin with
 
 
 class Batch(NamedTuple):
@@ -121,10 +121,11 @@ def train(
     sampler: Sampler[int] | None = None,
     learning_rate: float = 2e-3,
     title: str = "captioner",
+    checkpoint: Path | None = None,
 ) -> History:
     """The best epoch is kept: by `score`, or that whose captions of validation data match most often."""
     torch.manual_seed(options.seed)  # of dropout
-    plan = Plan(1 if options.smoke else epochs, BATCH, learning_rate, seed=options.seed)
+    plan = Plan(1 if options.smoke else epochs, BATCH, learning_rate, seed=options.seed, checkpoint=checkpoint)
 
     def match(model: nn.Module) -> float:
         return exact(describe(model, data.validation, data), data.validation)

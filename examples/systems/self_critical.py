@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from examples.data.drawn_scenes import Vocabulary
-from examples.systems import scene_captions
+from examples.systems import captioning, scene_captions
 from examples.systems.scene_captions import LONGEST, Batch, Data, repeat
 from examples.systems.table import Options, Row, Speed
 from hybridops.evaluation import CiderD
@@ -23,9 +23,9 @@ EPOCHS, SAMPLES, LEARNING_RATE = 4, 5, 2e-4
 
 def run(options: Options) -> list[Row]:
     data = scene_captions.load(options)
-    # no dropout: what is drawn and what is scored have to be of the same model
+    # no dropout: what is drawn and what gives log-probabilities have to be the same model
     model = scene_captions.captioner("spatial", len(data.vocabulary), dropout=0.0)
-    model.load_state_dict(trained(data, options).state_dict())
+    model.load_state_dict(captioning.trained("spatial", data, options)[0].state_dict())
     before = scene_captions.judge(scene_captions.describe(model, data.test, data), data.test)
     freeze(model.encoder)
     loss = partial(reward_loss, data=data, metric=CiderD(references(data, range(len(data.train)))))
@@ -43,18 +43,6 @@ def run(options: Options) -> list[Row]:
     ]  # fmt: skip
     others = [metric for metric in after if metric not in ("cider", "chair_i")]
     return rows + [Row("self-critical", where, name, after[name], before[name], "as it is", True) for name in others]
-
-
-def trained(data: Data, options: Options) -> ImageCaptioner:
-    """The captioner that examples.systems.captioning kept in the same folder, or else one that is trained now."""
-    torch.manual_seed(options.seed)
-    model = scene_captions.captioner("spatial", len(data.vocabulary))
-    path = options.out / scene_captions.SPATIAL
-    if path.exists() and not options.smoke:
-        model.load_state_dict(torch.load(path))
-    else:
-        scene_captions.train(model, data, options, title="cross-entropy")
-    return model.eval()
 
 
 def reward_loss(model: ImageCaptioner, batch: Batch, data: Data, metric: CiderD) -> Tensor:
