@@ -92,11 +92,14 @@ def captioners(words: int) -> dict[str, Callable[[], ImageCaptioner]]:
     def convolutions(*channels: int) -> nn.Module:
         return ConvEncoder(3, channels, pool_last=False).to(memory_format=torch.channels_last)
 
-    def pooled(pooling: nn.Module) -> ImageCaptioner:
-        return make("global", encoder=Pooled(convolutions(*scene_captions.CHANNELS), pooling))
+    def regions() -> nn.Module:
+        return convolutions(*scene_captions.CHANNELS)
 
-    def decoded(decoder: TokenDecoder) -> ImageCaptioner:
-        model = make("spatial")
+    def pooled(pooling: nn.Module) -> ImageCaptioner:
+        return make("global", encoder=Pooled(regions(), pooling))
+
+    def decoded(kind: str, decoder: TokenDecoder) -> ImageCaptioner:
+        model = make(kind)
         model.decoder = decoder
         return model
 
@@ -104,9 +107,11 @@ def captioners(words: int) -> dict[str, Callable[[], ImageCaptioner]]:
     return {
         WHOLE: lambda: make("spatial"),
         # without a part
-        "no attention: the mean of the regions at every word": lambda: make("global", image_at="every"),
+        "no attention: the mean of the regions at every word": lambda: make(
+            "global", image_at="every", encoder=regions()
+        ),
         "one vector, as the first state": lambda: make("global"),
-        "the mean of the words in place of the LSTM": lambda: decoded(PooledTokenDecoder(words, dim)),
+        "the mean of the words in place of the LSTM": lambda: decoded("global", PooledTokenDecoder(words, dim)),
         BLIND: lambda: make("spatial", encoder=Blind()),
         # with another
         "three convolutions, 12 x 12 regions": lambda: make("spatial", encoder=convolutions(16, 32, 64)),
@@ -114,7 +119,7 @@ def captioners(words: int) -> dict[str, Callable[[], ImageCaptioner]]:
         "GRU": lambda: make("spatial", cell="gru"),
         "adaptive attention": lambda: make("adaptive"),
         "adaptive attention of document 002": lambda: make("adaptive", fallback="global"),
-        "no gate on the context": lambda: decoded(AttentionTokenDecoder(*sizes, dropout=0.1)),
+        "no gate on the context": lambda: decoded("spatial", AttentionTokenDecoder(*sizes, dropout=0.1)),
         "one vector, before the first word": lambda: make("global", image_at="first"),
         "one vector, maximum of the regions": lambda: pooled(MaxPooling()),
         "one vector, attention over the regions": lambda: pooled(AttentionPooling(dim)),

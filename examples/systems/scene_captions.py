@@ -72,13 +72,32 @@ def load(options: Options, count: int = SIZES["train"]) -> Data:
     return Data(*(CaptionedScenes(drawn[split], vocabulary) for split in sizes), vocabulary)
 
 
+class OneVector(nn.Module):
+    """An encoder whose whole is made of all its regions, each with weights of its own: their mean does not say where
+    things are.
+    """
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.dim = encoder, encoder.dim
+        self.proj = nn.Linear(GRID[0] * GRID[1] * encoder.dim, encoder.dim)
+
+    def forward(self, images: Tensor) -> Memory:
+        values, mask, _ = self.encoder(images)
+        return Memory(values, mask, torch.relu(self.proj(values.flatten(1))))
+
+
+def image_encoder(kind: str) -> nn.Module:
+    encoder = ConvEncoder(3, CHANNELS, pool_last=False)
+    encoder.to(memory_format=torch.channels_last)  # a CPU convolves that in half the time
+    if kind == "global":
+        return OneVector(encoder)
+    return ObjectEncoder(encoder.layers, encoder.dim, HIDDEN) if kind in ("objects", "graph") else encoder
+
+
 def captioner(kind: str, words: int, *, encoder: nn.Module | None = None, **options: object) -> ImageCaptioner:
     """A context of `ImageCaptioner`, or "graph"; at the sizes above."""
-    if encoder is None:
-        encoder = ConvEncoder(3, CHANNELS, pool_last=False)
-        encoder.to(memory_format=torch.channels_last)  # a CPU convolves that in half the time
-    if kind in ("objects", "graph"):
-        encoder = ObjectEncoder(encoder.layers, encoder.dim, HIDDEN)
+    encoder = image_encoder(kind) if encoder is None else encoder
     options = {"embed_dim": EMBED, "hidden_dim": HIDDEN, "attn_dim": ATTENTION, "dropout": 0.1} | options
     if kind == "graph":
         return SceneGraphCaptioner(words, encoder=encoder, **options)
