@@ -107,9 +107,7 @@ def captioners(words: int) -> dict[str, Callable[[], ImageCaptioner]]:
     return {
         WHOLE: lambda: make("spatial"),
         # without a part
-        "no attention: the mean of the regions at every word": lambda: make(
-            "global", image_at="every", encoder=regions()
-        ),
+        "no attention, the mean at every word": lambda: make("global", image_at="every", encoder=regions()),
         "one vector, as the first state": lambda: make("global"),
         "the mean of the words in place of the LSTM": lambda: decoded("global", PooledTokenDecoder(words, dim)),
         BLIND: lambda: make("spatial", encoder=Blind()),
