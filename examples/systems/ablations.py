@@ -108,7 +108,8 @@ def captioners(words: int) -> dict[str, Callable[[], ImageCaptioner]]:
         WHOLE: lambda: make("spatial"),
         # without a part
         "no attention, the mean at every word": lambda: make("global", image_at="every", encoder=regions()),
-        "one vector, as the first state": lambda: make("global"),
+        "one vector of all regions, at every word": lambda: make("global"),
+        "one vector of all regions, as the first state": lambda: make("global", image_at="initial"),
         "the mean of the words in place of the LSTM": lambda: decoded("global", PooledTokenDecoder(words, dim)),
         BLIND: lambda: make("spatial", encoder=Blind()),
         # with another
@@ -118,7 +119,7 @@ def captioners(words: int) -> dict[str, Callable[[], ImageCaptioner]]:
         "adaptive attention": lambda: make("adaptive"),
         "adaptive attention of document 002": lambda: make("adaptive", fallback="global"),
         "no gate on the context": lambda: decoded("spatial", AttentionTokenDecoder(*sizes, dropout=0.1)),
-        "one vector, before the first word": lambda: make("global", image_at="first"),
+        "one vector of all regions, before the first word": lambda: make("global", image_at="first"),
         "one vector, maximum of the regions": lambda: pooled(MaxPooling()),
         "one vector, attention over the regions": lambda: pooled(AttentionPooling(dim)),
     }

@@ -99,6 +99,8 @@ def captioner(kind: str, words: int, *, encoder: nn.Module | None = None, **opti
     """A context of `ImageCaptioner`, or "graph"; at the sizes above."""
     encoder = image_encoder(kind) if encoder is None else encoder
     options = {"embed_dim": EMBED, "hidden_dim": HIDDEN, "attn_dim": ATTENTION, "dropout": 0.1} | options
+    if kind == "global":
+        options = {"image_at": "every"} | options
     if kind == "graph":
         return SceneGraphCaptioner(words, encoder=encoder, **options)
     return ImageCaptioner(words, context=kind, encoder=encoder, **options)
