@@ -143,9 +143,10 @@ class ImageCaptioner(nn.Module):
 class SceneGraphCaptioner(ImageCaptioner):
     """Objects that hear of each other before a sentence is written about them.
 
-        R = softmax_j MLP([o_i; o_j; s_ij])                    o'_i = o_i + relu(W Σ_j R_ij o_j + b)
+        R = softmax_j MLP([o_i; o_j; s_ij])                    o'_i = o_i + W Σ_j R_ij o_j + b
 
-    and attention over the o' at every word. s_ij is where box j is, seen from box i, see `box_relations`.
+    and attention over the o' at every word. s_ij is where box j is, seen from box i, see `box_relations`. W and b are 0
+    at first: training starts with the objects alone.
 
     Args:
         vocab_size, embed_dim, hidden_dim, attn_dim, encoder, options: as of `ImageCaptioner` with context "objects".
@@ -177,10 +178,12 @@ class SceneGraphCaptioner(ImageCaptioner):
         graph_dim = hidden_dim if graph_dim is None else graph_dim
         self.relations = nn.ModuleList(RelationGraph(dim, graph_dim) for _ in layers)
         self.convolutions = nn.ModuleList(GraphConvolution(dim, dim, normalize=False) for _ in layers)
+        for parameter in self.convolutions.parameters():
+            nn.init.zeros_(parameter)
         self.pooling = MeanPooling()
 
     def encode(self, images: Tensor, boxes: Tensor | None = None, box_mask: Tensor | None = None) -> Memory:
         values, mask, _ = super().encode(images, boxes, box_mask)
         for relation, convolution in zip(self.relations, self.convolutions, strict=True):
-            values = values + torch.relu(convolution(values, relation(values, boxes, mask), mask))
+            values = values + convolution(values, relation(values, boxes, mask), mask)
         return Memory(values, mask, self.pooling(values, mask))

@@ -121,6 +121,20 @@ def test_objects_that_are_not_there_do_not_count(options):
     torch.testing.assert_close(turned, expected, **tolerances.FLOAT64)
 
 
+def test_objects_hear_of_each_other_through_the_graph():
+    model = captioner(**KINDS["graph"])
+    images, (boxes, mask) = inputs(model)
+    alone = model.encoder(images, boxes, mask).values
+    torch.testing.assert_close(model.encode(images, boxes, mask).values, alone, **tolerances.EXACT)  # at first
+    for parameter in model.convolutions.parameters():
+        nn.init.normal_(parameter)
+    moved = boxes.clone()
+    moved[0, 3] = torch.tensor([1.0, 2.0, 9.0, 5.0])
+    before, after = (model.encode(images, each, mask).values for each in (boxes, moved))
+    assert not torch.allclose(before[0, :3], after[0, :3])
+    torch.testing.assert_close(before[1:], after[1:], **tolerances.EXACT)
+
+
 def test_the_shapes_of_document_004():
     model = ImageCaptioner(10000, 256, 512, context="global")
     images, captions = torch.randn(8, 3, 224, 224), torch.randint(0, 10000, (8, 15))
