@@ -23,7 +23,7 @@ from hybridops.evaluation import attention_figure
 from hybridops.layers import PretrainedEncoder
 from hybridops.models import ImageCaptioner
 
-PENALTY = 0.01  # λ of the doubly stochastic penalty, a sum over regions
+PENALTY = 0.001  # λ of the doubly stochastic penalty, a sum over regions
 KINDS = {  # name: context, penalty
     "spatial": ("spatial", 0.0),
     "global": ("global", 0.0),
