@@ -26,6 +26,7 @@ def run(options: Options) -> list[Row]:
     # no dropout: what is drawn and what gives log-probabilities have to be the same model
     model = scene_captions.captioner("spatial", len(data.vocabulary), dropout=0.0)
     model.load_state_dict(captioning.trained("spatial", data, options)[0].state_dict())
+    model.eval()
     before = scene_captions.judge(scene_captions.describe(model, data.test, data), data.test)
     freeze(model.encoder)
     loss = partial(reward_loss, data=data, metric=CiderD(references(data, range(len(data.train)))))
