@@ -50,3 +50,7 @@ def allowed_error(plain: torch.Tensor, exact: torch.Tensor, dtype: torch.dtype, 
 
 def largest(tensor: torch.Tensor) -> float:
     return tensor.abs().max().item() if tensor.numel() else 0.0
+
+
+# A sentence's log-probability, which searches add up in float32: some words of order one.
+LOG_PROBABILITY = {"rtol": 1e-5, "atol": 1e-5}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hybridops.layers.adaptive import AdaptiveTokenDecoder
 from hybridops.layers.co_attention import AlternatingCoAttention, Attended, CoAttention, CrossModalAttention
 from hybridops.layers.decoding import AttentionTokenDecoder, RecurrentTokenDecoder, TokenDecoder
 from hybridops.layers.encoders import ConvEncoder, Memory, PretrainedEncoder, RNNEncoder, length_mask
@@ -20,11 +21,13 @@ from hybridops.layers.fusion import (
     vector_fusion,
 )
 from hybridops.layers.graph import GraphConvolution, RelationGraph, box_relations, similarity_graph
+from hybridops.layers.objects import ObjectEncoder, roi_align
 from hybridops.layers.pooling import AttentionPooling, LastState, MaxPooling, MeanPooling
 from hybridops.layers.search import Hypotheses, beam_search, greedy_search, sample, search_best, token_step
 
 __all__ = [
     "FUSIONS",
+    "AdaptiveTokenDecoder",
     "AlternatingCoAttention",
     "Attended",
     "AttentionPooling",
@@ -45,6 +48,7 @@ __all__ = [
     "MaxPooling",
     "MeanPooling",
     "Memory",
+    "ObjectEncoder",
     "PretrainedEncoder",
     "RNNEncoder",
     "RecurrentTokenDecoder",
@@ -56,6 +60,7 @@ __all__ = [
     "box_relations",
     "greedy_search",
     "length_mask",
+    "roi_align",
     "sample",
     "search_best",
     "signed_sqrt",

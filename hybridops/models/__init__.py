@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hybridops.models.captioning import ImageCaptioner, SceneGraphCaptioner
 from hybridops.models.forecasting import AnomalyDetector, Forecaster
 from hybridops.models.multimodal import MultimodalClassifier
 from hybridops.models.music import MusicGenerator
@@ -16,8 +17,10 @@ __all__ = [
     "AnomalyDetector",
     "ConvClassifier",
     "Forecaster",
+    "ImageCaptioner",
     "MultimodalClassifier",
     "MusicGenerator",
+    "SceneGraphCaptioner",
     "SentimentClassifier",
     "Seq2Seq",
     "SequenceClassifier",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hybridops.training.coverage import doubly_stochastic_penalty
 from hybridops.training.curriculum import CurriculumSampler
 from hybridops.training.freezing import freeze, parameter_groups, unfreeze, unfreeze_first
 from hybridops.training.multitask import BoxHead, ClassHead, MultiTaskLoss, box_loss, generalized_iou
@@ -14,6 +15,7 @@ __all__ = [
     "MultiTaskLoss",
     "SelfCritical",
     "box_loss",
+    "doubly_stochastic_penalty",
     "freeze",
     "generalized_iou",
     "parameter_groups",

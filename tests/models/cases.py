@@ -106,3 +106,34 @@ CASES = {
         for fusion in ("concat", "late")
     },
 }
+
+
+def scenes(dtype: torch.dtype) -> Inputs:
+    """Images, words, boxes, and which there are."""
+    low, size = torch.rand(4, 3, 2) * 8, 4 + torch.rand(4, 3, 2) * 4
+    mask = torch.arange(3) < torch.tensor([[3], [1], [2], [3]])
+    return torch.rand(4, 3, 16, 16, dtype=dtype), words(4, 5), torch.cat([low, low + size], 2).to(dtype), mask
+
+
+def more_boxes(inputs: Inputs) -> Inputs:
+    images, tokens, boxes, mask = inputs
+    boxes = torch.cat([boxes.masked_fill(~mask[..., None], torch.nan), boxes[:, :2]], 1)
+    return images, tokens, boxes, torch.cat([mask, torch.zeros_like(mask[:, :2])], 1)
+
+
+CASES |= {
+    f"ImageCaptioner, {', '.join(options.values())}": Case(
+        lambda options=options: models.ImageCaptioner(11, 8, 12, 5, **options), lambda dtype: scenes(dtype)[:2]
+    )
+    for options in (
+        {"context": "global"},
+        {"context": "global", "image_at": "first"},
+        {"context": "spatial"},
+        {"context": "adaptive"},
+        {"context": "adaptive", "fallback": "global"},
+    )
+}
+CASES["ImageCaptioner, objects"] = Case(
+    lambda: models.ImageCaptioner(11, 8, 12, 5, context="objects"), scenes, more_boxes
+)
+CASES["SceneGraphCaptioner"] = Case(lambda: models.SceneGraphCaptioner(11, 8, 12, 5), scenes, more_boxes)
