@@ -38,6 +38,7 @@ class AttentionDecoderWorkload:
     hidden_dim: int
     input_dim: int
     vocabulary: int = 10_000
+    location: str | None = None  # as in AttentionDecoder; what it takes is not counted
 
     family: ClassVar[str] = "attention_decoder"
     dtype: ClassVar[torch.dtype] = torch.float32
@@ -97,8 +98,8 @@ class AttentionDecoderWorkload:
     def module(self, variant: str) -> nn.Module:
         sizes = (self.input_dim, self.hidden_dim, self.memory_dim, self.attn_dim)
         if variant not in ("eager", "compiled", "attention"):
-            return hybridops.FusedAttentionDecoder(*sizes, backend=variant)
-        module = reference.AttentionDecoder(*sizes)
+            return hybridops.FusedAttentionDecoder(*sizes, location=self.location, backend=variant)
+        module = reference.AttentionDecoder(*sizes, location=self.location)
         if variant == "compiled":
             module._step = compiled_function(module._step)
         if variant == "attention":
@@ -152,7 +153,7 @@ WORKLOADS = (  # batch, positions, steps; memory, attention, hidden, input
     AttentionDecoderWorkload("captioning", 32, 196, 20, 512, 512, 512, 512),
     AttentionDecoderWorkload("captioning_resnet", 32, 196, 20, 2048, 512, 512, 512),
     AttentionDecoderWorkload("translation", 32, 50, 50, 1024, 512, 512, 512),
-    AttentionDecoderWorkload("tacotron", 16, 120, 200, 512, 128, 1024, 256),  # without its location term
+    AttentionDecoderWorkload("tacotron", 16, 120, 200, 512, 128, 1024, 256, location="convolution"),
     AttentionDecoderWorkload("toy", 64, 49, 12, 128, 128, 128, 128),
 )
 SMOKE_WORKLOADS = (AttentionDecoderWorkload("tiny", 2, 7, 3, 16, 32, 8, 12, vocabulary=20),)
