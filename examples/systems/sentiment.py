@@ -44,7 +44,7 @@ class Part:
 
 PARTS = {
     "rotten_tomatoes": Part("Rotten Tomatoes", 60, 1, 0.74, Plan(6, batch_size=50, learning_rate=1e-3, patience=2)),
-    "imdb": Part("IMDB", 256, 16, 0.86, Plan(3, batch_size=50, learning_rate=2e-3)),
+    "imdb": Part("IMDB", 256, 16, 0.86, Plan(5, batch_size=50, learning_rate=2e-3)),
 }
 
 Texts = list[tuple[Tensor, int]]  # numbers of words (T,), label
