@@ -102,7 +102,11 @@ AdditiveScoresArgs<T, A> scores_args(const AttentionDecoderInputs<T, A>& a, cons
                                      const KeyExponentials<A>& keys) {
     const DecoderShape& n = a.shape;
     const int64_t queries_per_entry = n.rows_per_entry() * steps;
-    return {{n.entries, queries_per_entry, n.keys, n.width, n.activation, n.negative_slope}, queries, a.key, a.v, keys,
+    return {{n.entries, queries_per_entry, n.keys, n.width, n.activation, n.negative_slope},
+            queries,
+            a.key,
+            a.v,
+            keys,
             nullptr};
 }
 
