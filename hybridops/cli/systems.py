@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
     for title in (table.scores_table(all_rows) if all_rows else None), table.speeds_table(all_speeds):
         if title is not None:
             console.print(title)
