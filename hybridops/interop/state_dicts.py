@@ -41,7 +41,7 @@ def from_state_dict(state_dict: Mapping[str, Tensor], source: str, *, prefix: st
     """
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"state_dict must be a mapping of names to tensors, got {type(state_dict).__name__}")
-    family, layout = find_family(source)
+    family, layout = _find(source)
     module: nn.Module = family.build(layout, layout.take(state_dict, source, prefix), **options)
     return module
 
@@ -60,7 +60,7 @@ def to_state_dict(module: nn.Module, source: str, *, prefix: str = "") -> dict[s
         TypeError: the module is not of the source's kind.
         ValueError: the source is not known, or has no place for something that the module computes.
     """
-    family, layout = find_family(source)
+    family, layout = _find(source)
     kinds = FAMILIES[family]
     if not isinstance(module, kinds):
         raise TypeError(f"module must be {' or '.join(kind.__name__ for kind in kinds)}, got {type(module).__name__}")
@@ -68,7 +68,7 @@ def to_state_dict(module: nn.Module, source: str, *, prefix: str = "") -> dict[s
     return layout.put([{role: tensor.detach() for role, tensor in tensors.items()} for tensors in layers], prefix)
 
 
-def find_family(source: str) -> tuple[ModuleType, Layout]:
+def _find(source: str) -> tuple[ModuleType, Layout]:
     for family in FAMILIES:
         if source in family.LAYOUTS:
             return family, family.LAYOUTS[source]

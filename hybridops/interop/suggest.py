@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from hybridops.interop.adapters import NAMED, Adapter
-from hybridops.interop.state_dicts import find_family
+from hybridops.interop.layouts import Layout
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def suggest(model: nn.Module) -> Suggestions:
 
 
 def _looks_like(module: nn.Module, source: str, adapter: Adapter) -> bool:
-    _, layout = find_family(source)
+    layout: Layout = adapter.weights.args[0]  # type: ignore[attr-defined]  # a partial, of all that have a name
     try:
         layout.take(dict(module.named_parameters()), source, "")
         adapter.weights(module)
