@@ -192,22 +192,27 @@ def softmax_backward_kernel(
     row = tl.program_id(0).to(tl.int64)
     p_product, p_dscores = product_ptr + row * T, dscores_ptr + row * T
     acc: tl.constexpr = dscores_ptr.dtype.element_ty
-    counts = True
-    if alive_ptr is not None:
-        counts = tl.load(alive_ptr + row) != 0
     b_sum = tl.zeros((BLOCK_T,), acc)
     for start in range(0, T, BLOCK_T):
         t = start + tl.arange(0, BLOCK_T)
-        attended = attended_keys(mask, row, t, 1, T) & counts
+        attended = keys_of_live_row(mask, alive_ptr, row, t, T)
         b_alpha = load(alpha_ptr + offset(row, alpha_row) + t, attended)
         b_sum += b_alpha * weight_gradients(p_product, grad_ptr, grad_row, keep_ptr, keep_row, row, t, attended)
     row_sum = tl.sum(b_sum)
     for start in range(0, T, BLOCK_T):
         t = start + tl.arange(0, BLOCK_T)
-        attended = attended_keys(mask, row, t, 1, T) & counts
+        attended = keys_of_live_row(mask, alive_ptr, row, t, T)
         b_alpha = load(alpha_ptr + offset(row, alpha_row) + t, attended)
         b_d = weight_gradients(p_product, grad_ptr, grad_row, keep_ptr, keep_row, row, t, attended)
         tl.store(p_dscores + t, tl.where(attended, b_alpha * (b_d - row_sum), 0.0), t < T)
+
+
+@triton.jit
+def keys_of_live_row(mask, alive_ptr, row, t, T):
+    attended = attended_keys(mask, row, t, 1, T)
+    if alive_ptr is not None:  # loaded for each key: Triton 3.9's interpreter makes no mask of a scalar
+        attended &= tl.load(alive_ptr + row + tl.zeros_like(t), attended, 0) != 0
+    return attended
 
 
 @triton.jit
