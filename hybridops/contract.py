@@ -124,7 +124,11 @@ class AdditiveAttentionImpl(Protocol):
 
 
 class DecoderInputs(NamedTuple):
-    """All of one dtype but cell0 and score_bias (acc), mask (boolean) and lengths (int64)."""
+    """All of one dtype but cell0 and score_bias (acc), mask (boolean) and lengths (int64).
+
+    Where the back end packs weights, key, value and mask of a forward may have B/m entries, each for m rows next to
+    each other.
+    """
 
     x_gates: Tensor  # (B,S,GH)
     key: Tensor  # (B,T,A), projected

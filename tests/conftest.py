@@ -46,14 +46,6 @@ def target(request) -> Target:
     return request.param
 
 
-@pytest.fixture(scope="session")
-def decoder_target(target) -> Target:
-    """A back end that has an attention decoder."""
-    if "attention_decoder" not in backends.get(target.backend).families:
-        pytest.skip(f"{target.backend} has no attention_decoder")
-    return target
-
-
 def pytest_collection_modifyitems(items) -> None:
     if not torch.cuda.is_available():
         for item in items:

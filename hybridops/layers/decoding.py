@@ -37,6 +37,12 @@ class SearchState(Protocol):
         ...
 
 
+def rows_of_entries(index: Tensor, rows: int, entries: int) -> Tensor:
+    """The numbers of all rows of the entries at `index` (N,): (N·rows/entries,)."""
+    count = rows // max(entries, 1)
+    return (index[:, None] * count + torch.arange(count, device=index.device)).flatten()
+
+
 class TokenDecoder(nn.Module):
     """What all decoders of words are; each has its own state."""
 
@@ -165,9 +171,7 @@ class RecurrentState:
         return replace(self, h=self.h.index_select(1, index), c=c, pooled=self.pooled.index_select(0, index))
 
     def select(self, index: Tensor) -> RecurrentState:
-        count = self.h.shape[1] // max(self.entries, 1)
-        rows = (index[:, None] * count + torch.arange(count, device=index.device)).flatten()
-        return replace(self.reorder(rows), entries=index.shape[0])
+        return replace(self.reorder(rows_of_entries(index, self.h.shape[1], self.entries)), entries=index.shape[0])
 
 
 class RecurrentTokenDecoder(TokenDecoder):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridops.checks import check_lengths, check_number, check_positive_int, check_shape
-from hybridops.layers.decoding import TokenDecoder
+from hybridops.layers.decoding import TokenDecoder, rows_of_entries
 from hybridops.layers.encoders import Memory, length_mask
 from hybridops.layers.pooling import MeanPooling
 from hybridops.layers.search import Hypotheses, search_best
@@ -118,9 +118,7 @@ class PrefixState:
         return replace(self, tokens=self.tokens[index], values=self.values[index], mask=mask)
 
     def select(self, index: Tensor) -> PrefixState:
-        count = len(self.tokens) // max(self.entries, 1)
-        rows = (index[:, None] * count + torch.arange(count, device=index.device)).flatten()
-        return replace(self.reorder(rows), entries=len(index))
+        return replace(self.reorder(rows_of_entries(index, len(self.tokens), self.entries)), entries=len(index))
 
 
 class TransformerTokenDecoder(TokenDecoder):

@@ -51,17 +51,17 @@ def on(target: Target, options: dict[str, Any]) -> dict[str, Any]:
 @queries
 @variants
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_variants(decoder_target, cell, query, variant, dtype):
-    check(decoder_target, *problem(cell, query, variant), dtype)
+def test_variants(target, cell, query, variant, dtype):
+    check(target, *problem(cell, query, variant), dtype)
 
 
 @cells
 @queries
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if "relu" not in name and name != "everything"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(decoder_target, cell, query, variant, dtype):
+def test_half_precision(target, cell, query, variant, dtype):
     """Without kinks, on the other side of which rounding puts some."""
-    check(decoder_target, *problem(cell, query, variant), dtype)
+    check(target, *problem(cell, query, variant), dtype)
 
 
 @cells
@@ -78,21 +78,21 @@ def test_half_precision(decoder_target, cell, query, variant, dtype):
     ],
     ids=lambda sizes: "-".join(map(str, sizes.values())),
 )
-def test_sizes(decoder_target, cell, query, sizes, dtype):
+def test_sizes(target, cell, query, sizes, dtype):
     """Tiles are some rows and one to four vectors wide; no size has to be a multiple."""
     inputs = decoder_inputs(cell=cell, query=query, gate=True, score_bias=True, **sizes)
-    check(decoder_target, inputs, {"cell": cell, "query": query}, dtype)
+    check(target, inputs, {"cell": cell, "query": query}, dtype)
 
 
 @cells
 @queries
 @pytest.mark.parametrize("empty", ["batch", "steps", "keys", "inputs", "width", "values"])
-def test_empty(decoder_target, cell, query, empty):
+def test_empty(target, cell, query, empty):
     inputs = decoder_inputs(cell=cell, query=query, gate=True, **{empty: 0})
     if empty != "steps":
-        check(decoder_target, inputs, {"cell": cell, "query": query})
+        check(target, inputs, {"cell": cell, "query": query})
         return
-    results = fused_decoder(**inputs, cell=cell, query=query, backend=decoder_target.backend)
+    results = fused_decoder(**inputs, cell=cell, query=query, backend=target.backend)
     assert {name: t.shape for name, t in results.items() if name not in ("h_n", "c_n")} == {
         "output": (3, 0, 6), "context": (3, 0, 4), "weights": (3, 0, 5)
     }  # fmt: skip
@@ -122,8 +122,8 @@ def cases(draw):
 
 @pytest.mark.slow
 @given(case=cases())
-def test_any_shapes(decoder_target, case):
-    check(decoder_target, *case)
+def test_any_shapes(target, case):
+    check(target, *case)
 
 
 # ------------------------------------------------------------------------------------------------------- arguments
@@ -164,39 +164,37 @@ def test_empty_with_a_location(target, empty):
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (1, 5), (5,), (3, 1), (1, 1), ()], ids=str)
-def test_masks(decoder_target, shape):
+def test_masks(target, shape):
     mask = torch.rand(shape, generator=torch.Generator().manual_seed(0)) > 0.5
-    check(decoder_target, decoder_inputs(), {"mask": mask.expand(3, 5)})
-    inputs, options = on(decoder_target, decoder_inputs()), {"backend": decoder_target.backend}
-    want, got = (
-        fused_decoder(**inputs, **options, mask=m.to(decoder_target.device)) for m in (mask.expand(3, 5), mask)
-    )
+    check(target, decoder_inputs(), {"mask": mask.expand(3, 5)})
+    inputs, options = on(target, decoder_inputs()), {"backend": target.backend}
+    want, got = (fused_decoder(**inputs, **options, mask=m.to(target.device)) for m in (mask.expand(3, 5), mask))
     torch.testing.assert_close(got, want, **tolerances.EXACT)
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 5), (1, 4, 5), (3, 1, 5), (4, 1), (5,), ()], ids=str)
-def test_score_bias_shapes(decoder_target, shape):
+def test_score_bias_shapes(target, shape):
     bias = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     inputs = decoder_inputs()
-    options = {"backend": decoder_target.backend}
+    options = {"backend": target.backend}
     inputs["score_bias"] = bias
 
     def plain(score_bias, **others):
         return plain_decoder(score_bias=score_bias.expand(3, 4, 5), **others)
 
-    assert_parity(plain, fused_decoder, inputs, device=decoder_target.device, **options)
+    assert_parity(plain, fused_decoder, inputs, device=target.device, **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
 @cells
 @queries
-def test_lengths_of_any_size(decoder_target, cell, query, dtype):
+def test_lengths_of_any_size(target, cell, query, dtype):
     """Less than no step is none, and more than all are all."""
     options = {"cell": cell, "query": query}
-    inputs = cast(decoder_inputs(**options), torch.float64, decoder_target.device)
-    counts = torch.tensor([200, 0, 2] if dtype == torch.uint8 else [200, -1, 2], device=decoder_target.device)
-    got = fused_decoder(**inputs, **options, lengths=counts.to(dtype), backend=decoder_target.backend)
-    want = fused_decoder(**inputs, **options, lengths=counts.clamp(0, 4), backend=decoder_target.backend)
+    inputs = cast(decoder_inputs(**options), torch.float64, target.device)
+    counts = torch.tensor([200, 0, 2] if dtype == torch.uint8 else [200, -1, 2], device=target.device)
+    got = fused_decoder(**inputs, **options, lengths=counts.to(dtype), backend=target.backend)
+    want = fused_decoder(**inputs, **options, lengths=counts.clamp(0, 4), backend=target.backend)
     torch.testing.assert_close(got, want, **tolerances.EXACT)
     assert not any(got[name][1].any() or got[name][2, 2:].any() for name in ("output", "context", "weights"))
     torch.testing.assert_close(got["h_n"][1], inputs["h0"][1], **tolerances.EXACT)
@@ -206,12 +204,12 @@ def test_lengths_of_any_size(decoder_target, cell, query, dtype):
 @cells
 @queries
 @pytest.mark.parametrize("garbage", [float("nan"), float("inf"), 1e30])
-def test_inputs_behind_the_end_do_not_count(decoder_target, cell, query, garbage):
-    options = {"cell": cell, "query": query, "lengths": LENGTHS.to(decoder_target.device)}
-    options |= {"backend": decoder_target.backend}
-    inputs = cast(decoder_inputs(cell=cell, query=query), torch.float64, decoder_target.device)
+def test_inputs_behind_the_end_do_not_count(target, cell, query, garbage):
+    options = {"cell": cell, "query": query, "lengths": LENGTHS.to(target.device)}
+    options |= {"backend": target.backend}
+    inputs = cast(decoder_inputs(cell=cell, query=query), torch.float64, target.device)
     want = with_gradients(fused_decoder, inputs, **options)
-    behind = torch.arange(4, device=decoder_target.device) >= options["lengths"][:, None]
+    behind = torch.arange(4, device=target.device) >= options["lengths"][:, None]
     changed = inputs | {"x": inputs["x"].masked_fill(behind[..., None], garbage)}
     got = with_gradients(fused_decoder, changed, **options)
     torch.testing.assert_close(got, want, **tolerances.EXACT)
@@ -219,10 +217,10 @@ def test_inputs_behind_the_end_do_not_count(decoder_target, cell, query, garbage
 
 
 @pytest.mark.parametrize("name", ["key", "score_bias"])
-def test_what_is_masked_does_not_count(decoder_target, name):
+def test_what_is_masked_does_not_count(target, name):
     """Of finite keys and biases, results and gradients; a bias may be infinite."""
-    options = {"mask": MASK.to(decoder_target.device), "backend": decoder_target.backend}
-    inputs = cast(decoder_inputs(score_bias=True), torch.float64, decoder_target.device)
+    options = {"mask": MASK.to(target.device), "backend": target.backend}
+    inputs = cast(decoder_inputs(score_bias=True), torch.float64, target.device)
     want = with_gradients(fused_decoder, inputs, **options)
     masked = ~(options["mask"][..., None] if name == "key" else options["mask"][:, None])
     for garbage in (1e30, -torch.inf if name == "score_bias" else -1e30):
@@ -230,9 +228,9 @@ def test_what_is_masked_does_not_count(decoder_target, name):
         torch.testing.assert_close(got, want, **tolerances.FLOAT64)
 
 
-def test_a_row_that_may_attend_nothing(decoder_target):
-    options = {"mask": MASK.to(decoder_target.device), "backend": decoder_target.backend}
-    inputs = cast(decoder_inputs(gate=True), torch.float32, decoder_target.device)
+def test_a_row_that_may_attend_nothing(target):
+    options = {"mask": MASK.to(target.device), "backend": target.backend}
+    inputs = cast(decoder_inputs(gate=True), torch.float32, target.device)
     results = with_gradients(fused_decoder, inputs, **options)
     assert all(t.isfinite().all() for t in results.values())
     assert not any(results[name][1].any() for name in ("context", "weights", "d key", "d value"))
@@ -242,27 +240,27 @@ def test_a_row_that_may_attend_nothing(decoder_target):
 
 @cells
 @queries
-def test_dropout(decoder_target, cell, query):
+def test_dropout(target, cell, query):
     """As a loop over the steps draws it; the weights are those of the contexts."""
     options = {"cell": cell, "query": query}
-    inputs = cast(decoder_inputs(**options), torch.float64, decoder_target.device)
+    inputs = cast(decoder_inputs(**options), torch.float64, target.device)
     torch.manual_seed(0)
     ones = inputs["value"].new_ones(3, 1, 5)
     keep = torch.cat([torch.nn.functional.dropout(ones, 0.4) for _ in range(4)], 1)
     want = with_gradients(partial(plain_decoder, **options, keep=keep), inputs)
     torch.manual_seed(0)
-    got = with_gradients(fused_decoder, inputs, **options, dropout_p=0.4, backend=decoder_target.backend)
+    got = with_gradients(fused_decoder, inputs, **options, dropout_p=0.4, backend=target.backend)
     torch.testing.assert_close(got, want, **tolerances.FLOAT64)
     assert 0 < (got["weights"] == 0).sum() < got["weights"].numel()
 
 
 @cells
-def test_states_of_other_dtypes(decoder_target, cell):
+def test_states_of_other_dtypes(target, cell):
     """c_n has that of the c given, or of x; the cell is float32 within."""
-    inputs = cast(decoder_inputs(cell=cell), torch.bfloat16, decoder_target.device)
+    inputs = cast(decoder_inputs(cell=cell), torch.bfloat16, target.device)
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         states = {name: None if inputs[name] is None else inputs[name].to(dtype) for name in ("h0", "c0")}
-        results = fused_decoder(**inputs | states, cell=cell, backend=decoder_target.backend)
+        results = fused_decoder(**inputs | states, cell=cell, backend=target.backend)
         found = {name: t.dtype for name, t in results.items()}
         want = dict.fromkeys(found, torch.bfloat16) | ({"c_n": dtype} if cell == "lstm" else {})
         assert found == want
@@ -270,14 +268,14 @@ def test_states_of_other_dtypes(decoder_target, cell):
 
 @cells
 @queries
-def test_autocast(decoder_target, cell, query):
+def test_autocast(target, cell, query):
     """As if the arguments came in bfloat16, but for the cell."""
     options = {"cell": cell, "query": query}
-    inputs = cast(decoder_inputs(**options), torch.float32, decoder_target.device)
-    with torch.autocast(decoder_target.device, torch.bfloat16):
-        got = fused_decoder(**inputs, **options, backend=decoder_target.backend)
+    inputs = cast(decoder_inputs(**options), torch.float32, target.device)
+    with torch.autocast(target.device, torch.bfloat16):
+        got = fused_decoder(**inputs, **options, backend=target.backend)
     halves = cast(inputs, torch.bfloat16) | {"c0": inputs["c0"]}
-    want = fused_decoder(**halves, **options, backend=decoder_target.backend)
+    want = fused_decoder(**halves, **options, backend=target.backend)
     torch.testing.assert_close(got, want, **tolerances.EXACT)
     assert {name: t.dtype for name, t in got.items() if name != "c_n"} == dict.fromkeys(
         want.keys() - {"c_n"}, torch.bfloat16
@@ -296,17 +294,17 @@ def test_autocast(decoder_target, cell, query):
     ],
     ids=["transposed", "every other", "expanded channels", "expanded first"],
 )
-def test_layouts(decoder_target, cell, query, layout):
+def test_layouts(target, cell, query, layout):
     inputs = decoder_inputs(cell=cell, query=query, gate=True, score_bias=True)
     inputs = {name: t if t is None or t.dim() == 1 else layout(t) for name, t in inputs.items()}
     assert not any(t.is_contiguous() for t in inputs.values() if t is not None and t.dim() > 1)
-    check(decoder_target, inputs, {"cell": cell, "query": query, "mask": layout(MASK)})
+    check(target, inputs, {"cell": cell, "query": query, "mask": layout(MASK)})
 
 
-def test_results_are_no_views(decoder_target):
+def test_results_are_no_views(target):
     """They may be written into, where no gradient is wanted, and nothing else changes."""
-    inputs = cast(decoder_inputs(), torch.float64, decoder_target.device)
-    results = fused_decoder(**inputs, backend=decoder_target.backend)
+    inputs = cast(decoder_inputs(), torch.float64, target.device)
+    results = fused_decoder(**inputs, backend=target.backend)
     want = {name: t.clone() for name, t in results.items()}
     for name, t in results.items():
         assert t._base is None
@@ -316,12 +314,12 @@ def test_results_are_no_views(decoder_target):
         t.copy_(want[name])
 
 
-def test_weights_left_out_change_nothing_else(decoder_target):
-    inputs = cast(decoder_inputs(), torch.float32, decoder_target.device)
-    want = fused_decoder(**inputs, backend=decoder_target.backend)
+def test_weights_left_out_change_nothing_else(target):
+    inputs = cast(decoder_inputs(), torch.float32, target.device)
+    want = fused_decoder(**inputs, backend=target.backend)
     names = ("x", "key", "value", "v", "weight_q", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "bias_q")
     output, (h_n, _), context, weights = HF.attention_decoder(
-        **{name: inputs[name] for name in names}, hx=(inputs["h0"], inputs["c0"]), backend=decoder_target.backend
+        **{name: inputs[name] for name in names}, hx=(inputs["h0"], inputs["c0"]), backend=target.backend
     )
     assert weights is None
     for name, t in (("output", output), ("h_n", h_n), ("context", context)):
