@@ -6,6 +6,7 @@ from hybridops.layers.adaptive import AdaptiveTokenDecoder
 from hybridops.layers.co_attention import AlternatingCoAttention, Attended, CoAttention, CrossModalAttention
 from hybridops.layers.decoding import AttentionTokenDecoder, RecurrentTokenDecoder, TokenDecoder
 from hybridops.layers.encoders import ConvEncoder, Memory, PretrainedEncoder, RNNEncoder, length_mask
+from hybridops.layers.frames import FrameEncoder
 from hybridops.layers.fusion import (
     FUSIONS,
     BilinearFusion,
@@ -40,6 +41,7 @@ __all__ = [
     "CrossModalAttention",
     "ElementwiseFusion",
     "FactorizedBilinearPooling",
+    "FrameEncoder",
     "GatedFusion",
     "GraphConvolution",
     "Hypotheses",
