@@ -6,7 +6,7 @@ from hybridops.layers.adaptive import AdaptiveTokenDecoder
 from hybridops.layers.co_attention import AlternatingCoAttention, Attended, CoAttention, CrossModalAttention
 from hybridops.layers.decoding import AttentionTokenDecoder, RecurrentTokenDecoder, TokenDecoder
 from hybridops.layers.encoders import ConvEncoder, Memory, PretrainedEncoder, RNNEncoder, length_mask
-from hybridops.layers.frames import FrameEncoder
+from hybridops.layers.frames import Conv3dEncoder, FrameEncoder, SegmentConsensus
 from hybridops.layers.fusion import (
     FUSIONS,
     BilinearFusion,
@@ -37,6 +37,7 @@ __all__ = [
     "CoAttention",
     "CompactBilinearPooling",
     "ConcatFusion",
+    "Conv3dEncoder",
     "ConvEncoder",
     "CrossModalAttention",
     "ElementwiseFusion",
@@ -55,6 +56,7 @@ __all__ = [
     "RNNEncoder",
     "RecurrentTokenDecoder",
     "RelationGraph",
+    "SegmentConsensus",
     "TokenDecoder",
     "VectorFusion",
     "WeightedVoting",

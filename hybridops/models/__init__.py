@@ -11,20 +11,26 @@ from hybridops.models.seq2seq import Seq2Seq
 from hybridops.models.sequence import MLP, ConvClassifier, SequenceClassifier
 from hybridops.models.text import SentimentClassifier, TextClassifier
 from hybridops.models.transformer import TransformerSeq2Seq
+from hybridops.models.video import Conv3dClassifier, VideoClassifier
+from hybridops.models.video_fusion import SegmentClassifier, TwoStreamClassifier
 
 __all__ = [
     "MLP",
     "AnomalyDetector",
+    "Conv3dClassifier",
     "ConvClassifier",
     "Forecaster",
     "ImageCaptioner",
     "MultimodalClassifier",
     "MusicGenerator",
     "SceneGraphCaptioner",
+    "SegmentClassifier",
     "SentimentClassifier",
     "Seq2Seq",
     "SequenceClassifier",
     "TextClassifier",
     "TransformerSeq2Seq",
+    "TwoStreamClassifier",
+    "VideoClassifier",
     "VisualQuestionAnswering",
 ]

@@ -137,3 +137,47 @@ CASES["ImageCaptioner, objects"] = Case(
     lambda: models.ImageCaptioner(11, 8, 12, 5, context="objects"), scenes, more_boxes
 )
 CASES["SceneGraphCaptioner"] = Case(lambda: models.SceneGraphCaptioner(11, 8, 12, 5), scenes, more_boxes)
+
+
+def clips(dtype: torch.dtype, channels: int = 2) -> Inputs:
+    return torch.rand(4, 6, channels, 8, 8, dtype=dtype), LENGTHS
+
+
+def more_frames(inputs: Inputs) -> Inputs:
+    """NaN behind the end of each clip, and three frames more of it."""
+    *films, lengths = inputs
+    steps = films[0].shape[1]
+
+    def padded(film: Tensor) -> Tensor:
+        there = torch.arange(film.shape[1]) < (lengths - steps + film.shape[1])[:, None]
+        film = film.masked_fill(~there[..., None, None, None], torch.nan)
+        return torch.cat([film, torch.full_like(film[:, :3], torch.nan)], 1)
+
+    return (*map(padded, films), lengths)
+
+
+def without_lengths(inputs: Inputs) -> Inputs:
+    return inputs[:-1]
+
+
+def video(in_channels: int = 2, **options) -> models.VideoClassifier:
+    return models.VideoClassifier(in_channels, 3, 8, channels=(4, 8), attn_dim=5, **options)
+
+
+CASES |= {
+    "VideoClassifier, last": Case(lambda: video(cell="gru", bidirectional=True), clips, more_frames, without_lengths),
+    "VideoClassifier, mean": Case(lambda: video(pooling="mean", regions=4), clips, more_frames, without_lengths),
+    "VideoClassifier, attention": Case(lambda: video(pooling="attention"), clips, more_frames, without_lengths),
+    "VideoClassifier, every frame": Case(lambda: video(pooling="none"), clips, exported=without_lengths),
+    "VideoClassifier, no RNN": Case(lambda: video(pooling="attention", cell=None), clips, more_frames, without_lengths),
+    "Conv3dClassifier": Case(
+        lambda: models.Conv3dClassifier(2, 3, channels=(4, 8)), clips, more_frames, without_lengths
+    ),
+    "SegmentClassifier": Case(lambda: models.SegmentClassifier(video(), 3), clips, more_frames, without_lengths),
+    "TwoStreamClassifier": Case(
+        lambda: models.TwoStreamClassifier(video(), video(4), learned=True),
+        lambda dtype: (clips(dtype)[0], clips(dtype, 4)[0][:, 2:], LENGTHS),
+        more_frames,
+        without_lengths,
+    ),
+}
