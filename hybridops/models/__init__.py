@@ -13,12 +13,15 @@ from hybridops.models.text import SentimentClassifier, TextClassifier
 from hybridops.models.transformer import TransformerSeq2Seq
 from hybridops.models.video import Conv3dClassifier, VideoClassifier
 from hybridops.models.video_fusion import SegmentClassifier, TwoStreamClassifier
+from hybridops.models.video_forecasting import ConvLSTMClassifier, ConvLSTMForecaster
 
 __all__ = [
     "MLP",
     "AnomalyDetector",
     "Conv3dClassifier",
     "ConvClassifier",
+    "ConvLSTMClassifier",
+    "ConvLSTMForecaster",
     "Forecaster",
     "ImageCaptioner",
     "MultimodalClassifier",

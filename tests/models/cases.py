@@ -181,3 +181,25 @@ CASES |= {
         without_lengths,
     ),
 }
+
+
+def frames(dtype: torch.dtype) -> Tensor:
+    return torch.rand(4, 3, 2, 4, 6).to(dtype)
+
+
+CASES |= {
+    "ConvLSTMForecaster": Case(
+        lambda: models.ConvLSTMForecaster(2, 8, patch=2, steps=3), lambda dtype: (frames(dtype),)
+    ),
+    "ConvLSTMForecaster, relative, conditional, own frames": Case(
+        lambda: models.ConvLSTMForecaster(2, 8, steps=3, conditional=True, logits=False, relative=True),
+        lambda dtype: (frames(dtype),),
+    ),
+    "ConvLSTMForecaster, conditional": Case(
+        lambda: models.ConvLSTMForecaster(2, 8, num_layers=1, conditional=True),
+        lambda dtype: (frames(dtype), frames(dtype)),
+    ),
+    "ConvLSTMClassifier": Case(
+        lambda: models.ConvLSTMClassifier(2, 3, 8, patch=2), clips, more_frames, without_lengths
+    ),
+}
