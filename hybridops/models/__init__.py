@@ -12,8 +12,8 @@ from hybridops.models.sequence import MLP, ConvClassifier, SequenceClassifier
 from hybridops.models.text import SentimentClassifier, TextClassifier
 from hybridops.models.transformer import TransformerSeq2Seq
 from hybridops.models.video import Conv3dClassifier, VideoClassifier
-from hybridops.models.video_fusion import SegmentClassifier, TwoStreamClassifier
 from hybridops.models.video_forecasting import ConvLSTMClassifier, ConvLSTMForecaster
+from hybridops.models.video_fusion import SegmentClassifier, TwoStreamClassifier
 
 __all__ = [
     "MLP",
