@@ -22,6 +22,7 @@ from hybridops.layers.fusion import (
     vector_fusion,
 )
 from hybridops.layers.graph import GraphConvolution, RelationGraph, box_relations, similarity_graph
+from hybridops.layers.memory import NTMCell, NTMEncoder, NTMState
 from hybridops.layers.objects import ObjectEncoder, roi_align
 from hybridops.layers.pooling import AttentionPooling, LastState, MaxPooling, MeanPooling
 from hybridops.layers.search import Hypotheses, beam_search, greedy_search, sample, search_best, token_step
@@ -51,6 +52,9 @@ __all__ = [
     "MaxPooling",
     "MeanPooling",
     "Memory",
+    "NTMCell",
+    "NTMEncoder",
+    "NTMState",
     "ObjectEncoder",
     "PretrainedEncoder",
     "RNNEncoder",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hybridops.models.captioning import ImageCaptioner, SceneGraphCaptioner
 from hybridops.models.forecasting import AnomalyDetector, Forecaster
+from hybridops.models.memory import NeuralTuringMachine
 from hybridops.models.multimodal import MultimodalClassifier
 from hybridops.models.music import MusicGenerator
 from hybridops.models.question_answering import VisualQuestionAnswering
@@ -26,6 +27,7 @@ __all__ = [
     "ImageCaptioner",
     "MultimodalClassifier",
     "MusicGenerator",
+    "NeuralTuringMachine",
     "SceneGraphCaptioner",
     "SegmentClassifier",
     "SentimentClassifier",

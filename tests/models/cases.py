@@ -34,6 +34,12 @@ def more_words(inputs: Inputs) -> Inputs:
     return (torch.cat([inputs[0], words(4, 3)], 1), *inputs[1:])
 
 
+def nothing_behind(inputs: Inputs) -> Inputs:
+    """NaN behind the end of each row of the first of inputs, (4, 6, ...)."""
+    behind = torch.arange(6) >= LENGTHS[:, None]
+    return (inputs[0].masked_fill(behind.view(4, 6, *(1,) * (inputs[0].dim() - 2)), torch.nan), *inputs[1:])
+
+
 def logits_alone(model: nn.Module) -> nn.Module:
     """Of a model that gives its state too."""
     model.register_forward_hook(lambda module, args, output: output[0])
@@ -203,3 +209,8 @@ CASES |= {
         lambda: models.ConvLSTMClassifier(2, 3, 8, patch=2), clips, more_frames, without_lengths
     ),
 }
+CASES["NeuralTuringMachine"] = Case(
+    lambda: models.NeuralTuringMachine(5, 3, 32, 6, 4, num_read_heads=2),
+    lambda dtype: (torch.randn(4, 6, 5).to(dtype), LENGTHS),
+    nothing_behind,
+)

@@ -1,0 +1,45 @@
+"""Tasks that need a memory, of Graves et al. 2014, https://arxiv.org/abs/1410.5401: random bits to be said again.
+
+    copy                 a list of items, then all of them in the same order
+    associative_recall   a list of items, then one of them: say the one that came after it
+
+Drawn anew for every batch, so that nothing is seen twice.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Task(NamedTuple):
+    inputs: Tensor  # (B, T, channels): items' bits, and a channel for each delimiter
+    targets: Tensor  # (B, S, bits), of the last S steps, at which the input is zeros
+
+
+def copy(count: int, length: int, generator: torch.Generator, *, bits: int = 8) -> Task:
+    """`length` items of `bits`, a delimiter, and as many steps to say them: T = 2 length + 1, channels = bits + 1."""
+    items = torch.randint(2, (count, length, bits), generator=generator).float()
+    inputs = torch.zeros(count, 2 * length + 1, bits + 1)
+    inputs[:, :length, :bits] = items
+    inputs[:, length, bits] = 1.0
+    return Task(inputs, items)
+
+
+def associative_recall(count: int, length: int, generator: torch.Generator, *, bits: int = 6, rows: int = 3) -> Task:
+    """`length` items, at least 2, of `rows` × `bits`, before each a delimiter; then, between two of another kind, any
+    item but the last, and `rows` steps to say the next: T = (rows + 1) length + 2 rows + 2, channels = bits + 2.
+    """
+    items = torch.randint(2, (count, length, rows, bits), generator=generator).float()
+    asked = torch.randint(length - 1, (count,), generator=generator)
+    each = torch.arange(count)
+    inputs = torch.zeros(count, (rows + 1) * length + 2 * rows + 2, bits + 2)
+    end = (rows + 1) * length
+    listed = inputs[:, :end].unflatten(1, (length, rows + 1))
+    listed[:, :, 0, bits] = 1.0
+    listed[:, :, 1:, :bits] = items
+    inputs[:, [end, end + rows + 1], bits + 1] = 1.0
+    inputs[:, end + 1 : end + rows + 1, :bits] = items[each, asked]
+    return Task(inputs, items[each, asked + 1])
