@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridops import models
+from hybridops.layers import ConvEncoder, FrameEncoder
 
 Inputs = tuple[Tensor, ...]
 
@@ -213,4 +214,10 @@ CASES["NeuralTuringMachine"] = Case(
     lambda: models.NeuralTuringMachine(5, 3, 32, 6, 4, num_read_heads=2),
     lambda dtype: (torch.randn(4, 6, 5).to(dtype), LENGTHS),
     nothing_behind,
+)
+CASES["NeuralTuringMachine, frames"] = Case(
+    lambda: models.NeuralTuringMachine(8, 3, 32, 6, 4, encoder=FrameEncoder(ConvEncoder(2, (4, 8)))),
+    clips,
+    nothing_behind,
+    without_lengths,
 )
