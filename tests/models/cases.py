@@ -88,6 +88,11 @@ CASES = {
     ),
     "MLP": Case(lambda: models.MLP(5, (16,), 3), lambda dtype: (torch.randn(4, 5, dtype=dtype),)),
     "ConvClassifier": Case(lambda: models.ConvClassifier(2, 3), lambda dtype: (torch.randn(4, 2, 8, 9, dtype=dtype),)),
+    "NeuralTuringMachine": Case(
+        lambda: models.NeuralTuringMachine(5, 3, 32, 6, 4, num_read_heads=2),
+        lambda dtype: (torch.randn(4, 6, 5).to(dtype), LENGTHS),
+        nothing_behind,
+    ),
     "Forecaster": Case(
         lambda: models.Forecaster(3, 8, relative=True), lambda dtype: (torch.randn(4, 6, 3, dtype=dtype),)
     ),
@@ -188,6 +193,12 @@ CASES |= {
         without_lengths,
     ),
 }
+CASES["NeuralTuringMachine, frames"] = Case(
+    lambda: models.NeuralTuringMachine(8, 3, 32, 6, 4, encoder=FrameEncoder(ConvEncoder(2, (4, 8)))),
+    clips,
+    nothing_behind,
+    without_lengths,
+)
 
 
 def frames(dtype: torch.dtype) -> Tensor:
@@ -210,14 +221,3 @@ CASES |= {
         lambda: models.ConvLSTMClassifier(2, 3, 8, patch=2), clips, more_frames, without_lengths
     ),
 }
-CASES["NeuralTuringMachine"] = Case(
-    lambda: models.NeuralTuringMachine(5, 3, 32, 6, 4, num_read_heads=2),
-    lambda dtype: (torch.randn(4, 6, 5).to(dtype), LENGTHS),
-    nothing_behind,
-)
-CASES["NeuralTuringMachine, frames"] = Case(
-    lambda: models.NeuralTuringMachine(8, 3, 32, 6, 4, encoder=FrameEncoder(ConvEncoder(2, (4, 8)))),
-    clips,
-    nothing_behind,
-    without_lengths,
-)
