@@ -118,8 +118,9 @@ class AdditiveScores(torch.autograd.Function):
         inputs, needed = ctx.saved_tensors, ctx.needs_input_grad[2:]
         if needs_differentiable_gradients(grad):
 
-            def formula(*inputs: Tensor) -> list[Tensor]:
-                return [formulas.additive_scores_forward(*inputs, ctx.activation)]
+            def formula(*inputs: Any) -> list[Tensor]:
+                q, k, v = inputs
+                return [formulas.additive_scores_forward(q, k, v, ctx.activation)]
 
             grads = formula_gradients(formula, inputs, needed, [grad])
         else:
@@ -136,7 +137,7 @@ class AdditiveAttention(torch.autograd.Function):
         need_lse: bool,
         shared: SharedGradients | None,
         mask: Tensor | None,
-        *inputs: Tensor | None,  # q, k, v, value, score_bias
+        *inputs: Any,  # q, k, v, value, score_bias
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         q, k, v, value, score_bias = inputs
         given = AttentionInputs(q, k, v, value, mask, score_bias)
@@ -157,7 +158,7 @@ class AdditiveAttention(torch.autograd.Function):
             return (None,) * 10
         if needs_differentiable_gradients(*grad_outputs):
 
-            def formula(*inputs: Tensor | None) -> tuple[Tensor | None, ...]:
+            def formula(*inputs: Any) -> tuple[Tensor | None, ...]:
                 q, k, v, value, bias = inputs
                 given, need_lse = AttentionInputs(q, k, v, value, mask, bias), grad_outputs[2] is not None
                 return _forward(formulas, given, (*ctx.options, None), True, need_lse)
@@ -220,7 +221,7 @@ class LocationAttention(torch.autograd.Function):
         grads = _gradients(ctx.impl, given, of_keys, weights, (*grad_outputs, None), *ctx.options)
         dq, dk, dv, dvalue, _ = grads
         dhistory = dweight = None
-        if need_history or need_weight:
+        if dk is not None and (need_history or need_weight):
             dhistory, dweight, _ = torch.ops.aten.convolution_backward(
                 dk.transpose(1, 2), history, weight, None, [1], [weight.shape[2] // 2], [1], False, [0], 1,
                 [need_history, need_weight, False],
@@ -254,7 +255,7 @@ def _gradients(
             d_weights = d_weights if grad_weights is None else d_weights + grad_weights
         acc = accumulation_dtype(weights.dtype)
         masked, alpha = None if mask is None else ~mask, weights.to(acc)
-        ds = None if grad_lse is None else alpha * grad_lse[..., None]
+        ds: Any = None if grad_lse is None else alpha * grad_lse[..., None]
         if d_weights is not None:
             if masked is not None:
                 d_weights = d_weights.masked_fill(masked, 0.0)
@@ -262,7 +263,7 @@ def _gradients(
             ds = of_softmax if ds is None else ds + of_softmax
         if masked is not None:
             ds = ds.masked_fill_(masked, 0.0)
-        if need_bias:
+        if need_bias and score_bias is not None:
             dbias = ds.sum_to_size(score_bias.shape).to(score_bias.dtype)
         if need_scores:
             ds = ds if scale == 1.0 else ds * scale

@@ -91,11 +91,11 @@ def run(impl: AttentionDecoderImpl, weights: Weights, selection: Selection, opti
 
 def _outputs(impl: AttentionDecoderImpl, weights: Weights, selection: Selection, options: DecoderOptions) -> Outputs:
     inputs = _op_inputs(_x_gates(weights, options), weights, selection, options)
-    return tuple(impl.attention_decoder_forward(inputs, options, False)[:5])
+    return impl.attention_decoder_forward(inputs, options, False)[:5]
 
 
 def step(
-    impl: AttentionDecoderImpl,
+    impl: Any,  # an AttentionDecoderImpl that packs weights
     weights: Weights,
     selection: Selection,
     options: DecoderOptions,
@@ -105,7 +105,7 @@ def step(
 ) -> Outputs:
     """A forward without gradients on what the back end prepared."""
     inputs = _op_inputs(x_gates, weights, selection, options)
-    return tuple(impl.attention_decoder_forward(inputs, options, False, key_exponentials, packed)[:5])
+    return impl.attention_decoder_forward(inputs, options, False, key_exponentials, packed)[:5]
 
 
 def _x_gates(w: Weights, options: DecoderOptions) -> Tensor:
@@ -131,7 +131,7 @@ def _op_inputs(x_gates: Tensor, w: Weights, selection: Selection, options: Decod
 class AttentionDecoder(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, impl: AttentionDecoderImpl, options: DecoderOptions, selection: Selection, *weights: Tensor | None
+        ctx: Any, impl: AttentionDecoderImpl, options: DecoderOptions, selection: Selection, *weights: Any
     ) -> Outputs:
         inputs = _op_inputs(_x_gates(Weights(*weights), options), Weights(*weights), selection, options)
         states = impl.attention_decoder_forward(inputs, options, True)
@@ -139,7 +139,7 @@ class AttentionDecoder(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         # the last states are read by no backward, and may be written into
         ctx.save_for_backward(*weights, *selection, states.output, None, None, *states[3:])
-        return tuple(states[:5])
+        return states[:5]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -167,6 +167,8 @@ def _gradients(
     grads: DecoderUpstreamGrads,
     states: DecoderStates,
 ) -> tuple[Tensor | None, ...]:
+    assert states.gates is not None
+    assert states.queries is not None
     # in place of x_gates, of which a backward reads no value
     inputs, width = _op_inputs(states.gates, w, selection, options), w.x.shape[2]
     found: DecoderGradients = impl.attention_decoder_backward(grads, inputs, options, states)
@@ -196,8 +198,8 @@ def _gradients(
         da_h.T @ before if needed.weight_hh else None,
         dbias if needed.bias_ih else None,
         (dbias if options.cell == "lstm" else _sum(da_h)) if needed.bias_hh else None,
-        dbeta.T @ asking if needed.weight_gate else None,
-        _sum(dbeta) if needed.bias_gate else None,
+        dbeta.T @ asking if dbeta is not None and needed.weight_gate else None,
+        _sum(dbeta) if dbeta is not None and needed.bias_gate else None,
         dscores if needed.score_bias else None,
         found.dlocation if needed.location else None,
     )

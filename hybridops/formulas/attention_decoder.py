@@ -29,7 +29,7 @@ those of key, v and location are summed here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -89,10 +89,10 @@ def attention_decoder_forward(
     for s in range(inputs.x_gates.shape[1]):
         if options.query == "previous":
             attention = _attend(h, s, _moved(inputs, before, total), options, parts, maps)
-            new_h, new_cell, gates, hidden_n = _cell_forward(h, cell, attention[0], s, inputs, options, maps)
+            new_h, new_cell, gates, hidden_n = _cell_forward(h, cell, attention[0], s, inputs, maps)
             new_context = attention[0]
         else:
-            new_h, new_cell, gates, hidden_n = _cell_forward(h, cell, context, s, inputs, options, maps)
+            new_h, new_cell, gates, hidden_n = _cell_forward(h, cell, context, s, inputs, maps)
             attention = _attend(new_h, s, _moved(inputs, before, total), options, parts, maps)
             new_context = attention[0]
         _, weights, queries, alpha, beta, ungated = attention
@@ -102,18 +102,16 @@ def attention_decoder_forward(
         if alive is not None:
             step_output, step_context, weights = (torch.where(alive, t, 0.0) for t in (new_h, new_context, weights))
             new_h = torch.where(alive, new_h, h)  # the context of a row behind its end is fed to no step that counts
-            new_cell = None if cell is None else torch.where(alive, new_cell, cell)
+            new_cell = None if new_cell is None or cell is None else torch.where(alive, new_cell, cell)
         h, cell, context = new_h, new_cell, new_context
         rows.append((step_output, step_context, weights, cell, gates, hidden_n, queries, alpha, beta, ungated))
 
-    output, context, weights, *saved = (
-        None if row[0] is None else torch.stack(row, 1) for row in zip(*rows, strict=True)
-    )
+    outputs, contexts, all_weights, cells, gates, hidden_n, queries, alpha, beta, ungated = _stacked(rows)
+    results = (outputs, h, cell, contexts, all_weights)
     if not save:
-        return DecoderStates(output, h, cell, context, weights)
-    cells, gates, hidden_n, queries, alpha, beta, ungated = saved
-    alpha = weights if inputs.keep is None else alpha
-    return DecoderStates(output, h, cell, context, weights, cells, gates, hidden_n, queries, alpha, beta, ungated)
+        return DecoderStates(*results)
+    alpha = all_weights if inputs.keep is None else alpha
+    return DecoderStates(*results, cells, gates, hidden_n, queries, alpha, beta, ungated)
 
 
 def attention_decoder_backward(
@@ -145,49 +143,53 @@ def attention_decoder_backward(
             history = seen[0][:, s], seen[1][:, s]
             moved, grad_weights = _moved(inputs, *history), _add(dbefore + dtotal, grad_weights)
         if previous:
-            da, da_h, dh_before, dcell_before = _cell_backward(
-                _add(dh, grad_output), dcell, s, inputs, options, states, maps
-            )
+            da, da_h, dh_before, dcell_before = _cell_backward(_add(dh, grad_output), dcell, s, inputs, states, maps)
             dcontext = _add(maps.c(da), grad_context)
             attention, of_keys = _attend_backward(dcontext, grad_weights, s, moved, options, states, parts)
             dh_before, dfed_before = dh_before + _from_attention(attention, maps), None
         else:
+            assert dfed is not None
             attention, of_keys = _attend_backward(
                 _add(dfed, grad_context), grad_weights, s, moved, options, states, parts
             )
             dh_here = _add(dh, grad_output) + _from_attention(attention, maps)
-            da, da_h, dh_before, dcell_before = _cell_backward(dh_here, dcell, s, inputs, options, states, maps)
+            da, da_h, dh_before, dcell_before = _cell_backward(dh_here, dcell, s, inputs, states, maps)
             dfed_before = maps.c(da)
-        if seen is not None:
+        if seen is not None and inputs.location is not None:
             dhistory, dlocation_s = _location_backward(of_keys[0], history, inputs.location.to(acc))
             dtotal = dtotal + dhistory[:, -1]
             dbefore = dhistory[:, 0] if dhistory.shape[1] == 2 else torch.zeros_like(dtotal)
             dkey, dv = _add(of_keys[0], dkey), _add(of_keys[1], dv)
             dlocation = _add(dlocation_s, dlocation)
-        row = (da, da_h, *attention)
+        row: tuple[Tensor | None, ...] = (da, da_h, *attention)
         alive = _alive(s, inputs.lengths)
         if alive is not None:
             row = tuple(None if t is None else torch.where(alive, t, 0.0) for t in row)
             dh_before = torch.where(alive, dh_before, dh)
-            dcell_before = None if dcell is None else torch.where(alive, dcell_before, dcell)
-            dfed_before = None if dfed is None else torch.where(alive, dfed_before, dfed)
+            dcell_before, dfed_before = (
+                None if before is None or after is None else torch.where(alive, before, after)
+                for before, after in ((dcell_before, dcell), (dfed_before, dfed))
+            )
         dh, dcell, dfed = dh_before, dcell_before, dfed_before
         rows.append(row)
 
-    da, da_h, dq, dcontext, dscores, dbeta = (
-        None if row[0] is None else torch.stack(row[::-1], 1) for row in zip(*rows, strict=True)
-    )
-    da_h = da_h.to(dtype)
+    das, da_hs, dq, dcontexts, dscores, dbeta = _stacked(rows[::-1])
+    da_hs = da_hs.to(dtype)
     return DecoderGradients(
-        da_h if options.cell == "lstm" else da.to(dtype), da_h, dq.to(dtype), dcontext.to(dtype), dscores,
+        da_hs if options.cell == "lstm" else das.to(dtype), da_hs, dq.to(dtype), dcontexts.to(dtype), dscores,
         None if dbeta is None else dbeta.to(dtype), dh.to(dtype), dcell, None if dfed is None else dfed.to(dtype),
         *(None if t is None else t.to(dtype) for t in (dkey, dv, dlocation)),
     )  # fmt: skip
 
 
 def _maps(inputs: DecoderInputs, parts: Parts, of: Callable[[Tensor], Tensor]) -> _Maps:
-    weights = (inputs.w_q, inputs.w_c, inputs.w_h, inputs.w_beta)
-    return _Maps(*(None if weight is None else parts.linear_map(of(weight)) for weight in weights))
+    q, c, h = (parts.linear_map(of(weight)) for weight in (inputs.w_q, inputs.w_c, inputs.w_h))
+    return _Maps(q, c, h, None if inputs.w_beta is None else parts.linear_map(of(inputs.w_beta)))
+
+
+def _stacked(steps: list[tuple[Tensor | None, ...]]) -> list[Any]:
+    """Of what each step has, all steps (B,S,·), or None where it has none."""
+    return [None if row[0] is None else torch.stack(row, 1) for row in zip(*steps, strict=True)]
 
 
 def _histories(weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -255,8 +257,10 @@ def _attend_backward(
     """dq (B,A), gradient of the context before the gate (B,D), of e (B,T), of W_β h' + b_β (B,D) or None; of key and v.
     All acc.
     """
+    assert states.alpha is not None
+    assert states.queries is not None
     acc, dbeta = dcontext.dtype, None
-    if states.beta is not None:
+    if states.beta is not None and states.ungated is not None:
         beta = states.beta[:, s].to(acc)
         dbeta = dcontext * states.ungated[:, s] * beta * (1 - beta)
         dcontext = dcontext * beta
@@ -292,14 +296,13 @@ def _cell_forward(
     fed: Tensor,  # (B,D)
     s: int,
     inputs: DecoderInputs,
-    options: DecoderOptions,
     maps: _Maps,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
     """h_s, cell_s (acc) or None, gates after their nonlinearity (B,GH), a'_n (B,H) or None."""
     acc, dtype = accumulation_dtype(h.dtype), h.dtype
     a = inputs.x_gates[:, s].to(acc) + maps.c(fed)
     a_h = _with_bias(maps.h(h), inputs.b_h)
-    if options.cell == "lstm":
+    if cell is not None:
         i, f, g, o = (a + a_h).chunk(4, 1)
         i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
         cell = f * cell + i * g
@@ -316,13 +319,15 @@ def _cell_backward(
     dcell: Tensor | None,  # (B,H) acc, of cell_s by way of later steps
     s: int,
     inputs: DecoderInputs,
-    options: DecoderOptions,
     states: DecoderStates,
     maps: _Maps,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Of a and of a' (B,GH), of h_{s-1} and cell_{s-1} (B,H); all acc."""
+    assert states.gates is not None
     gates = states.gates[:, s].to(dh.dtype)
-    if options.cell == "lstm":
+    if dcell is not None:
+        assert states.cells is not None
+        assert inputs.cell0 is not None
         i, f, g, o = gates.chunk(4, 1)
         before = states.cells[:, s - 1] if s else inputs.cell0
         tanh_cell = states.cells[:, s].tanh()
@@ -331,6 +336,7 @@ def _cell_backward(
         da_g, da_o = dcell * i * (1 - g.square()), dh * tanh_cell * o * (1 - o)
         da = torch.cat([da_i, da_f, da_g, da_o], 1)
         return da, da, maps.h(da), dcell * f
+    assert states.hidden_n is not None
     r, z, n = gates.chunk(3, 1)
     before = states.output[:, s - 1] if s else inputs.h0
     da_n = dh * (1 - z) * (1 - n.square())

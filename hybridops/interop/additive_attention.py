@@ -126,15 +126,20 @@ def build(
     ((tensors, keys),) = layers
     weights = _read(layout, tensors, keys)
     v, attn_dim = weights.v, len(weights.v)
-    options = {"device": v.device, "dtype": v.dtype} | options
+    options.setdefault("device", v.device)
+    options.setdefault("dtype", v.dtype)
     if layout.concat:
         check_shape(keys["joint_weight"], tensors["joint_weight"], (attn_dim, 2 * attn_dim))
-        module = FusedConcatAttention(attn_dim, **options)
-        state = {"attn.weight": tensors["joint_weight"], "attn.bias": weights.query_bias, "v.weight": v[None]}
-        module.load_state_dict(state, strict=True)
-        return module
+        concat = FusedConcatAttention(attn_dim, **options)
+        joint = {"attn.weight": tensors["joint_weight"], "attn.bias": weights.query_bias, "v.weight": v[None]}
+        concat.load_state_dict(joint, strict=True)
+        return concat
 
-    state = {"query_proj.weight": weights.query_weight, "key_proj.weight": weights.key_weight, "v.weight": v[None]}
+    state: dict[str, Any] = {
+        "query_proj.weight": weights.query_weight,
+        "key_proj.weight": weights.key_weight,
+        "v.weight": v[None],
+    }
     biases = {"query_proj.bias": weights.query_bias, "key_proj.bias": weights.key_bias}
     biased = any(bias is not None for bias in biases.values())
     state |= biases if biased else {}
@@ -143,27 +148,30 @@ def build(
     for name in state.keys() - trained:
         state[name] = zeros if name in biases else eye
     sizes = state["query_proj.weight"].shape[1], state["key_proj.weight"].shape[1]
-    module = FusedAdditiveAttention(*sizes, attn_dim, **{"bias": biased, "scale": layout.scale} | options)
+    options.setdefault("bias", biased)
+    options.setdefault("scale", layout.scale)
+    module = FusedAdditiveAttention(*sizes, attn_dim, **options)
     module.load_state_dict(state, strict=True)
     for name in state:
         module.get_parameter(name).requires_grad_(name in trained)
     if weights.g is not None:  # v = g·V/‖V‖, as a parametrization, so that it is trained as in the source
-        parametrizations.weight_norm(module.v, dim=0)
+        scores: Any = parametrizations.weight_norm(module.v, dim=0)
         originals = {"original0": weights.g.reshape(1, 1), "original1": v[None]}
-        module.v.parametrizations.weight.load_state_dict(originals)
+        scores.parametrizations.weight.load_state_dict(originals)
     return module
 
 
 def take_apart(layout: AttentionLayout, module: nn.Module, source: str) -> list[dict[str, Tensor]]:
     """The tensors by their roles."""
     weights = _weights_of(module, with_g="g" in layout.keys)
-    projections, attn_dim = [weights.query_weight, weights.key_weight], len(weights.v)
+    projections: list[Any] = [weights.query_weight, weights.key_weight]
+    attn_dim = len(weights.v)
     if not isinstance(module, reference.ConcatAttention):
         if module.activation != "tanh":
             raise ValueError(f"module must have activation 'tanh', as {source!r} has, got {module.activation!r}")
         if module.scale != layout.scale and not layout.free_scale:
             raise ValueError(f"module must have scale {layout.scale:g}, as {source!r} has, got {module.scale:g}")
-    query_dim = weights.query_weight.shape[1]
+    query_dim = projections[0].shape[1]
     if layout.square_query and query_dim != attn_dim:
         raise ValueError(f"module must take a query as wide as the sum, {attn_dim}, got {query_dim}: {source!r} does")
     joint = torch.cat(projections, dim=1)
@@ -195,26 +203,29 @@ def _read(layout: AttentionLayout, tensors: dict[str, Tensor], keys: dict[str, s
     """Checked, and as `nn.Linear` keeps them."""
     v, attn_dim = tensors["v"], tensors["v"].numel()
     projection = ("in", attn_dim) if layout.transposed else (attn_dim, "in")
-    shapes = dict.fromkeys(_BIASES, (attn_dim,)) | dict.fromkeys(_PROJECTIONS, projection)
+    shapes: dict[str, tuple[int | str, ...]] = dict.fromkeys(_BIASES, (attn_dim,))
+    shapes |= dict.fromkeys(_PROJECTIONS, projection)
     shapes |= {"joint_weight": (attn_dim, "Q+K"), "v_bias": (1,), "g": layout.g_shape}
     shapes["v"] = tuple(attn_dim if size == -1 else size for size in layout.v_shape)
     for role, tensor in tensors.items():
         check_shape(keys[role], tensor, shapes[role])
+    query: Tensor | None
+    key: Tensor | None
     if "joint_weight" in tensors:
         joint = tensors["joint_weight"]
         if joint.shape[1] <= attn_dim:
             raise ValueError(f"{keys['joint_weight']} must have more than {attn_dim} columns, got {joint.shape[1]}")
-        projections = joint[:, :attn_dim], joint[:, attn_dim:]  # the query is as wide as the sum
+        query, key = joint[:, :attn_dim], joint[:, attn_dim:]  # the query is as wide as the sum
     else:
-        projections = [tensors.get(role) for role in _PROJECTIONS]
+        query, key = (tensors.get(role) for role in _PROJECTIONS)
         if layout.transposed:
-            projections = [weight.T for weight in projections]
+            query, key = tensors["query_weight"].T, tensors["key_weight"].T
     query_bias = tensors.get("query_bias", tensors.get("bias"))
     others = tensors.get("g"), tensors.get("v_bias")
-    return Weights(*projections, query_bias, tensors.get("key_bias"), v.reshape(-1), *others)
+    return Weights(query, key, query_bias, tensors.get("key_bias"), v.reshape(-1), *others)
 
 
-def _weights_of(module: nn.Module, *, with_g: bool) -> Weights:
+def _weights_of(module: Any, *, with_g: bool) -> Weights:
     g = None
     v = module.v.weight[0]
     if with_g and parametrize.is_parametrized(module.v, "weight"):
@@ -239,4 +250,4 @@ def _write_biases(layout: AttentionLayout, weights: Weights, source: str) -> dic
         return {role: zeros if bias is None else bias for role, bias in zip(places, given, strict=True)}
     if not places or (not biases and layout.optional):
         return {}
-    return {places[0]: sum(biases) if biases else zeros}
+    return {places[0]: sum(biases, start=zeros)}

@@ -27,7 +27,7 @@ class Pairs(NamedTuple):
     scale: float = 1.0
 
 
-def _call(form: Form, module: nn.Module, weights: Weights, *arguments: Any) -> Any:
+def _call(form: Form, module: nn.Module, weights: Any, *arguments: Any) -> Any:
     pairs = form.take(module, *arguments) if isinstance(arguments[0], Tensor) else NotImplemented
     if pairs is NotImplemented or not isinstance(pairs.keys, Tensor) or not pairs.query.dim() == pairs.keys.dim() == 3:
         return NotImplemented
@@ -42,7 +42,7 @@ def _call(form: Form, module: nn.Module, weights: Weights, *arguments: Any) -> A
     return form.give(module, torch.softmax(scores if pairs.scale == 1 else pairs.scale * scores, -1), *arguments)
 
 
-def _widths(form: Form, weights: Weights) -> tuple[int, int]:
+def _widths(form: Form, weights: Any) -> tuple[int, int]:
     """Of query and keys, as they come."""
     return weights.query_weight.shape[1], len(weights.v) if form.projected else weights.key_weight.shape[1]
 
@@ -72,7 +72,7 @@ def _keep(module: nn.Module, value: Any, **kept: Any) -> Any:
     return value
 
 
-def _behind(module: nn.Module, attention: Tensor, source: Tensor, memory: Tensor, *_: Any) -> Any:
+def _behind(module: Any, attention: Tensor, source: Tensor, memory: Tensor, *_: Any) -> Any:
     """OpenNMT's last layer, over context and query."""
     query = source if source.dim() == 3 else source[:, None]
     hidden = module.linear_out(torch.cat([torch.bmm(attention, memory), query], 2))

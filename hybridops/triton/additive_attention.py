@@ -161,7 +161,7 @@ def pairs_of(
 ) -> Pairs:
     bias = strided(score_bias)
     sizes = (*q.shape[1:2], *k.shape[1:])
-    return Pairs(q, k, v, bias.ptr, *factors, *sizes, *q.stride(), *k.stride(), v.stride(0), *bias[1:])
+    return Pairs._make((q, k, v, bias.ptr, *factors, *sizes, *q.stride(), *k.stride(), v.stride(0), *bias[1:]))
 
 
 def score_constants(q: Tensor, scale: float, activation: str, negative_slope: float) -> dict[str, Any]:
@@ -194,8 +194,8 @@ def _weights(
     scores = _scores(q, k, v, score_bias, scale, activation, negative_slope, key_exponentials, key_bounds)
     weights = torch.empty_like(scores, dtype=q.dtype)
     batch, queries, keys = scores.shape
-    mask = _broadcast(mask, scores.shape)
-    launch(softmax_kernel, (batch * queries,), SOFTMAX, scores, mask, weights, queries, keys)
+    attended = _broadcast(mask, scores.shape)
+    launch(softmax_kernel, (batch * queries,), SOFTMAX, scores, attended, weights, queries, keys)
     return weights
 
 
@@ -236,19 +236,19 @@ def _attention(
     splits = _splits(config, batch, queries, keys)
     parts = context.new_empty(batch, queries, splits, value.shape[2], dtype=torch.float32) if splits > 1 else context
     maxima, sums = parts.new_empty(2, batch, queries, splits) if splits > 1 else (None, None)
-    mask = _broadcast(mask, (batch, queries, keys))
+    attended = _broadcast(mask, (batch, queries, keys))
     pairs, constants = _pairs(*scores)
     grid = (batch, triton.cdiv(queries, config.blocks["BLOCK_S"]), splits)
     block_d = max(16, _power_of_two(value.shape[2]))
     launch(
-        attention_kernel, grid, config, pairs, scores_out, mask, strided(value), parts, maxima, sums,
+        attention_kernel, grid, config, pairs, scores_out, attended, strided(value), parts, maxima, sums,
         **constants, D=value.shape[2], BLOCK_D=block_d, SPLITS=splits, PRECISION=precision(value),
     )  # fmt: skip
     if splits > 1:
         sizes = {"D": value.shape[2], "BLOCK_D": block_d, "SPLITS": splits}
         launch(combine_kernel, (batch * queries,), COMBINE, parts, maxima, sums, context, **sizes)
     if need_weights:
-        launch(softmax_kernel, (batch * queries,), SOFTMAX, scores_out, mask, weights, queries, keys)
+        launch(softmax_kernel, (batch * queries,), SOFTMAX, scores_out, attended, weights, queries, keys)
     return context, weights
 
 
@@ -272,7 +272,7 @@ def _scores_backward(
     """dq, dk, dv. Each pair is computed twice; in return no sum needs atomics, so sums always have the same order."""
     check_sizes(grad=(grad, check_pairs(q, k, v)[:3]))
     dq, dk, _ = _scores_backward_fake(grad, q, k, v, activation, negative_slope)
-    act = {"ACTIVATION": activation, "SLOPE": negative_slope}
+    act: dict[str, Any] = {"ACTIVATION": activation, "SLOPE": negative_slope}
     dv = _row_gradients(grad, q, k, v, dq, True, act)
     _row_gradients(grad.transpose(1, 2), k, q, v, dk, False, act)
     return dq, dk, dv.sum((0, 1)).to(v.dtype)
@@ -285,8 +285,8 @@ def _row_gradients(
     v: Tensor,  # (A,)
     dx: Tensor,  # (B,X,A), written
     with_dv: bool,
-    act: dict[str, str | float],
-) -> Tensor | None:
+    act: dict[str, Any],
+) -> Any:
     """Writes the gradient of one side. Returns that of v in parts (B,blocks,A), one for each block of rows."""
     (batch, rows, width), others = x.shape, y.shape[1]
     config = _gradients_config(grad.dtype, batch, rows, width)

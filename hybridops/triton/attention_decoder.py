@@ -12,6 +12,8 @@ made of a state by [W_h; W_q; W_β], or the gradients of that: R = GH + A, + D w
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 from torch import Tensor
@@ -148,7 +150,7 @@ def _forward(*arguments):
     hs, contexts = each_step(steps + 1, hidden), each_step(steps + 1, channels)
     hs[0].copy_(i.h0)
     cells = each_step(steps + 1, hidden, acc, kept=save)
-    if lstm:
+    if i.cell0 is not None:
         cells[0].copy_(i.cell0)
     if i.context0 is None:
         contexts[0].zero_()
@@ -352,6 +354,7 @@ class _Attention:
         self.constants = score_constants(v, scale, *activation)
         self.scores = key.new_empty(self.batch, 1, self.keys, dtype=acc)
         of_key = prepare_keys(key, activation.kind)
+        self.factors: tuple[Any, ...]
         if of_key is None:  # the kernel walks along the channels
             self.key, self.factors = key.transpose(1, 2).contiguous().transpose(1, 2), (None,) * 4
         else:

@@ -224,7 +224,8 @@ def _hoists(config: Config, x: Tensor, pixels: int, hidden: int) -> bool:
     either place, but ahead it goes through memory: 4H channels a pixel and step, written and read. This is a model, not
     measured. In float32, the input is hoisted only if the library rounds as the kernel does.
     """
-    library = "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"  # it may also say "none"
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    library = "tf32" if convolutions.fp32_precision == "tf32" else "ieee"  # it may also say "none"
     return (x.dtype != torch.float32 or library == precision(x)) and _programs(config, pixels, hidden) < MIN_PROGRAMS
 
 
@@ -313,7 +314,7 @@ def step_backward_kernel(
     if dh_out_ptr is not None:
         acc: tl.constexpr = dh_out_ptr.dtype.element_ty
     else:
-        acc: tl.constexpr = dc_out_ptr.dtype.element_ty
+        acc: tl.constexpr = dc_out_ptr.dtype.element_ty  # type: ignore[no-redef]
     at = m[:, None] * H + n[None]
     at_gates = m[:, None] * (4 * H) + n[None]
     b_dh = tl.zeros((BLOCK_M, BLOCK_N), acc)

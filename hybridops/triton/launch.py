@@ -74,5 +74,5 @@ def op(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], 
     return register
 
 
-def _device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
+def _device_of(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
