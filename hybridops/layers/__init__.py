@@ -26,6 +26,8 @@ from hybridops.layers.memory import NTMCell, NTMEncoder, NTMState
 from hybridops.layers.objects import ObjectEncoder, roi_align
 from hybridops.layers.pooling import AttentionPooling, LastState, MaxPooling, MeanPooling
 from hybridops.layers.search import Hypotheses, beam_search, greedy_search, sample, search_best, token_step
+from hybridops.layers.shots import ShotEncoder, ShotMemory, VideoEncoder
+from hybridops.layers.two_level import TwoLevelAttention, TwoLevelTokenDecoder
 
 __all__ = [
     "FUSIONS",
@@ -61,8 +63,13 @@ __all__ = [
     "RecurrentTokenDecoder",
     "RelationGraph",
     "SegmentConsensus",
+    "ShotEncoder",
+    "ShotMemory",
     "TokenDecoder",
+    "TwoLevelAttention",
+    "TwoLevelTokenDecoder",
     "VectorFusion",
+    "VideoEncoder",
     "WeightedVoting",
     "beam_search",
     "box_relations",

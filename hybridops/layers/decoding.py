@@ -44,18 +44,18 @@ def rows_of_entries(index: Tensor, rows: int, entries: int) -> Tensor:
 
 
 class TokenDecoder(nn.Module):
-    """What all decoders of words are; each has its own state."""
+    """What all decoders of words are; each has its own state, and may ask for a memory of its own."""
 
-    def forward(self, tokens: Tensor, memory: Memory, *, need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
+    def forward(self, tokens: Tensor, memory: Any, *, need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
         raise NotImplementedError
 
-    def start(self, memory: Memory) -> Any:
+    def start(self, memory: Any) -> Any:
         raise NotImplementedError
 
     def step(self, tokens: Tensor, state: Any) -> tuple[Tensor, Tensor | None, Any]:
         raise NotImplementedError
 
-    def scheduled_sampling(self, tokens: Tensor, memory: Memory, probability: float) -> Tensor:
+    def scheduled_sampling(self, tokens: Tensor, memory: Any, probability: float) -> Tensor:
         """Logits (B, S, V), where after the first word the likeliest one so far stands in for that of `tokens` (B, S)
         with this probability (Bengio et al. 2015, https://arxiv.org/abs/1506.03099).
         """

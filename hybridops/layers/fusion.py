@@ -95,7 +95,8 @@ class BilinearFusion(VectorFusion):
         self.bilinear = nn.Bilinear(v_dim, q_dim, check_positive_int("out_dim", out_dim))
 
     def fuse(self, v: Tensor, q: Tensor) -> Tensor:
-        out: Tensor = self.bilinear(v, q)
+        weight = self.bilinear.weight  # whose dtype it takes, also where autocast made the inputs of another
+        out: Tensor = self.bilinear(v.to(weight.dtype), q.to(weight.dtype))
         return out
 
 

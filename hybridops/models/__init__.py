@@ -13,8 +13,10 @@ from hybridops.models.sequence import MLP, ConvClassifier, SequenceClassifier
 from hybridops.models.text import SentimentClassifier, TextClassifier
 from hybridops.models.transformer import TransformerSeq2Seq
 from hybridops.models.video import Conv3dClassifier, VideoClassifier
+from hybridops.models.video_captioning import VideoCaptioner
 from hybridops.models.video_forecasting import ConvLSTMClassifier, ConvLSTMForecaster
 from hybridops.models.video_fusion import SegmentClassifier, TwoStreamClassifier
+from hybridops.models.video_question_answering import VideoQuestionAnswering
 
 __all__ = [
     "MLP",
@@ -36,6 +38,8 @@ __all__ = [
     "TextClassifier",
     "TransformerSeq2Seq",
     "TwoStreamClassifier",
+    "VideoCaptioner",
     "VideoClassifier",
+    "VideoQuestionAnswering",
     "VisualQuestionAnswering",
 ]

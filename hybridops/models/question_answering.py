@@ -35,14 +35,15 @@ class VisualQuestionAnswering(nn.Module):
         embed_dim, hidden_dim, fused_dim: channels of a word, of v and q, of the fusion (where it can choose) and of the
             layer after it.
         in_channels, channels: of the `ConvEncoder`.
-        encoder: another one in its place, whose `dim` are the channels of the `Memory` it gives; of a video, say.
+        encoder: another one in its place, whose `dim` are the channels of the `Memory` it gives.
         cell: "gru" or "lstm".
         dropout: of words, of fused vectors and of the layer after them, in training.
         pad: the number of the word that only fills up.
 
     Shape: images (N, C, Y, X), or what `encoder` takes; questions int64 (B, T), question_lengths None or integers (B,);
-    image_index int64 (B,), the image of each question, None: N = B, its own. Gives logits (B, num_answers). Words
-    behind a question's end may be any. With fusion="none" the images are not looked at, and may be None.
+    image_index int64 (B,), the image of each question, None: N = B, its own; video_lengths None or integers (N,), for
+    an encoder that takes them beside the images. Gives logits (B, num_answers). Words behind a question's end may be
+    any. With fusion="none" the images are not looked at, and may be None.
 
     Raises:
         TypeError, ValueError: an argument, or the shape of an input, is not as said here.
@@ -91,8 +92,9 @@ class VisualQuestionAnswering(nn.Module):
         questions: Tensor,
         question_lengths: Tensor | None = None,
         image_index: Tensor | None = None,
+        video_lengths: Tensor | None = None,
     ) -> Tensor:
-        v, q, _ = self._modalities(images, questions, question_lengths, image_index)
+        v, q, _ = self._modalities(images, questions, question_lengths, image_index, video_lengths)
         logits: Tensor = self.classifier(q if v is None else self.dropout(self.fusion(v, q)))
         return logits
 
@@ -102,22 +104,28 @@ class VisualQuestionAnswering(nn.Module):
         questions: Tensor,
         question_lengths: Tensor | None = None,
         image_index: Tensor | None = None,
+        video_lengths: Tensor | None = None,
     ) -> Tensor:
         """Where a model with attention looks: (B, regions), which sum to 1."""
-        _, _, weights = self._modalities(images, questions, question_lengths, image_index)
+        _, _, weights = self._modalities(images, questions, question_lengths, image_index, video_lengths)
         if weights is None:
             raise ValueError(f"fusion must be one of {', '.join(map(repr, ATTENTIONS))}, got {self.kind!r}")
         return weights
 
     def _modalities(
-        self, images: Tensor | None, questions: Tensor, lengths: Tensor | None, image_index: Tensor | None
+        self,
+        images: Tensor | None,
+        questions: Tensor,
+        lengths: Tensor | None,
+        image_index: Tensor | None,
+        video_lengths: Tensor | None,
     ) -> tuple[Tensor | None, Tensor, Tensor | None]:
         """The vectors to be fused, (B, hidden_dim) each, and where the image was attended, if so."""
         check_shape("questions", questions, ("B", "T"))
         question: Memory = self.question_encoder(self.dropout(self.embedding(questions)), lengths)
         if self.kind == "none":
             return None, question.pooled, None
-        image: Memory = self.image_encoder(images)
+        image: Memory = self.image_encoder(*(x for x in (images, video_lengths) if x is not None))
         if image_index is not None:
             check_shape("image_index", image_index, questions.shape[:1])
             mask = None if image.mask is None else image.mask[image_index]

@@ -221,3 +221,43 @@ CASES |= {
         lambda: models.ConvLSTMClassifier(2, 3, 8, patch=2), clips, more_frames, without_lengths
     ),
 }
+
+
+def film(dtype: torch.dtype) -> Tensor:
+    return torch.rand(4, 5, 3, 16, 16).to(dtype)
+
+
+def more_film(inputs: Inputs) -> Inputs:
+    frames, *others, lengths = inputs
+    behind = torch.arange(5) >= (lengths if lengths.dim() == 1 else lengths.sum(1))[:, None]
+    garbage = frames.masked_fill(behind[..., None, None, None], torch.nan)
+    return torch.cat([garbage, torch.full_like(frames[:, :2], torch.nan)], 1), *others, lengths
+
+
+def each_its_own_video(model: nn.Module) -> nn.Module:
+    """Of a model that takes which of the videos each question is about."""
+    model.register_forward_pre_hook(lambda module, args: (*args[:3], None, *args[3:]))
+    return model
+
+
+FRAMES, SHOTS = torch.tensor([5, 2, 4, 3]), torch.tensor([[2, 1, 2], [2, 0, 0], [1, 3, 0], [1, 1, 1]])
+CASES |= {
+    f"VideoCaptioner, {context}": Case(
+        lambda context=context: models.VideoCaptioner(11, 8, 12, 5, context=context),
+        lambda dtype, lengths=SHOTS if context == "hierarchical" else FRAMES: (film(dtype), words(4, 5), lengths),
+        more_film,
+        lambda inputs: inputs[:2],
+    )
+    for context in ("mean", "temporal", "hierarchical")
+}
+CASES |= {
+    f"VideoQuestionAnswering, {fusion}": Case(
+        lambda fusion=fusion: each_its_own_video(
+            models.VideoQuestionAnswering(11, 5, fusion=fusion, embed_dim=6, hidden_dim=8, channels=(4, 8))
+        ),
+        lambda dtype: (film(dtype), words(4, 6), LENGTHS, FRAMES),
+        more_film,
+        lambda inputs: inputs[:3],
+    )
+    for fusion in ("additive", "bilinear")
+}
