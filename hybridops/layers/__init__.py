@@ -21,13 +21,14 @@ from hybridops.layers.fusion import (
     signed_sqrt,
     vector_fusion,
 )
-from hybridops.layers.graph import GraphConvolution, RelationGraph, box_relations, similarity_graph
+from hybridops.layers.graph import GraphConvolution, GraphEncoder, RelationGraph, box_relations, similarity_graph
 from hybridops.layers.memory import NTMCell, NTMEncoder, NTMState
 from hybridops.layers.objects import ObjectEncoder, roi_align
 from hybridops.layers.pooling import AttentionPooling, LastState, MaxPooling, MeanPooling
 from hybridops.layers.search import Hypotheses, beam_search, greedy_search, sample, search_best, token_step
 from hybridops.layers.shots import ShotEncoder, ShotMemory, VideoEncoder
 from hybridops.layers.two_level import TwoLevelAttention, TwoLevelTokenDecoder
+from hybridops.layers.vision_transformer import PatchEmbedding, SelfAttention, SpaceTimeTransformer, VisionTransformer
 
 __all__ = [
     "FUSIONS",
@@ -48,6 +49,7 @@ __all__ = [
     "FrameEncoder",
     "GatedFusion",
     "GraphConvolution",
+    "GraphEncoder",
     "Hypotheses",
     "LastState",
     "LateFusion",
@@ -58,18 +60,22 @@ __all__ = [
     "NTMEncoder",
     "NTMState",
     "ObjectEncoder",
+    "PatchEmbedding",
     "PretrainedEncoder",
     "RNNEncoder",
     "RecurrentTokenDecoder",
     "RelationGraph",
     "SegmentConsensus",
+    "SelfAttention",
     "ShotEncoder",
     "ShotMemory",
+    "SpaceTimeTransformer",
     "TokenDecoder",
     "TwoLevelAttention",
     "TwoLevelTokenDecoder",
     "VectorFusion",
     "VideoEncoder",
+    "VisionTransformer",
     "WeightedVoting",
     "beam_search",
     "box_relations",

@@ -5,13 +5,17 @@ Edges are (B, N, N), row i the weights with which node i takes from the others. 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 import hybridops.functional as HF
 from hybridops.checks import check_bool, check_number, check_positive_int, check_shape
 from hybridops.formulas.additive_attention import masked_softmax
+from hybridops.layers.encoders import Memory
 from hybridops.layers.masks import mask_padding
+from hybridops.layers.pooling import MeanPooling
 
 BOX_RELATIONS = 5
 
@@ -129,6 +133,45 @@ class GraphConvolution(nn.Module):
         if self.bias is not None:
             out = out + self.bias
         return out if nodes_mask is None else out.masked_fill(~nodes_mask[..., None], 0.0)
+
+
+class GraphEncoder(nn.Module):
+    """An encoder of images, whose regions are then nodes of a graph, joined as far as they are alike.
+
+        o_i = relu(W v_i + b + P_i)            A = similarity_graph(o)          H^0 = o
+        H^l = relu(GraphConvolution(H^{l−1}, A))                               pooled = mean_i H^L_i
+
+    Args:
+        encoder: gives a Memory of images (B, C, Y, X), whose values are v, and has its channels as `dim`.
+        num_regions: N of v, each with a learned vector P_i of where it is.
+        hidden_dim, num_layers: channels D of a node, graph convolutions.
+
+    Shape: images as of the encoder. Gives a Memory: values (B, N, D), mask as of the encoder, pooled (B, D).
+
+    Raises:
+        TypeError, ValueError: an argument, or the shape of an input, is not as said here.
+    """
+
+    def __init__(self, encoder: nn.Module, num_regions: int, hidden_dim: int = 64, num_layers: int = 2) -> None:
+        super().__init__()
+        dim: Any = encoder.dim
+        self.encoder, self.dim = encoder, check_positive_int("hidden_dim", hidden_dim)
+        self.proj = nn.Linear(check_positive_int("dim of encoder", dim), hidden_dim)
+        self.positions = nn.Parameter(torch.empty(check_positive_int("num_regions", num_regions), hidden_dim))
+        nn.init.normal_(self.positions, std=0.02)
+        self.layers = nn.ModuleList(
+            GraphConvolution(hidden_dim, hidden_dim) for _ in range(check_positive_int("num_layers", num_layers))
+        )
+        self.pool = MeanPooling()
+
+    def forward(self, images: Tensor) -> Memory:
+        memory: Memory = self.encoder(images)
+        check_shape("values of encoder", memory.values, ("B", len(self.positions), self.proj.in_features))
+        nodes = torch.relu(self.proj(memory.values) + self.positions)
+        graph = similarity_graph(nodes, memory.mask)
+        for layer in self.layers:
+            nodes = torch.relu(layer(nodes, graph, memory.mask))
+        return Memory(nodes, memory.mask, self.pool(nodes, memory.mask))
 
 
 def edges(scores: Tensor, nodes_mask: Tensor | None) -> Tensor:

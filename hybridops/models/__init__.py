@@ -17,6 +17,7 @@ from hybridops.models.video_captioning import VideoCaptioner
 from hybridops.models.video_forecasting import ConvLSTMClassifier, ConvLSTMForecaster
 from hybridops.models.video_fusion import SegmentClassifier, TwoStreamClassifier
 from hybridops.models.video_question_answering import VideoQuestionAnswering
+from hybridops.models.video_transformer import GraphRecurrentClassifier, SpaceTimeClassifier, ViTRecurrentClassifier
 
 __all__ = [
     "MLP",
@@ -26,6 +27,7 @@ __all__ = [
     "ConvLSTMClassifier",
     "ConvLSTMForecaster",
     "Forecaster",
+    "GraphRecurrentClassifier",
     "ImageCaptioner",
     "MultimodalClassifier",
     "MusicGenerator",
@@ -35,9 +37,11 @@ __all__ = [
     "SentimentClassifier",
     "Seq2Seq",
     "SequenceClassifier",
+    "SpaceTimeClassifier",
     "TextClassifier",
     "TransformerSeq2Seq",
     "TwoStreamClassifier",
+    "ViTRecurrentClassifier",
     "VideoCaptioner",
     "VideoClassifier",
     "VideoQuestionAnswering",

@@ -6,9 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from hybridops import use_backend
-from hybridops.layers.graph import GraphConvolution, RelationGraph, box_relations, similarity_graph
+from hybridops.layers import Memory
+from hybridops.layers.graph import GraphConvolution, GraphEncoder, RelationGraph, box_relations, similarity_graph
 from tests.tolerances import EXACT, FLOAT64
 
 MASK = torch.tensor([[True, True, False, True], [False, True, False, False]])
@@ -185,3 +187,39 @@ def test_empty():
 def test_errors(kind, call, message):
     with pytest.raises(kind, match=message):
         call()
+
+
+class Nodes(nn.Module):
+    """An image that is its own regions."""
+
+    dim = 3
+
+    def __init__(self, mask: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.mask = mask
+
+    def forward(self, images: torch.Tensor) -> Memory:
+        return Memory(images, self.mask, images.sum(1))
+
+
+def test_encoder():
+    encoder, nodes = GraphEncoder(Nodes(MASK), 4, 5, 2).double(), draw(2, 4, 3)
+    nodes[~MASK] = 7.0
+    memory = encoder(nodes)
+    h = torch.relu(encoder.proj(nodes) + encoder.positions)
+    for b in range(2):
+        there = MASK[b]
+        of_row = h[b : b + 1, there]
+        graph = torch.softmax((of_row @ of_row.mT) / 5**0.5, 2)
+        for layer in encoder.layers:
+            of_row = torch.relu(0.5 * (graph + torch.eye(int(there.sum()))) @ layer.proj(of_row) + layer.bias)
+        torch.testing.assert_close(memory.values[b, there], of_row[0], **FLOAT64)
+        torch.testing.assert_close(memory.pooled[b], of_row[0].mean(0), **FLOAT64)
+    assert not memory.values[~MASK].any()
+
+
+def test_encoder_knows_how_many_regions():
+    with pytest.raises(ValueError, match=r"values of encoder must have shape \(B, 6, 3\), got \(2, 4, 3\)"):
+        GraphEncoder(Nodes(), 6)(torch.ones(2, 4, 3))
+    with pytest.raises(ValueError, match="num_layers must be a positive int, got 0"):
+        GraphEncoder(Nodes(), 4, num_layers=0)

@@ -193,6 +193,17 @@ CASES |= {
         without_lengths,
     ),
 }
+CASES |= {
+    "ViTRecurrentClassifier": Case(
+        lambda: models.ViTRecurrentClassifier(2, 8, 4, 3, 8, 1, 2, 6), clips, more_frames, without_lengths
+    ),
+    "SpaceTimeClassifier": Case(
+        lambda: models.SpaceTimeClassifier(2, 8, 4, 9, 3, 8, 1, 2), clips, more_frames, without_lengths
+    ),
+    "GraphRecurrentClassifier": Case(
+        lambda: models.GraphRecurrentClassifier(2, 4, 3, 8, 1, 6, channels=(4, 8)), clips, more_frames, without_lengths
+    ),
+}
 CASES["NeuralTuringMachine, frames"] = Case(
     lambda: models.NeuralTuringMachine(8, 3, 32, 6, 4, encoder=FrameEncoder(ConvEncoder(2, (4, 8)))),
     clips,
