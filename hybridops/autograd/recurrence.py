@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hybridops import flops
 from hybridops.layouts import sequence_inside, sequence_outside
 
 # The backward goes through the sequence in chunks of whole steps whose da has about so many values, so that it (and,
@@ -116,6 +117,9 @@ def _(family: str, impl: str, inputs: list[Any], needed: list[bool], states: lis
     """The gradients that are needed; contiguous, but for dx, which is as `gradients` makes it."""
     dx, *others = sys.modules[family].gradients(sys.modules[impl], inputs, needed, states, grads)
     return [grad for grad in (dx, *(g if g is None else g.contiguous() for g in others)) if grad is not None]
+
+
+flops.register(torch.ops.hybridops.recurrence_gradients, flops.recurrence_gradients)
 
 
 @torch.library.register_fake(_OP)

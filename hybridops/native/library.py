@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from hybridops import flops
+
 OPS = (
     "conv_lstm_forward", "conv_lstm_backward", "conv_lstm_backward_from_states",
     "conv_input_gradient", "conv_weight_gradient",
@@ -32,6 +34,9 @@ def _load(name: str) -> str | None:
         return f"{found[0]} does not load ({error.__cause__ or error}): {BUILD}"
     if not all(hasattr(torch.ops.hybridops, op) for op in OPS):
         return f"{found[0]} was compiled from another version: {BUILD}"
+    if name == "_C":
+        for op, formula in flops.OPS.items():
+            flops.register(getattr(torch.ops.hybridops, op), formula)
     return None
 
 

@@ -9,6 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
+from hybridops import flops
 from hybridops.checks import accumulation_dtype
 from hybridops.contract import Activation, AttentionInputs
 from hybridops.triton.additive_attention_kernels import attention_kernel, combine_kernel, softmax_kernel
@@ -116,6 +117,7 @@ def _scores_fake(q, k, v, score_bias, scale, activation, negative_slope, key_exp
     "scores(Tensor q, Tensor k, Tensor v, Tensor? score_bias, float scale, str activation, float negative_slope, "
     "Tensor? key_exponentials, Tensor? key_bounds) -> Tensor",
     _scores_fake,
+    flops.additive_scores_forward,
 )
 def _scores(
     q: Tensor,  # (B,S,A)
@@ -177,6 +179,7 @@ def _weights_fake(q, k, v, score_bias, scale, activation, negative_slope, key_ex
     "weights(Tensor q, Tensor k, Tensor v, Tensor? score_bias, float scale, str activation, float negative_slope, "
     "Tensor? key_exponentials, Tensor? key_bounds, Tensor? mask) -> Tensor",
     _weights_fake,
+    flops.additive_scores_forward,
 )
 def _weights(
     q: Tensor,
@@ -199,6 +202,10 @@ def _weights(
     return weights
 
 
+def _flop_of_attention(q: Any, k: Any, v: Any, *others: Any, **_: Any) -> int:
+    return flops.additive_attention_forward(q, k, v, others[7])  # value
+
+
 def _attention_fake(
     q, k, v, score_bias, scale, activation, negative_slope, key_exponentials, key_bounds, mask, value, need_weights
 ):
@@ -211,6 +218,7 @@ def _attention_fake(
     "attention(Tensor q, Tensor k, Tensor v, Tensor? score_bias, float scale, str activation, float negative_slope, "
     "Tensor? key_exponentials, Tensor? key_bounds, Tensor? mask, Tensor value, bool need_weights) -> (Tensor, Tensor)",
     _attention_fake,
+    _flop_of_attention,
 )
 def _attention(
     q: Tensor,
@@ -260,6 +268,7 @@ def _scores_backward_fake(grad, q, k, v, activation, negative_slope):
     "scores_backward(Tensor grad, Tensor q, Tensor k, Tensor v, str activation, float negative_slope) -> "
     "(Tensor, Tensor, Tensor)",
     _scores_backward_fake,
+    flops.additive_scores_backward,
 )
 def _scores_backward(
     grad: Tensor,  # (B,S,T) acc

@@ -18,6 +18,7 @@ import torch
 import triton
 from torch import Tensor
 
+from hybridops import flops
 from hybridops.checks import accumulation_dtype
 from hybridops.contract import (
     Activation,
@@ -123,6 +124,7 @@ def _forward_fake(
     "float negative_slope, str cell, str query, bool save) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _forward_fake,
+    flops.attention_decoder_forward,
 )
 def _forward(*arguments):
     """The fields of contract.DecoderStates; what is None there has no elements."""
@@ -236,6 +238,7 @@ def _backward_fake(
     "str activation, float negative_slope, str cell, str query) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward_fake,
+    flops.attention_decoder_backward,
 )
 def _backward(
     grad_output, grad_h_n, grad_cell_n, grad_context, grad_weights, key, value, v, h0, cell0, w_q, w_c, w_h, w_beta,

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hybridops import flops
 from hybridops.checks import accumulation_dtype
 from hybridops.contract import ConvLSTMInputs, ConvLSTMStates, Save, StateGradients
 from hybridops.formulas import recurrence
@@ -104,6 +105,7 @@ def _forward_fake(x, h0, c0, w_ih, w_hh, bias, peephole, save_cells, save_gates)
     "conv_lstm_forward(Tensor x, Tensor? h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? bias, Tensor? peephole, "
     "bool save_cells, bool save_gates) -> (Tensor, Tensor, Tensor)",
     _forward_fake,
+    flops.conv_lstm_forward,
 )
 def _forward(
     x: Tensor,  # (T,B,Y,X,C) any strides
@@ -154,6 +156,7 @@ def _backward_fake(grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, nee
     "conv_lstm_backward(Tensor? grad_hs, Tensor? grad_hn, Tensor? grad_cn, Tensor gates, Tensor cs, Tensor? c0, "
     "Tensor w_hh, Tensor? peephole, bool need_dh0) -> (Tensor, Tensor, Tensor)",
     _backward_fake,
+    flops.conv_lstm_backward,
 )
 def _backward(
     grad_hs: Tensor | None,  # (T,B,Y,X,H) any strides
