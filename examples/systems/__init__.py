@@ -10,6 +10,7 @@ SYSTEMS = {  # name: what it is
     "multimodal": "a sequence and an image classified together: who speaks, and whose digit is shown (document 003)",
     "question_answering": "questions about images, by seven fusions (document 002)",
     "translation": "sequence to sequence with attention: the pronunciation of English words (document 001)",
+    "video": "clips classified by what is seen and how it moves, from frames, flow and segments (document 002)",
     "captioning": "captions of drawn scenes, from one vector, regions, objects and their graph (documents 002, 004)",
     "self_critical": "captions rewarded by CIDEr-D (document 002)",
     "training_strategies": "several tasks, a curriculum, frozen stages, a pretrained decoder (document 002)",

@@ -1,0 +1,232 @@
+"""Classifiers of video (document 002), on moving sprites: which digit it is, every frame shows; how it moves, only the
+order of frames does. So of digit × motion a mean over frames knows the one half, and optical flow the other.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from examples.data import moving_sprites
+from examples.data.flow import FlowClips, clips_with_flow, stacks
+from examples.data.moving_sprites import DIGITS, FRAME, MOTIONS, Needles
+from examples.figures import save_figure
+from examples.systems import video_lengths
+from examples.systems.table import Options, Row, Speed, plain_copy, time_in_turn
+from examples.systems.video_training import CHANNELS, REGIONS, accuracy, answer, loss, note, predict, trained
+from hybridops.models import Conv3dClassifier, SegmentClassifier, TwoStreamClassifier, VideoClassifier
+
+SIZES = {"train": 1200, "validation": 300, "test": 1000}  # clips
+FLOW_SIZES = {"train": 800, "validation": 200, "test": 500}  # whose flow takes minutes, the first time
+FLOWS = 3  # L: so many in a row are one input
+STRETCH = 8  # frames of each of the four stretches of a long clip
+CLASSES = len(DIGITS) * len(MOTIONS)
+CHANCE = 1 / len(MOTIONS)
+
+
+def run(options: Options) -> list[Row]:
+    parts = motion, two_streams, needles, segments, video_lengths.run
+    return [row for part in parts for row in part(options)]
+
+
+def sizes_of(options: Options, sizes: dict[str, int] = SIZES) -> dict[str, int]:
+    return dict.fromkeys(sizes, 32) if options.smoke else sizes
+
+
+def frame_mean(in_channels: int = 1) -> VideoClassifier:
+    """For which order does not count. It has where things are, as the CNN-LSTM does."""
+    return VideoClassifier(in_channels, CLASSES, cell=None, pooling="mean", channels=CHANNELS, regions=REGIONS)
+
+
+def frame_lstm(num_classes: int = CLASSES) -> VideoClassifier:
+    return VideoClassifier(1, num_classes, 96, channels=CHANNELS, regions=REGIONS)
+
+
+def conv3d(num_classes: int = CLASSES) -> Conv3dClassifier:
+    return Conv3dClassifier(1, num_classes, channels=CHANNELS)
+
+
+def halves(found: Tensor, label: Tensor) -> tuple[float, float, float]:
+    """Accuracies of digit × motion, of the digit and of the motion."""
+    kinds = len(MOTIONS)
+    hits = found == label, found // kinds == label // kinds, found % kinds == label % kinds
+    both, digit, moved = (float(hit.double().mean()) for hit in hits)
+    return both, digit, moved
+
+
+# ------------------------------------------------------------------------------------------------------------- motion
+
+
+def motion(options: Options) -> list[Row]:
+    """One answer, digit × motion, judged three times."""
+    clips = {part: moving_sprites.clips(part, count, seed=options.seed) for part, count in sizes_of(options).items()}
+    train, validation, test = (TensorDataset(part.frames, part.label) for part in clips.values())
+    models = {"mean over frames": frame_mean, "CNN-LSTM": frame_lstm, "3D CNN": conv3d}
+    rows: list[Row] = []
+    mean: tuple[float, ...] | None = None
+    for name, make in models.items():
+        model, history = trained(make, train, validation, options, name)
+        scores = halves(predict(model, test), clips["test"].label)
+        for kind, score, of_mean in zip(
+            ("digit × motion", "digit", "motion"), scores, mean or (None,) * 3, strict=True
+        ):
+            must, reached = "", True
+            if kind == "motion" and of_mean is None:
+                must, reached = f"{CHANCE} ± .05, chance", abs(score - CHANCE) <= 0.05
+            elif kind == "motion":
+                must, reached = ">= 0.9", score >= 0.9
+            elif kind == "digit × motion" and of_mean is not None:
+                must, reached = "> mean over frames", score > of_mean
+            rows.append(Row("video", "clips", f"{kind}, {name}", score, of_mean, must, reached, note(history)))
+        mean = mean or scores
+    return rows
+
+
+# -------------------------------------------------------------------------------------------------------- two streams
+
+
+def two_streams(options: Options) -> list[Row]:
+    """Each stream a mean over its steps, trained alone; then their mixture, and one that is trained as a whole."""
+    found = {
+        part: clips_with_flow(part, count, seed=options.seed) for part, count in sizes_of(options, FLOW_SIZES).items()
+    }
+    draw_flow(options, found["test"])
+    data = {
+        part: (clips.frames, stacks(flow, FLOWS).contiguous(), clips.label) for part, (clips, flow) in found.items()
+    }
+    frames = {part: TensorDataset(seen, label) for part, (seen, _, label) in data.items()}
+    flows = {part: TensorDataset(flow, label) for part, (_, flow, label) in data.items()}
+    both = {part: TensorDataset(*of_part) for part, of_part in data.items()}
+
+    frame_stream, of_frames = trained(frame_mean, frames["train"], frames["validation"], options, "frames")
+    flow_stream, of_flow = trained(
+        partial(frame_mean, 2 * FLOWS), flows["train"], flows["validation"], options, "optical flow"
+    )
+    mixture = TwoStreamClassifier(frame_stream, flow_stream).eval()
+    learned, of_learned = trained(
+        lambda: TwoStreamClassifier(frame_mean(), frame_mean(2 * FLOWS), learned=True, average="logits"),
+        both["train"], both["validation"], options, "both at once",
+    )  # fmt: skip
+    alone = max(accuracy(frame_stream, frames["test"]), accuracy(flow_stream, flows["test"]))
+    rows = []
+    for name, model, part, of_training in (
+        ("frames alone", frame_stream, frames, note(of_frames)),
+        ("flow alone", flow_stream, flows, note(of_flow)),
+        ("two streams, α = .5", mixture, both, "the two above"),
+        ("two streams trained at once, α learned", learned, both, note(of_learned)),
+    ):
+        score, digit, moved = halves(predict(model, part["test"]), data["test"][2])
+        fused = isinstance(model, TwoStreamClassifier)
+        rows.append(
+            Row(
+                "video", "clips and flow", f"digit × motion, {name}", score, alone if fused else None,
+                "> either alone" if fused else "", not fused or score > alone,
+                f"digit {digit:.3f}, motion {moved:.3f}; {of_training}",
+            )
+        )  # fmt: skip
+    return rows
+
+
+# ------------------------------------------------------------------------------------------- attention, over frames
+
+
+def needle_finder(pooling: str) -> VideoClassifier:
+    return VideoClassifier(1, len(DIGITS), cell=None, pooling=pooling, channels=CHANNELS, attn_dim=32)
+
+
+def needles(options: Options) -> list[Row]:
+    """One frame of 16 has a digit; the others have scraps of digits."""
+    clips = {part: moving_sprites.needles(part, count, seed=options.seed) for part, count in sizes_of(options).items()}
+    train, validation, test = (TensorDataset(part.frames, part.digit) for part in clips.values())
+    mean, of_mean = trained(partial(needle_finder, "mean"), train, validation, options, "needles: mean")
+    model, history = trained(partial(needle_finder, "attention"), train, validation, options, "needles: attention")
+    baseline, score = accuracy(mean, test), accuracy(model, test)
+    weights = frame_weights(model, clips["test"])
+    there = float(weights.gather(1, clips["test"].at[:, None]).double().mean())
+    draw_attention(options, clips["test"], weights)
+    return [
+        Row("video", "needles", "digit, mean over frames", baseline, None, "", True, note(of_mean)),
+        Row("video", "needles", "digit, attention", score, baseline, "> mean", score > baseline, note(history)),
+        Row(
+            "video", "needles", "weight on the frame with the digit", there, 1 / weights.shape[1], "> 0.8", there > 0.8
+        ),
+    ]
+
+
+@torch.no_grad()
+def frame_weights(model: nn.Module, clips: Needles) -> Tensor:
+    assert isinstance(model, VideoClassifier)
+    return torch.cat([model.weights(frames / 255.0) for frames in clips.frames.split(100)])
+
+
+# ----------------------------------------------------------------------------------------------------------- segments
+
+
+def segments(options: Options) -> list[Row]:
+    """In one of four stretches the sprite drifts, in the others it jumps about: how it drifts."""
+    clips = {
+        part: moving_sprites.long_clips(part, count, STRETCH, options.seed) for part, count in sizes_of(options).items()
+    }
+    train, validation, test = (TensorDataset(part.frames, part.motion) for part in clips.values())
+    rows: list[Row] = []
+    for number in (1, 4):
+        model, history = trained(
+            lambda number=number: SegmentClassifier(frame_lstm(len(MOTIONS)), number),  # type: ignore[misc]
+            train, validation, options, f"segments: {number}",
+        )  # fmt: skip
+        score, one = accuracy(model, test), rows[0].score if rows else None
+        rows.append(
+            Row(
+                "video", "long clips", f"motion, {number} segment{'s' if one is not None else ''}", score, one,
+                "" if one is None else "> one segment", one is None or score > one, note(history),
+            )
+        )  # fmt: skip
+    return rows
+
+
+# -------------------------------------------------------------------------------------------------- speed and pictures
+
+
+def speed(options: Options) -> list[Speed]:
+    """Of attention over frames, the op that is fused."""
+    clips = moving_sprites.needles("train", 4 if options.smoke else 32)
+    fused, batch = needle_finder("attention"), [clips.frames, clips.digit]
+    plain = plain_copy(fused)
+
+    def step(model: nn.Module) -> None:
+        model.zero_grad()
+        loss(model, batch).backward()
+
+    seconds = 1.0 if options.smoke else 4.0
+    times = [time_in_turn("video", "training step, needles", partial(step, plain), partial(step, fused), seconds)]
+    fused.eval(), plain.eval()
+    with torch.no_grad():
+        calls = partial(answer, plain, batch[:1]), partial(answer, fused, batch[:1])
+        return [*times, time_in_turn("video", "inference, needles", *calls, seconds)]
+
+
+def draw_attention(options: Options, clips: Needles, weights: Tensor, rows: int = 3) -> None:
+    """A strip of frames for each of the first clips, with the weight of each frame as a bar below it."""
+    with save_figure(options.out / "video_attention.png", 2 * rows, weights.shape[1], 0.6) as axes:
+        for axis in axes.flat:
+            axis.set(xticks=[], yticks=[])
+        for row in range(rows):
+            for t, weight in enumerate(weights[row].tolist()):
+                axes[2 * row, t].imshow(clips.frames[row, t, 0], cmap="gray")
+                axes[2 * row + 1, t].bar(0, weight, color="tab:green" if t == clips.at[row] else "tab:red")
+                axes[2 * row + 1, t].set(ylim=(0, 1))
+
+
+def draw_flow(options: Options, found: FlowClips) -> None:
+    """A clip of each motion: a frame, and where its pixels go until the next one."""
+    grid = torch.arange(1, FRAME, 3)
+    with save_figure(options.out / "video_flow.png", 1, len(MOTIONS), 2.2) as axes:
+        for number, (axis, name) in enumerate(zip(axes[0], MOTIONS, strict=True)):
+            row = int((found.clips.motion == number).int().argmax())
+            x, y = found.flow[row, 0].float()[:, grid][:, :, grid]
+            axis.imshow(found.clips.frames[row, 0, 0], cmap="gray")
+            axis.quiver(grid, grid, x, y, color="tab:orange", angles="xy", scale_units="xy", scale=1, width=0.008)
+            axis.set(title=name, xticks=[], yticks=[])

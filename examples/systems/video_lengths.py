@@ -1,0 +1,66 @@
+"""A 3D CNN against a CNN-RNN, as clips get longer (document 002): parameters, memory, time and accuracy."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from benchmarks.measure import peak_bytes, table
+from examples.data import moving_sprites
+from examples.data.moving_sprites import MOTIONS
+from examples.systems.table import Options, Row
+from examples.systems.video_training import CHANNELS, PLAN, REGIONS, accuracy, loss, note, trained
+from hybridops.models import Conv3dClassifier, VideoClassifier
+
+LENGTHS = (8, 16, 32, 64)  # frames
+SIZES = {"train": 300, "validation": 100, "test": 500}
+MODELS = {
+    "CNN-LSTM": lambda: VideoClassifier(1, len(MOTIONS), 96, channels=CHANNELS, regions=REGIONS),
+    "3D CNN": lambda: Conv3dClassifier(1, len(MOTIONS), channels=CHANNELS),
+}
+
+
+def run(options: Options) -> list[Row]:
+    """The table is written too, to video_lengths.md among the pictures."""
+    rows, cells = [], []
+    for steps in LENGTHS[:2] if options.smoke else LENGTHS:
+        parts = {}
+        for part, count in SIZES.items():
+            clips = moving_sprites.clips(part, 32 if options.smoke else count, steps, options.seed)
+            parts[part] = TensorDataset(clips.frames, clips.motion)
+        for name, make in MODELS.items():
+            model, history = trained(make, parts["train"], parts["validation"], options, f"{name}, {steps} frames")
+            score, measured = accuracy(model, parts["test"]), cost(model, parts["train"], options)
+            cells.append({"frames": str(steps), "model": name, **measured, "accuracy": score})
+            said = ", ".join(f"{value:,.0f} {unit}" for unit, value in measured.items())
+            rows.append(
+                Row("video", f"clips of {steps}", f"motion, {name}", score, 0.25, "", True, f"{said}; {note(history)}")
+            )
+    (options.out / "video_lengths.md").write_text(f"{table(cells)}\n")
+    return rows
+
+
+def cost(model: nn.Module, clips: TensorDataset, options: Options) -> dict[str, float]:
+    """Parameters, and of a training step of a whole batch the most that its tensors hold, and the time."""
+    batch = [part[: PLAN.batch_size] for part in clips.tensors]
+
+    def step() -> None:
+        model.zero_grad()
+        loss(model, batch).backward()
+
+    model.train()
+    held = peak_bytes(step)  # type: ignore[arg-type]
+    times = []
+    for _ in range(3 if options.smoke else 10):
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    model.eval()
+    return {
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "MB a training step": 1e-6 * held,
+        "ms a training step": 1e3 * statistics.median(times),
+    }
