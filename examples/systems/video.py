@@ -4,19 +4,32 @@ order of frames does. So of digit × motion a mean over frames knows the one hal
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from examples.data import moving_sprites
-from examples.data.flow import FlowClips, clips_with_flow, stacks
-from examples.data.moving_sprites import DIGITS, FRAME, MOTIONS, Needles
+from examples.data.flow import clips_with_flow, stacks
+from examples.data.moving_sprites import DIGITS, FRAME, MOTIONS, Clips, Needles
 from examples.figures import save_figure
 from examples.systems import video_lengths
 from examples.systems.table import Options, Row, Speed, plain_copy, time_in_turn
-from examples.systems.video_training import CHANNELS, REGIONS, accuracy, answer, loss, note, predict, trained
+from examples.systems.video_training import (
+    CHANNELS,
+    REGIONS,
+    accuracy,
+    answer,
+    half_size,
+    image_encoder,
+    loss,
+    note,
+    predict,
+    trained,
+)
 from hybridops.models import Conv3dClassifier, SegmentClassifier, TwoStreamClassifier, VideoClassifier
 
 SIZES = {"train": 1200, "validation": 300, "test": 1000}  # clips
@@ -38,50 +51,61 @@ def sizes_of(options: Options, sizes: dict[str, int] = SIZES) -> dict[str, int]:
 
 def frame_mean(in_channels: int = 1) -> VideoClassifier:
     """For which order does not count. It has where things are, as the CNN-LSTM does."""
-    return VideoClassifier(in_channels, CLASSES, cell=None, pooling="mean", channels=CHANNELS, regions=REGIONS)
+    encoder = image_encoder(in_channels)
+    return VideoClassifier(in_channels, CLASSES, cell=None, pooling="mean", encoder=encoder, regions=REGIONS)
 
 
 def frame_lstm(num_classes: int = CLASSES) -> VideoClassifier:
-    return VideoClassifier(1, num_classes, 96, channels=CHANNELS, regions=REGIONS)
+    return VideoClassifier(1, num_classes, 96, encoder=image_encoder(1), regions=REGIONS)
 
 
 def conv3d(num_classes: int = CLASSES) -> Conv3dClassifier:
     return Conv3dClassifier(1, num_classes, channels=CHANNELS)
 
 
-def halves(found: Tensor, label: Tensor) -> tuple[float, float, float]:
-    """Accuracies of digit × motion, of the digit and of the motion."""
-    kinds = len(MOTIONS)
+def two_stream() -> TwoStreamClassifier:
+    return TwoStreamClassifier(frame_mean(), frame_mean(2 * FLOWS), learned=True, average="logits")
+
+
+class Scores(NamedTuple):
+    """Accuracies of digit × motion, and of the same answers those of the digit and of the motion."""
+
+    both: float
+    digit: float
+    motion: float
+
+
+def scores_of(model: nn.Module, clips: TensorDataset) -> Scores:
+    found, label, kinds = predict(model, clips), clips.tensors[-1], len(MOTIONS)
     hits = found == label, found // kinds == label // kinds, found % kinds == label % kinds
-    both, digit, moved = (float(hit.double().mean()) for hit in hits)
-    return both, digit, moved
+    return Scores(*(float(hit.double().mean()) for hit in hits))
 
 
 # ------------------------------------------------------------------------------------------------------------- motion
 
 
 def motion(options: Options) -> list[Row]:
-    """One answer, digit × motion, judged three times."""
     clips = {part: moving_sprites.clips(part, count, seed=options.seed) for part, count in sizes_of(options).items()}
-    train, validation, test = (TensorDataset(part.frames, part.label) for part in clips.values())
-    models = {"mean over frames": frame_mean, "CNN-LSTM": frame_lstm, "3D CNN": conv3d}
+    train, validation, test = (TensorDataset(half_size(part.frames), part.label) for part in clips.values())
     rows: list[Row] = []
-    mean: tuple[float, ...] | None = None
-    for name, make in models.items():
+    mean: Scores | None = None
+    for name, make in {"mean over frames": frame_mean, "CNN-LSTM": frame_lstm, "3D CNN": conv3d}.items():
         model, history = trained(make, train, validation, options, name)
-        scores = halves(predict(model, test), clips["test"].label)
-        for kind, score, of_mean in zip(
-            ("digit × motion", "digit", "motion"), scores, mean or (None,) * 3, strict=True
-        ):
-            must, reached = "", True
-            if kind == "motion" and of_mean is None:
-                must, reached = f"{CHANCE} ± .05, chance", abs(score - CHANCE) <= 0.05
-            elif kind == "motion":
-                must, reached = ">= 0.9", score >= 0.9
-            elif kind == "digit × motion" and of_mean is not None:
-                must, reached = "> mean over frames", score > of_mean
-            rows.append(Row("video", "clips", f"{kind}, {name}", score, of_mean, must, reached, note(history)))
-        mean = mean or scores
+        found = scores_of(model, test)
+        of_digit = f"digit {found.digit:.3f}; {note(history)}"
+        if mean is None:
+            mean = found
+            chance = abs(found.motion - CHANCE) <= 0.05
+            rows += [
+                Row("video", "clips", f"motion, {name}", found.motion, None, f"chance, {CHANCE} ± .05", chance),
+                Row("video", "clips", f"digit × motion, {name}", found.both, None, "", True, of_digit),
+            ]
+        else:
+            more, most = found.both > mean.both, found.motion >= 0.9
+            rows += [
+                Row("video", "clips", f"motion, {name}", found.motion, mean.motion, ">= 0.9", most),
+                Row("video", "clips", f"digit × motion, {name}", found.both, mean.both, "> mean", more, of_digit),
+            ]
     return rows
 
 
@@ -90,41 +114,39 @@ def motion(options: Options) -> list[Row]:
 
 def two_streams(options: Options) -> list[Row]:
     """Each stream a mean over its steps, trained alone; then their mixture, and one that is trained as a whole."""
-    found = {
-        part: clips_with_flow(part, count, seed=options.seed) for part, count in sizes_of(options, FLOW_SIZES).items()
-    }
-    draw_flow(options, found["test"])
-    data = {
-        part: (clips.frames, stacks(flow, FLOWS).contiguous(), clips.label) for part, (clips, flow) in found.items()
-    }
-    frames = {part: TensorDataset(seen, label) for part, (seen, _, label) in data.items()}
-    flows = {part: TensorDataset(flow, label) for part, (_, flow, label) in data.items()}
-    both = {part: TensorDataset(*of_part) for part, of_part in data.items()}
+    frames, flows, both = {}, {}, {}
+    for part, count in sizes_of(options, FLOW_SIZES).items():
+        clips, flow = clips_with_flow(part, count, seed=options.seed)
+        stacked = stacks(half_size(flow), FLOWS).contiguous()
+        frames[part] = TensorDataset(half_size(clips.frames), clips.label)
+        flows[part] = TensorDataset(stacked, clips.label)
+        both[part] = TensorDataset(half_size(clips.frames), stacked, clips.label)
+        if part == "test":
+            draw_flow(options, clips, flow)
 
-    frame_stream, of_frames = trained(frame_mean, frames["train"], frames["validation"], options, "frames")
-    flow_stream, of_flow = trained(
-        partial(frame_mean, 2 * FLOWS), flows["train"], flows["validation"], options, "optical flow"
-    )
+    def fitted(name: str, make: Callable[[], nn.Module], data: dict[str, TensorDataset]) -> tuple[nn.Module, str]:
+        model, history = trained(make, data["train"], data["validation"], options, name)
+        return model, note(history)
+
+    frame_stream, of_frames = fitted("frames alone", frame_mean, frames)
+    flow_stream, of_flow = fitted("flow alone", lambda: frame_mean(2 * FLOWS), flows)
     mixture = TwoStreamClassifier(frame_stream, flow_stream).eval()
-    learned, of_learned = trained(
-        lambda: TwoStreamClassifier(frame_mean(), frame_mean(2 * FLOWS), learned=True, average="logits"),
-        both["train"], both["validation"], options, "both at once",
-    )  # fmt: skip
-    alone = max(accuracy(frame_stream, frames["test"]), accuracy(flow_stream, flows["test"]))
-    rows = []
-    for name, model, part, of_training in (
-        ("frames alone", frame_stream, frames, note(of_frames)),
-        ("flow alone", flow_stream, flows, note(of_flow)),
-        ("two streams, α = .5", mixture, both, "the two above"),
-        ("two streams trained at once, α learned", learned, both, note(of_learned)),
+    whole, of_whole = fitted("both streams", two_stream, both)
+
+    rows: list[Row] = []
+    for name, model, data, said in (
+        ("frames alone", frame_stream, frames, of_frames),
+        ("flow alone", flow_stream, flows, of_flow),
+        ("both, α = .5", mixture, both, "the two above"),
+        ("both, trained as a whole, α learned", whole, both, of_whole),
     ):
-        score, digit, moved = halves(predict(model, part["test"]), data["test"][2])
-        fused = isinstance(model, TwoStreamClassifier)
+        found = scores_of(model, data["test"])
+        alone = max(row.score for row in rows[:2]) if len(rows) >= 2 else None
         rows.append(
             Row(
-                "video", "clips and flow", f"digit × motion, {name}", score, alone if fused else None,
-                "> either alone" if fused else "", not fused or score > alone,
-                f"digit {digit:.3f}, motion {moved:.3f}; {of_training}",
+                "video", "clips and flow", f"digit × motion, {name}", found.both, alone,
+                "" if alone is None else "> either alone", alone is None or found.both > alone,
+                f"digit {found.digit:.3f}, motion {found.motion:.3f}; {said}",
             )
         )  # fmt: skip
     return rows
@@ -134,13 +156,13 @@ def two_streams(options: Options) -> list[Row]:
 
 
 def needle_finder(pooling: str) -> VideoClassifier:
-    return VideoClassifier(1, len(DIGITS), cell=None, pooling=pooling, channels=CHANNELS, attn_dim=32)
+    return VideoClassifier(1, len(DIGITS), cell=None, pooling=pooling, encoder=image_encoder(1), attn_dim=32)
 
 
 def needles(options: Options) -> list[Row]:
     """One frame of 16 has a digit; the others have scraps of digits."""
     clips = {part: moving_sprites.needles(part, count, seed=options.seed) for part, count in sizes_of(options).items()}
-    train, validation, test = (TensorDataset(part.frames, part.digit) for part in clips.values())
+    train, validation, test = (TensorDataset(half_size(part.frames), part.digit) for part in clips.values())
     mean, of_mean = trained(partial(needle_finder, "mean"), train, validation, options, "needles: mean")
     model, history = trained(partial(needle_finder, "attention"), train, validation, options, "needles: attention")
     baseline, score = accuracy(mean, test), accuracy(model, test)
@@ -159,7 +181,7 @@ def needles(options: Options) -> list[Row]:
 @torch.no_grad()
 def frame_weights(model: nn.Module, clips: Needles) -> Tensor:
     assert isinstance(model, VideoClassifier)
-    return torch.cat([model.weights(frames / 255.0) for frames in clips.frames.split(100)])
+    return torch.cat([model.weights(frames / 255.0) for frames in half_size(clips.frames).split(100)])
 
 
 # ----------------------------------------------------------------------------------------------------------- segments
@@ -170,7 +192,7 @@ def segments(options: Options) -> list[Row]:
     clips = {
         part: moving_sprites.long_clips(part, count, STRETCH, options.seed) for part, count in sizes_of(options).items()
     }
-    train, validation, test = (TensorDataset(part.frames, part.motion) for part in clips.values())
+    train, validation, test = (TensorDataset(half_size(part.frames), part.motion) for part in clips.values())
     rows: list[Row] = []
     for number in (1, 4):
         model, history = trained(
@@ -193,7 +215,7 @@ def segments(options: Options) -> list[Row]:
 def speed(options: Options) -> list[Speed]:
     """Of attention over frames, the op that is fused."""
     clips = moving_sprites.needles("train", 4 if options.smoke else 32)
-    fused, batch = needle_finder("attention"), [clips.frames, clips.digit]
+    fused, batch = needle_finder("attention"), [half_size(clips.frames), clips.digit]
     plain = plain_copy(fused)
 
     def step(model: nn.Module) -> None:
@@ -208,9 +230,9 @@ def speed(options: Options) -> list[Speed]:
         return [*times, time_in_turn("video", "inference, needles", *calls, seconds)]
 
 
-def draw_attention(options: Options, clips: Needles, weights: Tensor, rows: int = 3) -> None:
+def draw_attention(options: Options, clips: Needles, weights: Tensor, rows: int = 2) -> None:
     """A strip of frames for each of the first clips, with the weight of each frame as a bar below it."""
-    with save_figure(options.out / "video_attention.png", 2 * rows, weights.shape[1], 0.6) as axes:
+    with save_figure(options.out / "video_attention.png", 2 * rows, weights.shape[1], 0.5) as axes:
         for axis in axes.flat:
             axis.set(xticks=[], yticks=[])
         for row in range(rows):
@@ -220,13 +242,13 @@ def draw_attention(options: Options, clips: Needles, weights: Tensor, rows: int 
                 axes[2 * row + 1, t].set(ylim=(0, 1))
 
 
-def draw_flow(options: Options, found: FlowClips) -> None:
+def draw_flow(options: Options, clips: Clips, flow: Tensor) -> None:
     """A clip of each motion: a frame, and where its pixels go until the next one."""
     grid = torch.arange(1, FRAME, 3)
     with save_figure(options.out / "video_flow.png", 1, len(MOTIONS), 2.2) as axes:
         for number, (axis, name) in enumerate(zip(axes[0], MOTIONS, strict=True)):
-            row = int((found.clips.motion == number).int().argmax())
-            x, y = found.flow[row, 0].float()[:, grid][:, :, grid]
-            axis.imshow(found.clips.frames[row, 0, 0], cmap="gray")
+            row = int((clips.motion == number).int().argmax())
+            x, y = flow[row, 0].float()[:, grid][:, :, grid]
+            axis.imshow(clips.frames[row, 0, 0], cmap="gray")
             axis.quiver(grid, grid, x, y, color="tab:orange", angles="xy", scale_units="xy", scale=1, width=0.008)
             axis.set(title=name, xticks=[], yticks=[])

@@ -12,13 +12,23 @@ from benchmarks.measure import peak_bytes, table
 from examples.data import moving_sprites
 from examples.data.moving_sprites import MOTIONS
 from examples.systems.table import Options, Row
-from examples.systems.video_training import CHANNELS, PLAN, REGIONS, accuracy, loss, note, trained
+from examples.systems.video_training import (
+    CHANNELS,
+    PLAN,
+    REGIONS,
+    accuracy,
+    half_size,
+    image_encoder,
+    loss,
+    note,
+    trained,
+)
 from hybridops.models import Conv3dClassifier, VideoClassifier
 
 LENGTHS = (8, 16, 32, 64)  # frames
 SIZES = {"train": 300, "validation": 100, "test": 500}
 MODELS = {
-    "CNN-LSTM": lambda: VideoClassifier(1, len(MOTIONS), 96, channels=CHANNELS, regions=REGIONS),
+    "CNN-LSTM": lambda: VideoClassifier(1, len(MOTIONS), 96, encoder=image_encoder(1), regions=REGIONS),
     "3D CNN": lambda: Conv3dClassifier(1, len(MOTIONS), channels=CHANNELS),
 }
 
@@ -30,7 +40,7 @@ def run(options: Options) -> list[Row]:
         parts = {}
         for part, count in SIZES.items():
             clips = moving_sprites.clips(part, 32 if options.smoke else count, steps, options.seed)
-            parts[part] = TensorDataset(clips.frames, clips.motion)
+            parts[part] = TensorDataset(half_size(clips.frames), clips.motion)
         for name, make in MODELS.items():
             model, history = trained(make, parts["train"], parts["validation"], options, f"{name}, {steps} frames")
             score, measured = accuracy(model, parts["test"]), cost(model, parts["train"], options)
