@@ -19,4 +19,5 @@ SYSTEMS = {  # name: what it is
     "sentiment": "film reviews, good or bad: CNN-RNN and BiLSTM (documents 000 and 004)",
     "music": "the next note of Bach's chorales, and melodies (document 004)",
     "anomalies": "steps of a series that an LSTM did not forecast (document 004)",
+    "video_forecasting": "the next frames of digits, films and a climate model, by ConvLSTMs",
 }

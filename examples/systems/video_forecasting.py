@@ -1,0 +1,300 @@
+"""The next frames (Shi et al. 2015): of two digits that bounce, of three short films, and of a climate model's years.
+And what moves how in a clip, by the same layers.
+
+A forecast is held against the last frame, copied, which is hard to beat where little moves, and temperatures against
+the mean of the years that were trained on too. Films and years are split in time: trained on the first part, validated
+on the next, judged on the last, and no window of frames is in two of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from examples.data import air_temperature, clips, moving_sprites
+from examples.data.moving_sprites import MOTIONS, Clips
+from examples.figures import save_figure
+from examples.moving_digits import HELD_OUT, bounce, load_glyphs
+from examples.systems.table import Options, Row, Speed, plain_copy, time_in_turn
+from examples.training import Plan, fit
+from hybridops.models import ConvLSTMClassifier, ConvLSTMForecaster
+
+SYSTEM = "ConvLSTMForecaster"
+
+
+@dataclass(frozen=True)
+class Task:
+    """Windows (N, T+S, 1, Y, X) of T frames to read and S to forecast."""
+
+    title: str
+    read: int  # T
+    model: dict[str, Any]  # arguments of ConvLSTMForecaster
+    plan: Plan
+    train: Any  # a dataset, and what makes windows of some of it
+    collate: Callable[[Sequence[Any]], Tensor]
+    validation: Tensor
+    test: dict[str, Tensor]  # by source
+    unit: str = "10⁻³"
+    climatology: Tensor | None = None  # (1, Y, X), the mean of all frames trained on
+
+    def make_model(self, num_layers: int = 2) -> ConvLSTMForecaster:
+        return ConvLSTMForecaster(num_layers=num_layers, steps=self.validation.shape[1] - self.read, **self.model)
+
+    def loss(self, model: nn.Module, windows: Tensor) -> Tensor:
+        forecasts, truth = model(windows[:, : self.read]), windows[:, self.read :]
+        if self.model.get("logits", True):
+            return F.binary_cross_entropy_with_logits(forecasts, truth)
+        return F.mse_loss(forecasts, truth)
+
+    @torch.no_grad()
+    def forecast(self, model: nn.Module, windows: Tensor) -> Tensor:
+        found = torch.cat([model(some[:, : self.read]) for some in windows.split(16)])
+        return found.sigmoid() if self.model.get("logits", True) else found
+
+    def errors(self, forecasts: Tensor, windows: Tensor) -> Tensor:
+        """Squared, of each step, in the task's unit: (S,). Forecasts may be one frame for all."""
+        scale = 1e3 if self.unit == "10⁻³" else 1.0
+        return scale * (windows[:, self.read :] - forecasts).square().mean((0, 2, 3, 4))
+
+
+def moving_digits(options: Options) -> Task:
+    """New films all the time."""
+    glyphs, generator = load_glyphs(), torch.Generator().manual_seed(options.seed)
+    count = 16 if options.smoke else 64
+    validation, test = bounce(glyphs[-HELD_OUT:], 2 * count, 20, generator).split(count)
+    return Task(
+        "moving digits", 10, {"hidden_dim": 32, "patch": 4}, Plan(8, batch_size=8, learning_rate=5e-3),
+        range(16 if options.smoke else 400), lambda some: bounce(glyphs[:-HELD_OUT], len(some), 20, generator),
+        validation, {"moving digits": test},
+    )  # fmt: skip
+
+
+def windows_of(frames: Tensor, steps: int) -> Tensor:
+    """All windows of consecutive frames (T, Y, X): (N, steps, 1, Y, X)."""
+    return frames.unfold(0, steps, 1).movedim(-1, 1)[:, :, None]
+
+
+def films(options: Options) -> Task:
+    """One model of all three: .6 of each to train on, .2 to validate on, .2 to judge."""
+    read, steps = 5, 10
+    parts: list[list[Tensor]] = [[], [], []]
+    sources = clips.load()
+    for frames in sources.values():
+        ends = [round(part * len(frames)) for part in (0.6, 0.2)]
+        for found, some in zip(parts, (frames / 255.0).split([*ends, len(frames) - sum(ends)]), strict=True):
+            found.append(windows_of(some, steps)[: 8 if options.smoke else None])
+    train, validation = (torch.cat(some) for some in parts[:2])
+    return Task(
+        "films", read, {"hidden_dim": 32, "patch": 4, "logits": False, "relative": True},
+        Plan(10, batch_size=8, learning_rate=3e-3), TensorDataset(train), stacked_and_mirrored, validation,
+        dict(zip(sources, parts[2], strict=True)),
+    )  # fmt: skip
+
+
+def stacked_and_mirrored(some: Sequence[tuple[Tensor]]) -> Tensor:
+    """Half of the windows, at random, with left and right changed."""
+    windows = torch.stack([window for (window,) in some])
+    mirrored = torch.rand(len(windows), 1, 1, 1, 1) < 0.5
+    return torch.where(mirrored, windows.flip(4), windows)
+
+
+def temperatures(options: Options) -> Task:
+    """Trained on both scenarios until 2019, validated on 2020 to 2049, judged on 2050 to 2099."""
+    read, steps = 10, 15
+    ends = 160, 190
+    fields = air_temperature.load()
+    parts = [windows_of(part, steps) for field in fields.values() for part in field.tensor_split(ends)]
+    few = slice(None, 8 if options.smoke else None)
+    train = torch.cat([parts[0], parts[3]])[few]
+    validation = torch.cat([parts[1], parts[4]])[few]
+    climatology = torch.cat([field[: ends[0]] for field in fields.values()]).mean(0, keepdim=True)
+    return Task(
+        "air temperature", read, {"hidden_dim": 16, "logits": False, "relative": True},
+        Plan(8, batch_size=8, learning_rate=3e-3), TensorDataset(train),
+        lambda some: torch.stack([window for (window,) in some]), validation,
+        {f"air temperature, {name}": part[few] for name, part in zip(fields, parts[2::3], strict=True)}, "K²",
+        climatology,
+    )  # fmt: skip
+
+
+TASKS = {"digits": moving_digits, "films": films, "temperatures": temperatures}
+
+
+def train(task: Task, num_layers: int, options: Options) -> tuple[ConvLSTMForecaster, str]:
+    torch.manual_seed(options.seed)
+    model = task.make_model(num_layers)
+    plan = replace(task.plan, epochs=1 if options.smoke else task.plan.epochs, seed=options.seed)
+
+    def score(model: nn.Module) -> float:
+        return -task.errors(task.forecast(model, task.validation), task.validation).mean().item()
+
+    title = f"{task.title}, {num_layers} layer{'s' if num_layers > 1 else ''}"
+    history = fit(model, task.train, task.loss, score, plan, collate=task.collate, title=title)
+    return model, f"best of {len(history.scores)} epochs: {history.best_epoch + 1}, {history.seconds:.0f} s"
+
+
+def run(options: Options) -> list[Row]:
+    rows, curves = [], {}
+    for name, make in TASKS.items():
+        task = make(options)
+        models = {layers: train(task, layers, options) for layers in (1, 2)}
+        errors = {
+            layers: {
+                source: task.errors(task.forecast(model, windows), windows) for source, windows in task.test.items()
+            }
+            for layers, (model, _) in models.items()
+        }
+        for source, windows in task.test.items():
+            compared = baselines(task, windows)
+            rows += rows_of(task, source, errors[2][source], compared, models[2][1])
+            curves[source] = task.unit, {"two layers": errors[2][source], "one layer": errors[1][source], **compared}
+        one, two = (torch.stack(list(errors[layers].values())).mean().item() for layers in (1, 2))
+        metric = f"squared error, all frames, {task.unit}, two layers against one"
+        rows.append(Row(SYSTEM, task.title, metric, two, one, "not above one layer", two <= one, models[1][1]))
+        draw_frames(task, models[2][0], options.out / f"video_forecasting_{name}.png")
+    draw_errors(curves, options)
+    return rows + classify(options)
+
+
+def baselines(task: Task, windows: Tensor) -> dict[str, Tensor]:
+    """Their errors at each step."""
+    read = windows[:, : task.read]
+    found = {
+        "last frame": task.errors(read[:, -1:], windows),
+        "mean of those read": task.errors(read.mean(1, True), windows),
+    }
+    if task.climatology is not None:
+        found["mean of training"] = task.errors(task.climatology, windows)
+    return found
+
+
+def rows_of(task: Task, source: str, errors: Tensor, compared: dict[str, Tensor], note: str) -> list[Row]:
+    """Of the next frame, and of all that are forecast."""
+    rows = []
+    must = "below the last frame" if task.climatology is None else "below the last frame and the mean of training"
+    for what, steps in ("next frame", slice(0, 1)), (f"{len(errors)} frames", slice(None)):
+        score, last, *others = (each[steps].mean().item() for each in (errors, *compared.values()))
+        also = ", ".join(f"{name} {value:.3f}" for name, value in zip(list(compared)[1:], others, strict=True))
+        baseline = min(last, *others[1:], torch.inf)
+        rows.append(
+            Row(
+                SYSTEM, source, f"squared error, {what}, {task.unit}", score, last, must, score < baseline,
+                f"{also}; {note}",
+            )
+        )  # fmt: skip
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------------- what moves how
+CLIPS = {"train": 2400, "validation": 400, "test": 1000}
+CLASSIFIER = Plan(8, batch_size=16, learning_rate=5e-3)
+
+
+def make_classifier() -> ConvLSTMClassifier:
+    """Of digit × motion."""
+    return ConvLSTMClassifier(1, 10 * len(MOTIONS), 32, 5, patch=4)
+
+
+def classifier_loss(model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
+    frames, labels = batch
+    return F.cross_entropy(model(frames / 255.0), labels)
+
+
+@torch.no_grad()
+def predict(model: nn.Module, data: Clips) -> Tensor:
+    return torch.cat([model(some / 255.0).argmax(1) for some in data.frames.split(100)])
+
+
+def classify(options: Options) -> list[Row]:
+    parts = {part: moving_sprites.clips(part, 32 if options.smoke else count) for part, count in CLIPS.items()}
+    torch.manual_seed(options.seed)
+    model = make_classifier()
+    plan = replace(CLASSIFIER, epochs=1 if options.smoke else CLASSIFIER.epochs, seed=options.seed)
+
+    def accuracy(model: nn.Module) -> float:
+        return (predict(model, parts["validation"]) == parts["validation"].label).double().mean().item()
+
+    some = TensorDataset(parts["train"].frames, parts["train"].label)
+    history = fit(model, some, classifier_loss, accuracy, plan, title="moving sprites")
+    test = parts["test"]
+    found = predict(model, test)
+    right = found == test.label, found % len(MOTIONS) == test.motion
+    scores = dict(zip(("digit and motion", "motion"), (part.double().mean().item() for part in right), strict=True))
+    note = f"best of {len(history.scores)} epochs: {history.best_epoch + 1}, {history.seconds:.0f} s"
+    return [
+        Row(
+            "ConvLSTMClassifier", "moving sprites", f"accuracy, {what}", score, 0.25, f">= {must}", score >= must, note
+        )
+        for (what, score), must in zip(scores.items(), (0.75, 0.95), strict=True)
+    ]  # fmt: skip
+
+
+def speed(options: Options) -> list[Speed]:
+    speeds = []
+    seconds = 0.5 if options.smoke else 6.0
+    for make in TASKS.values():
+        task = make(replace(options, smoke=True))
+        model, windows = task.make_model(), task.validation[: 2 if options.smoke else 8]
+        speeds.append(time_training(f"{SYSTEM}, {task.title}", model, task.loss, windows, seconds))
+    few = moving_sprites.clips("train", 2 if options.smoke else 16)
+    batch = few.frames, few.label
+    return [*speeds, time_training("ConvLSTMClassifier", make_classifier(), classifier_loss, batch, seconds)]
+
+
+def time_training(
+    system: str, model: nn.Module, loss: Callable[[nn.Module, Any], Tensor], batch: Any, seconds: float
+) -> Speed:
+    def step(model: nn.Module) -> None:
+        model.zero_grad()
+        loss(model, batch).backward()
+
+    return time_in_turn(system, "training step", partial(step, plain_copy(model)), partial(step, model), seconds)
+
+
+# ------------------------------------------------------------------------------------------------------------- pictures
+
+
+def draw_frames(task: Task, model: nn.Module, path: Path) -> None:
+    """Of each source the window where most changes: the last frame read, and true and forecast ones after it."""
+    steps = range(0, task.validation.shape[1] - task.read, 2)
+    with save_figure(path, rows=2 * len(task.test), columns=1 + len(steps), size=1.3) as axes:
+        for pair, (source, windows) in zip(axes.reshape(-1, 2, 1 + len(steps)), task.test.items(), strict=True):
+            changed = (windows[:, task.read :] - windows[:, task.read - 1, None]).square().mean((1, 2, 3, 4))
+            window = windows[changed.argmax(), None]
+            forecast = task.forecast(model, window)[0, :, 0]
+            read, truth = window[0, task.read - 1, 0], window[0, task.read :, 0]
+            for row, frames, name in zip(pair, (truth, forecast), ("true", "forecast"), strict=True):
+                row[0].set_ylabel(name, fontsize=8)
+                for ax, frame in zip(row, [read, *(frames[step] for step in steps)], strict=True):
+                    show(task, ax, frame)
+            pair[0, 0].set_title(f"{source}\nlast frame", fontsize=8)
+            for ax, step in zip(pair[0, 1:], steps, strict=True):
+                ax.set_title(f"+{step + 1}", fontsize=8)
+
+
+def show(task: Task, ax: Any, frame: Tensor) -> None:
+    if task.climatology is None:
+        ax.imshow(frame, cmap="gray", vmin=0.0, vmax=1.0)
+    else:  # warmer or colder than it was
+        ax.imshow(frame - task.climatology[0], cmap="coolwarm", vmin=-8.0, vmax=8.0, origin="lower")
+    ax.set(xticks=[], yticks=[])
+
+
+def draw_errors(curves: dict[str, tuple[str, dict[str, Tensor]]], options: Options) -> None:
+    """By how far ahead."""
+    with save_figure(options.out / "video_forecasting_errors.png", rows=2, columns=3, size=3.2) as axes:
+        for ax, (source, (unit, errors)) in zip(axes.flat, curves.items(), strict=True):
+            for name, error in errors.items():
+                if name != "mean of training":  # far above the others
+                    ax.plot(range(1, 1 + len(error)), error, label=name, linestyle="-" if "layer" in name else "--")
+            ax.set_title(source, fontsize=9)
+            ax.set(xlabel="frames ahead", ylabel=f"squared error, {unit}", ylim=(0, None))
+        axes[0, 0].legend(fontsize=7)
