@@ -118,10 +118,30 @@ def test_errors_and_baselines(monkeypatch):
     assert (all_frames.score, all_frames.baseline, all_frames.reached) == (5.0, 11.0, True)
 
 
-def test_half_of_the_windows_are_mirrored():
+def test_quarters_are_anywhere_and_half_of_them_mirrored():
     torch.manual_seed(0)
-    windows = torch.rand(400, 2, 1, 3, 4)
-    found = video_forecasting.stacked_and_mirrored([(window,) for window in windows])
-    same = (found == windows).flatten(1).all(1)
-    assert 150 < same.sum() < 250
-    assert torch.equal(found[~same], windows[~same].flip(4))
+    pixels = torch.arange(24.0).view(1, 1, 4, 6).expand(2, 1, 4, 6)  # each says where it is
+    found = video_forecasting.cropped([(pixels,)] * 400)
+    assert found.shape == (400, 2, 1, 2, 3)
+    assert torch.equal(found[:, 0], found[:, 1])
+    rows, columns = found[:, 0, 0] // 6, found[:, 0, 0] % 6
+    assert (rows[:, 1] == rows[:, 0] + 1).all()
+    step = columns[..., 1:] - columns[..., :-1]
+    mirrored = step[:, 0, 0] == -1
+    assert (step.flatten(1) == torch.where(mirrored, -1, 1)[:, None]).all()
+    assert 150 < mirrored.sum() < 250
+    assert rows[:, 0, 0].unique().tolist() == [0, 1, 2]
+    assert columns.amin((1, 2)).unique().tolist() == [0, 1, 2, 3]
+
+
+def test_a_fifth_of_the_windows_have_a_cut():
+    torch.manual_seed(0)
+    windows = torch.arange(1000.0)[:, None, None, None, None].expand(1000, 6, 1, 2, 3)  # each says which it is
+    found = video_forecasting.with_cuts(windows, 4)
+    assert torch.equal(found[..., :1, :1].expand_as(found), found)
+    other = found[:, :, 0, 0, 0] != torch.arange(1000.0)[:, None]
+    cuts = other.sum(1)
+    assert torch.equal(other, torch.arange(6) < cuts[:, None])
+    assert cuts.unique().tolist() == [0, 1, 2, 3]
+    assert 150 < (cuts > 0).sum() < 250
+    assert (found[other.any(1), 0, 0, 0, 0] == (other.any(1).nonzero().flatten() - 1) % 1000).all()
