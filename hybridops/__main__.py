@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 
+from hybridops import __version__
 from hybridops.cli import bench, check, demo, info, systems
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m hybridops", description="Fused ConvLSTM and additive attention.")
+    parser.add_argument("--version", action="version", version=f"hybridops {__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
     for module in (info, demo, systems, bench, check):
         name = module.__name__.rsplit(".", 1)[-1]

@@ -128,7 +128,10 @@ def broadcast_mask(mask: Tensor | None, batch: int, queries: int | None, keys: i
         return None
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         came = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"mask must be a boolean tensor (True = may be attended), got {came}")
+        hint = (
+            "; what is added to scores is `score_bias`" if isinstance(mask, Tensor) and mask.is_floating_point() else ""
+        )
+        raise TypeError(f"mask must be a boolean tensor (True = may be attended), got {came}{hint}")
     view = mask.unsqueeze(1) if mask.dim() == 2 else mask
     view = view[(None,) * (3 - view.dim())]
     wanted = (batch, queries, keys)

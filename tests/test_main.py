@@ -42,6 +42,10 @@ def test_info_names_versions_and_every_back_end():
         assert text in done.stdout
 
 
+def test_version():
+    assert hybridops_command("--version").stdout.split() == ["hybridops", hybridops.__version__]
+
+
 @pytest.mark.parametrize("args", [[], ["nonsense"], ["info", "--nonsense"]])
 def test_wrong_usage(args):
     done = hybridops_command(*args)

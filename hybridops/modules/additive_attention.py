@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import hybridops.functional as HF
 from hybridops.formulas.additive_attention import masked_softmax
-from hybridops.modules.parts import reason_not_plain, recompute_weights, runs_plain
+from hybridops.modules.parts import check_backend, reason_not_plain, recompute_weights, runs_plain, settings
 from hybridops.reference.additive_attention import (
     AdditiveAttention,
     ConcatAttention,
@@ -35,6 +35,8 @@ class FusedPreparedKeys(PreparedKeys):
         exponentials = tuple(None if each is None else each.index_select(index) for each in self.exponentials)
         keys = super().index_select(index)
         return FusedPreparedKeys(keys.key, keys.value, keys.mask, exponentials)
+
+    reorder = index_select
 
 
 class FusedConcatAttention(ConcatAttention):
@@ -73,7 +75,10 @@ class FusedConcatAttention(ConcatAttention):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(hidden_dim, device=device, dtype=dtype)
-        self.backend = backend
+        self.backend = check_backend(backend)
+
+    def extra_repr(self) -> str:
+        return settings(super().extra_repr(), backend=self.backend)
 
     def _weights(self, hidden: Tensor, encoder_outputs: Tensor, mask: Tensor | None) -> Tensor:
         attn, v = self.attn, self.v
@@ -153,7 +158,10 @@ class FusedAdditiveAttention(AdditiveAttention):
             query_dim, key_dim, attn_dim, bias=bias, num_heads=num_heads, activation=activation,
             negative_slope=negative_slope, scale=scale, dropout=dropout, device=device, dtype=dtype,
         )  # fmt: skip
-        self.backend = backend
+        self.backend = check_backend(backend)
+
+    def extra_repr(self) -> str:
+        return settings(super().extra_repr(), backend=self.backend)
 
     def prepare(self, key: Tensor, value: Tensor | None = None, mask: Tensor | None = None) -> PreparedKeys:
         """Project the keys and take their exponentials, once; `forward` takes the result in place of the three.

@@ -14,7 +14,7 @@ from hybridops.modules.additive_attention import (
     exponentials_of,
     reason_not_a_row,
 )
-from hybridops.modules.parts import reason_not_plain, recompute_weights, runs_plain
+from hybridops.modules.parts import check_backend, reason_not_plain, recompute_weights, runs_plain, settings
 from hybridops.reference.additive_attention import AdditiveAttention, PreparedKeys
 from hybridops.reference.attention_decoder import CELLS, AttentionDecoder, DecoderState, States
 
@@ -128,8 +128,10 @@ class FusedAttentionDecoder(AttentionDecoder):
             activation=activation, context_gate=context_gate, dropout=dropout, location=location,
             location_filters=location_filters, location_kernel=location_kernel, device=device, dtype=dtype,
         )  # fmt: skip
-        self.backend = backend
-        self.attention.backend = backend
+        self.backend = self.attention.backend = check_backend(backend)
+
+    def extra_repr(self) -> str:
+        return settings(super().extra_repr(), backend=self.backend)
 
     def _run(
         self,

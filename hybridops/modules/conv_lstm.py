@@ -9,7 +9,14 @@ from torch import Tensor
 
 import hybridops.functional as HF
 from hybridops.checks import check_choice, check_shape
-from hybridops.modules.parts import CONVOLUTIONS, reason_not_plain, recompute_weights, runs_plain
+from hybridops.modules.parts import (
+    CONVOLUTIONS,
+    check_backend,
+    reason_not_plain,
+    recompute_weights,
+    runs_plain,
+    settings,
+)
 from hybridops.reference.conv_lstm import GATES, ConvLSTM, ConvLSTMCell, States, run_steps
 
 
@@ -62,7 +69,10 @@ class FusedConvLSTMCell(ConvLSTMCell):
             input_dim, hidden_dim, kernel_size, bias, peephole=peephole, spatial_size=spatial_size,
             gate_order=gate_order, device=device, dtype=dtype,
         )  # fmt: skip
-        self.backend = backend
+        self.backend = check_backend(backend)
+
+    def extra_repr(self) -> str:
+        return settings(super().extra_repr(), backend=self.backend)
 
     def canonical_weights(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         recompute_weights(self.conv)
@@ -135,7 +145,7 @@ class FusedConvLSTM(ConvLSTM):
             spatial_size=spatial_size, gate_order=gate_order, device=device, dtype=dtype,
         )  # fmt: skip
         self.save = check_choice("save", save, ("gates", "recompute"))
-        self.backend = backend
+        self.backend = check_backend(backend)
 
     def forward(self, x: Tensor, hx: tuple[Any, Any] | None = None) -> tuple[Tensor, tuple[Any, Any]]:
         output, first_states = self._layer_inputs(x, hx)
@@ -144,6 +154,9 @@ class FusedConvLSTM(ConvLSTM):
             output, state = self._run_layer(cell, output, state)
             last_states.append(state)
         return self._results(output, last_states)
+
+    def extra_repr(self) -> str:
+        return settings(super().extra_repr(), save=self.save, backend=self.backend)
 
     def _run_layer(self, cell: ConvLSTMCell, x: Tensor, state: States | None) -> tuple[Tensor, States]:
         """x (B, T, C, S*) -> output (B, T, H, S*), (h_n, c_n) of (B, H, S*) each."""

@@ -25,6 +25,22 @@ RECOMPUTING_HOOKS = (BasePruningMethod, SpectralNorm, WeightNorm)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
+def check_backend(backend: str | None) -> str | None:
+    """The name, as it came; whether that back end is here is asked at a call.
+
+    Raises:
+        ValueError: no back end has it.
+    """
+    return None if backend is None else backends.get(backend).name
+
+
+def settings(text: str, **settings: object) -> str:
+    """`text` and `name=value` of all that are not None, for `extra_repr`."""
+    return ", ".join([text, *(f"{name}={value!r}" for name, value in settings.items() if value is not None)]).lstrip(
+        ", "
+    )
+
+
 def recompute_weights(*parts: nn.Module) -> None:
     """Run the hooks that compute a weight, of parts whose forward is not called.
 

@@ -49,6 +49,10 @@ class ConcatAttention(nn.Module):
         self.attn = nn.Linear(2 * self.hidden_dim, self.hidden_dim, device=device, dtype=dtype)
         self.v = nn.Linear(self.hidden_dim, 1, bias=False, device=device, dtype=dtype)
 
+    def reset_parameters(self) -> None:
+        self.attn.reset_parameters()
+        self.v.reset_parameters()
+
     def forward(self, hidden: Tensor, encoder_outputs: Tensor, mask: Tensor | None = None) -> Tensor:
         check_shape("hidden", hidden, ("B", self.hidden_dim))
         check_shape("encoder_outputs", encoder_outputs, (hidden.shape[0], "T", self.hidden_dim))
@@ -78,6 +82,19 @@ class PreparedKeys:
             mask = mask.index_select(0, index)
         return replace(self, key=self.key.index_select(0, index), value=self.value.index_select(0, index), mask=mask)
 
+    reorder = index_select  # as `DecoderState` calls it
+
+    def __getitem__(self, entries: slice) -> PreparedKeys:
+        """Those of a slice of the batch."""
+        if not isinstance(entries, slice):
+            raise TypeError(f"PreparedKeys take a slice of the batch, got {type(entries).__name__}; or `index_select`")
+        return self.index_select(torch.arange(self.key.shape[0], device=self.key.device)[entries])
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> PreparedKeys:
+        """On another device, in another dtype."""
+        mask = None if self.mask is None else self.mask.to(device)
+        return PreparedKeys(self.key.to(device, dtype), self.value.to(device, dtype), mask)
+
 
 Head = tuple[Tensor, "Tensor | None", "Tensor | None"]  # context (B, S, D'), weights (B, S, T), lse (B, S)
 
@@ -98,6 +115,9 @@ class HeadScores(nn.Module):
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_heads, attn_dim // num_heads, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
         bound = self.weight.shape[1] ** -0.5
         nn.init.uniform_(self.weight, -bound, bound)
 
@@ -175,6 +195,10 @@ class AdditiveAttention(nn.Module):
             self.v = nn.Linear(self.attn_dim, 1, bias=False, device=device, dtype=dtype)
         else:
             self.v = HeadScores(self.attn_dim, self.num_heads, device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        for part in (self.query_proj, self.key_proj, self.v):
+            part.reset_parameters()
 
     def prepare(self, key: Tensor, value: Tensor | None = None, mask: Tensor | None = None) -> PreparedKeys:
         """Project the keys once; `forward` takes the result in place of key, value and mask."""

@@ -177,6 +177,21 @@ class AttentionDecoder(nn.Module):
             filters = 1 if location == "coverage" else filters
             self.location_proj = nn.Linear(filters, attn_dim, bias=False, device=device, dtype=dtype)
 
+    @property
+    def input_size(self) -> int:
+        """`input_dim`, as `nn.LSTM` calls it."""
+        return self.input_dim
+
+    @property
+    def hidden_size(self) -> int:
+        """`hidden_dim`, as `nn.LSTM` calls it."""
+        return self.hidden_dim
+
+    def reset_parameters(self) -> None:
+        for part in (self.attention, self.cell, self.context_gate, self.location_conv, self.location_proj):
+            if part is not None:
+                part.reset_parameters()
+
     def forward(
         self,
         x: Tensor,

@@ -94,6 +94,16 @@ class ConvLSTMCell(nn.Module):
             raise ValueError("spatial_size must be given for peephole='spatial', got None")
         return self.spatial_size
 
+    @property
+    def input_size(self) -> int:
+        """`input_dim`, as `nn.LSTM` calls it."""
+        return self.input_dim
+
+    @property
+    def hidden_size(self) -> int:
+        """`hidden_dim`, as `nn.LSTM` calls it."""
+        return self.hidden_dim
+
     def reset_parameters(self) -> None:
         self.conv.reset_parameters()
         if self.peephole is not None:
@@ -220,6 +230,20 @@ class ConvLSTM(nn.Module):
         )
         if len({cell.spatial_dims for cell in self.cell_list}) > 1:
             raise ValueError(f"kernel_size must have as many dimensions in every layer, got {kernel_size!r}")
+
+    @property
+    def input_size(self) -> int:
+        """`input_dim`, as `nn.LSTM` calls it."""
+        return self.input_dim
+
+    @property
+    def hidden_size(self) -> int | list[int]:
+        """`hidden_dim`, as `nn.LSTM` calls it."""
+        return self.hidden_dim
+
+    def reset_parameters(self) -> None:
+        for cell in self._cells():
+            cell.reset_parameters()
 
     def forward(self, x: Tensor, hx: tuple[Any, Any] | None = None) -> tuple[Tensor, tuple[Any, Any]]:
         output, first_states = self._layer_inputs(x, hx)
