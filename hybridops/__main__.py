@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
 from hybridops import __version__
-from hybridops.cli import bench, check, demo, info, systems
+from hybridops.cli import bench, check, checkout, demo, info, systems
 
 
 def main() -> int:
@@ -16,7 +17,9 @@ def main() -> int:
     for module in (info, demo, systems, bench, check):
         name = module.__name__.rsplit(".", 1)[-1]
         summary, _, rest = (module.__doc__ or "").partition("\n")
-        command = commands.add_parser(name, help=summary, description=summary + rest)
+        # a command that needs a checkout is not offered elsewhere; called by its name it says what is missing
+        offered: dict[str, Any] = {"help": summary} if checkout.has(getattr(module, "NEEDS", "")) else {}
+        command = commands.add_parser(name, description=summary + rest, **offered)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
 

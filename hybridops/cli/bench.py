@@ -11,13 +11,15 @@ from collections.abc import Sequence
 
 from hybridops.cli import checkout
 
+NEEDS = "benchmarks/conftest.py"  # what a wheel does not bring
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--smoke", action="store_true", help="one tiny round of everything: does it run?")
 
 
 def run(args: argparse.Namespace, pytest_args: Sequence[str] = ()) -> int:
-    checkout.need("benchmarks/conftest.py")
+    checkout.need(NEEDS)
     for module, package in ("pytest", "pytest"), ("pytest_benchmark", "pytest-benchmark"):
         if importlib.util.find_spec(module) is None:
             sys.exit(f"the benchmarks need {package}: pip install {package}")

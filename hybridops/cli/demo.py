@@ -23,6 +23,8 @@ PACKAGES = {  # the name to import: the name to install
     "sklearn": "scikit-learn",
 }
 
+NEEDS = "examples/demo.py"  # what a wheel does not bring
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", choices=[*TASKS, "all"], default="all")
@@ -34,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    checkout.need("examples/demo.py")
+    checkout.need(NEEDS)
     sys.path.insert(0, str(checkout.ROOT))
     try:
         from examples import demo

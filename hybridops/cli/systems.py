@@ -13,6 +13,8 @@ from pathlib import Path
 
 from hybridops.cli import checkout
 
+NEEDS = "examples/systems/__init__.py"  # what a wheel does not bring
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="which (default: all; see --list)")
@@ -24,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    checkout.need("examples/systems/__init__.py")
+    checkout.need(NEEDS)
     sys.path.insert(0, str(checkout.ROOT))
     from examples.systems import SYSTEMS
 
