@@ -1,22 +1,27 @@
 """Tasks that need a memory, of Graves et al. 2014, https://arxiv.org/abs/1410.5401: random bits to be said again.
 
-    copy                 a list of items, then all of them in the same order
+    copy                 a list of items, to be said again in the same order
+    copy_digits          the same of handwritten digits: images are shown, classes said
     associative_recall   a list of items, then one of them: say the one that came after it
 
-Drawn anew for every batch, so that nothing is seen twice.
+Drawn anew for every batch, so that no list is seen twice.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor
+
+from examples.data.moving_sprites import PARTS
 
 
 class Task(NamedTuple):
-    inputs: Tensor  # (B, T, channels): items' bits, and a channel for each delimiter
-    targets: Tensor  # (B, S, bits), of the last S steps, at which the input is zeros
+    inputs: Tensor  # (B, T, channels): items' bits, and a channel for each delimiter; images (B, T, 1, 8, 8)
+    targets: Tensor  # (B, S, bits), or classes int64 (B, S), of the last S steps, at which the input is zeros
 
 
 def copy(count: int, length: int, generator: torch.Generator, *, bits: int = 8) -> Task:
@@ -26,6 +31,23 @@ def copy(count: int, length: int, generator: torch.Generator, *, bits: int = 8) 
     inputs[:, :length, :bits] = items
     inputs[:, length, bits] = 1.0
     return Task(inputs, items)
+
+
+def copy_digits(count: int, length: int, generator: torch.Generator, *, part: str = "train") -> Task:
+    """`length` of scikit-learn's digits, of a part of PARTS alone, then a white image and as many black ones."""
+    images, classes = (of_all[PARTS[part]] for of_all in _digits())
+    index = torch.randint(len(classes), (count, length), generator=generator)
+    inputs = torch.zeros(count, 2 * length + 1, 1, 8, 8)
+    inputs[:, :length, 0] = images[index]
+    inputs[:, length] = 1.0
+    return Task(inputs, classes[index])
+
+
+@cache
+def _digits() -> tuple[Tensor, Tensor]:
+    """(1797, 8, 8) in [0, 1], and which they are, (1797,)."""
+    data = load_digits()
+    return torch.tensor(data.images, dtype=torch.float32) / 16, torch.tensor(data.target)
 
 
 def associative_recall(count: int, length: int, generator: torch.Generator, *, bits: int = 6, rows: int = 3) -> Task:

@@ -19,6 +19,8 @@ SYSTEMS = {  # name: what it is
     "stamps": "captions of pictures, seen by a pretrained network (documents 002 and 004)",
     "sentiment": "film reviews, good or bad: CNN-RNN and BiLSTM (documents 000 and 004)",
     "music": "the next note of Bach's chorales, and melodies (document 004)",
+    "memory": "a Neural Turing Machine: lists longer than any it was trained on, of bits and of images (document 002)",
+    "video_transformers": "which way a digit drifts: Vision Transformer, space-time attention, graphs (document 002)",
     "anomalies": "steps of a series that an LSTM did not forecast (document 004)",
     "video_forecasting": "the next frames of digits, films and a climate model, by ConvLSTMs",
 }

@@ -158,7 +158,7 @@ class GraphEncoder(nn.Module):
         self.encoder, self.dim = encoder, check_positive_int("hidden_dim", hidden_dim)
         self.proj = nn.Linear(check_positive_int("dim of encoder", dim), hidden_dim)
         self.positions = nn.Parameter(torch.empty(check_positive_int("num_regions", num_regions), hidden_dim))
-        nn.init.normal_(self.positions, std=0.02)
+        nn.init.normal_(self.positions, std=hidden_dim**-0.5)
         self.layers = nn.ModuleList(
             GraphConvolution(hidden_dim, hidden_dim) for _ in range(check_positive_int("num_layers", num_layers))
         )

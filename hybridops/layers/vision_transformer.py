@@ -74,7 +74,7 @@ class PatchEmbedding(nn.Module):
         side = image_size // patch_size
         self.proj = nn.Conv2d(in_channels, check_positive_int("dim", dim), patch_size, patch_size)
         self.positions = nn.Parameter(torch.empty(dim, side, side))
-        nn.init.trunc_normal_(self.positions, std=0.02)
+        nn.init.normal_(self.positions, std=dim**-0.5)  # of length 1: small models would not see 0.02 beside the patch
 
     def forward(self, images: Tensor) -> Tensor:
         check_shape("images", images, ("B", self.in_channels, "Y", "X"))
@@ -87,6 +87,13 @@ class PatchEmbedding(nn.Module):
             wide = positions[None].to(accumulation_dtype(positions.dtype))
             positions = F.interpolate(wide, patches.shape[2:], mode="bicubic")[0].to(positions.dtype)
         return (patches + positions).flatten(2).transpose(1, 2)
+
+
+def sinusoids(steps: int, dim: int) -> Tensor:
+    """(steps, dim): sin(t ω_i) and cos(t ω_i), ω_i = 10000^(−2i / dim), so that t − 1 is a rotation away from t."""
+    rate = 10000.0 ** (-torch.arange(0, dim, 2) / dim)
+    angle = torch.arange(steps)[:, None] * rate
+    return torch.stack([angle.sin(), angle.cos()], 2).flatten(1)[:, :dim]
 
 
 class VisionTransformer(nn.Module):
@@ -201,8 +208,7 @@ class SpaceTimeTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.patches = PatchEmbedding(in_channels, image_size, patch_size, dim)
-        self.times = nn.Parameter(torch.empty(check_positive_int("max_frames", max_frames), dim))
-        nn.init.trunc_normal_(self.times, std=0.02)
+        self.times = nn.Parameter(sinusoids(check_positive_int("max_frames", max_frames), dim))
         self.blocks = nn.ModuleList(
             SpaceTimeBlock(dim, num_heads, feedforward_dim, dropout)
             for _ in range(check_positive_int("num_layers", num_layers))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from hybridops.checks import check_number, check_positive_int
+from hybridops.checks import check_bool, check_number, check_positive_int
 from hybridops.layers.encoders import ConvEncoder
 from hybridops.layers.graph import GraphEncoder
 from hybridops.layers.vision_transformer import SpaceTimeTransformer, VisionTransformer
@@ -18,10 +18,13 @@ class ViTRecurrentClassifier(VideoClassifier):
 
         v_t = ViT(frame_t)        h_t = LSTM(v)_t        logits = W_o dropout(pool_t(h_t)) + b_o
 
+    with v_t what became of the class token, or, where motion counts, of all patches, side by side.
+
     Args:
         in_channels, image_size, patch_size: of square frames; those of other sizes have positions interpolated.
         num_classes: of the logits.
-        dim, num_layers, num_heads: of the `VisionTransformer`, whose class token v_t was.
+        dim, num_layers, num_heads: of the `VisionTransformer`.
+        patches: whether v_t is the patches; then all frames are of the same size.
         hidden_dim, pooling, cell, bidirectional: of the recurrent network, as in `VideoClassifier`.
         dropout: in the transformer's blocks, of the v_t and of what is pooled, in training.
 
@@ -43,15 +46,19 @@ class ViTRecurrentClassifier(VideoClassifier):
         num_heads: int = 3,
         hidden_dim: int = 128,
         *,
+        patches: bool = False,
         pooling: str = "last",
         cell: str | None = "lstm",
         bidirectional: bool = False,
         dropout: float = 0.0,
     ) -> None:
-        encoder = VisionTransformer(in_channels, image_size, patch_size, dim, num_layers, num_heads, dropout=dropout)
+        pool, count = ("mean", (image_size // patch_size) ** 2) if check_bool("patches", patches) else ("class", None)
+        encoder = VisionTransformer(
+            in_channels, image_size, patch_size, dim, num_layers, num_heads, pool=pool, dropout=dropout
+        )
         super().__init__(
             in_channels, num_classes, hidden_dim, pooling=pooling, cell=cell, bidirectional=bidirectional,
-            encoder=encoder, dropout=dropout,
+            encoder=encoder, regions=count, dropout=dropout,
         )  # fmt: skip
 
 
