@@ -19,21 +19,22 @@ from torch.utils.data import TensorDataset
 from examples.data import moving_sprites
 from examples.data.moving_sprites import FRAME, LOOP, MOTIONS
 from examples.systems.table import Options, Row, Speed
+from examples.systems.video_training import half_size
 from examples.training import Plan, fit
 from hybridops.models import GraphRecurrentClassifier, SpaceTimeClassifier, ViTRecurrentClassifier
 
 SYSTEM = "video transformers"
 PLAN = Plan(epochs=12, batch_size=32, learning_rate=2e-3)
 CLIPS = {"train": 2000, "validation": 500, "test": 1000}
-SIDE = FRAME // 2  # pixels of a frame: the digits are scans of 8 x 8
+SIDE = FRAME // 2  # pixels of a frame of half the size
 MOTION = len(MOTIONS)
 MAKE: dict[str, Callable[[], nn.Module]] = {  # the first is what the others are held against
     "mean over frames": lambda: ViTRecurrentClassifier(
-        1, SIDE, 4, MOTION, 48, 1, 4, patches=True, pooling="mean", cell=None
+        1, SIDE, 4, MOTION, 48, 1, 4, side_by_side=True, pooling="mean", cell=None
     ),
-    "ViT + LSTM": lambda: ViTRecurrentClassifier(1, SIDE, 4, MOTION, 48, 1, 4, 64, patches=True),
+    "ViT + LSTM": lambda: ViTRecurrentClassifier(1, SIDE, 4, MOTION, 48, 1, 4, 64, side_by_side=True),
     "space-time attention": lambda: SpaceTimeClassifier(1, SIDE, 8, LOOP, MOTION, 48, 2, 4),
-    "graph + LSTM": lambda: GraphRecurrentClassifier(1, 16, MOTION, 48, 1, 64, channels=(16, 32)),
+    "graph + LSTM": lambda: GraphRecurrentClassifier(1, 16, MOTION, 48, 1, 64, channels=(16, 32), side_by_side=True),
 }
 MUST = 0.9
 
@@ -42,7 +43,7 @@ def load(options: Options) -> dict[str, TensorDataset]:
     parts = {}
     for name, count in CLIPS.items():
         clips = moving_sprites.clips(name, 64 if options.smoke else count, seed=options.seed)
-        frames = F.avg_pool2d(clips.frames.flatten(0, 1) / 255.0, 2).unflatten(0, clips.frames.shape[:2])
+        frames = half_size(clips.frames) / 255.0
         parts[name] = TensorDataset((frames - 0.1) / 0.2, clips.motion)  # of mean 0, variance 1
     return parts
 

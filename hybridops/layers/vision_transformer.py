@@ -174,7 +174,7 @@ class SpaceTimeTransformer(nn.Module):
     """TimeSformer: attention over time, then over space, in each block: Bertasius et al. 2021,
     https://arxiv.org/abs/2102.05095.
 
-        x_ti = W patch_ti + b + P_i + Q_t
+        x_ti = W patch_ti + b + P_i + Q_t                          Q learned, at first sinusoids
         x_ti = x_ti + attention over t' of norm(x_t'i)             num_layers times
         x_ti = x_ti + attention over i' of norm(x_ti')
         x_ti = x_ti + MLP(norm(x_ti))

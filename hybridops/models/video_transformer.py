@@ -24,7 +24,7 @@ class ViTRecurrentClassifier(VideoClassifier):
         in_channels, image_size, patch_size: of square frames; those of other sizes have positions interpolated.
         num_classes: of the logits.
         dim, num_layers, num_heads: of the `VisionTransformer`.
-        patches: whether v_t is the patches; then all frames are of the same size.
+        side_by_side: whether v_t is all patches; then frames are of image_size.
         hidden_dim, pooling, cell, bidirectional: of the recurrent network, as in `VideoClassifier`.
         dropout: in the transformer's blocks, of the v_t and of what is pooled, in training.
 
@@ -46,19 +46,20 @@ class ViTRecurrentClassifier(VideoClassifier):
         num_heads: int = 3,
         hidden_dim: int = 128,
         *,
-        patches: bool = False,
+        side_by_side: bool = False,
         pooling: str = "last",
         cell: str | None = "lstm",
         bidirectional: bool = False,
         dropout: float = 0.0,
     ) -> None:
-        pool, count = ("mean", (image_size // patch_size) ** 2) if check_bool("patches", patches) else ("class", None)
+        pool = "mean" if check_bool("side_by_side", side_by_side) else "class"
         encoder = VisionTransformer(
             in_channels, image_size, patch_size, dim, num_layers, num_heads, pool=pool, dropout=dropout
         )
+        patches = (image_size // patch_size) ** 2
         super().__init__(
             in_channels, num_classes, hidden_dim, pooling=pooling, cell=cell, bidirectional=bidirectional,
-            encoder=encoder, regions=count, dropout=dropout,
+            encoder=encoder, regions=patches if side_by_side else None, dropout=dropout,
         )  # fmt: skip
 
 
@@ -68,11 +69,14 @@ class GraphRecurrentClassifier(VideoClassifier):
         o_ti = regions of CNN(frame_t)        v_t = mean_i GCN(o_t, similarities of o_t)_i        (`GraphEncoder`)
         h_t = LSTM(v)_t                       logits = W_o dropout(pool_t(h_t)) + b_o
 
+    or, where motion counts, v_t all nodes of the graph, side by side.
+
     Args:
         in_channels, num_classes: of a frame, of the logits.
         num_regions: that `channels` leave of a frame: one for each 2^n × 2^n pixels, n the number of `channels`.
         channels: of the `ConvEncoder`.
         node_dim, num_layers: channels of a node, graph convolutions.
+        side_by_side: whether v_t is all nodes.
         hidden_dim, pooling, cell, bidirectional: of the recurrent network, as in `VideoClassifier`.
         dropout: of the v_t and of what is pooled, in training.
 
@@ -93,6 +97,7 @@ class GraphRecurrentClassifier(VideoClassifier):
         hidden_dim: int = 128,
         *,
         channels: Sequence[int] = (16, 32, 64),
+        side_by_side: bool = False,
         pooling: str = "last",
         cell: str | None = "lstm",
         bidirectional: bool = False,
@@ -101,7 +106,7 @@ class GraphRecurrentClassifier(VideoClassifier):
         encoder = GraphEncoder(ConvEncoder(in_channels, channels), num_regions, node_dim, num_layers)
         super().__init__(
             in_channels, num_classes, hidden_dim, pooling=pooling, cell=cell, bidirectional=bidirectional,
-            encoder=encoder, dropout=dropout,
+            encoder=encoder, regions=num_regions if check_bool("side_by_side", side_by_side) else None, dropout=dropout,
         )  # fmt: skip
 
 

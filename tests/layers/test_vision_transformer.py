@@ -175,9 +175,20 @@ def test_rows_end_where_they_end():
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("dim", [6, 9])
+def test_times_start_as_sinusoids(dim):
+    """The product of two depends on how far apart they are alone, where each sine has its cosine."""
+    times = SpaceTimeTransformer(1, 4, 2, 5, dim, 1, 3).times.double()
+    assert times.shape == (5, dim)
+    float32 = {"rtol": 1e-5, "atol": 1e-5}  # sums of some sines
+    torch.testing.assert_close(times[:, 0], torch.arange(5.0).double().sin(), **float32)
+    pairs = times[:, : dim - dim % 2]
+    products = pairs @ pairs.T
+    torch.testing.assert_close(products[1:, 1:], products[:-1, :-1], **float32)
+
+
 def test_order_of_frames_counts():
     model, frames = SpaceTimeTransformer(1, 4, 2, 5, 6, 2, 3).double(), draw(1, 5, 1, 4, 4)
-    nn.init.normal_(model.times)
     assert not torch.allclose(model(frames).pooled, model(frames.flip(1)).pooled)
 
 

@@ -197,8 +197,11 @@ CASES |= {
     "ViTRecurrentClassifier": Case(
         lambda: models.ViTRecurrentClassifier(2, 8, 4, 3, 8, 1, 2, 6), clips, more_frames, without_lengths
     ),
-    "ViTRecurrentClassifier, patches": Case(
-        lambda: models.ViTRecurrentClassifier(2, 8, 4, 3, 8, 1, 2, 6, patches=True), clips, more_frames, without_lengths
+    "ViTRecurrentClassifier, side by side": Case(
+        lambda: models.ViTRecurrentClassifier(2, 8, 4, 3, 8, 1, 2, 6, side_by_side=True),
+        clips,
+        more_frames,
+        without_lengths,
     ),
     "SpaceTimeClassifier": Case(
         lambda: models.SpaceTimeClassifier(2, 8, 4, 9, 3, 8, 1, 2), clips, more_frames, without_lengths

@@ -11,7 +11,8 @@ from hybridops.models import GraphRecurrentClassifier, SpaceTimeClassifier, Vide
 from tests.tolerances import FLOAT64
 
 MAKE = {
-    "vit, patches": lambda: ViTRecurrentClassifier(1, 8, 4, 2, 12, 1, 2, 16, patches=True),
+    "graph, side by side": lambda: GraphRecurrentClassifier(1, 16, 2, 6, 1, 16, channels=(8,), side_by_side=True),
+    "vit, side by side": lambda: ViTRecurrentClassifier(1, 8, 4, 2, 12, 1, 2, 16, side_by_side=True),
     "vit": lambda: ViTRecurrentClassifier(1, 8, 4, 2, 12, 1, 2, 16),
     "space and time": lambda: SpaceTimeClassifier(1, 8, 4, 4, 2, 16, 1, 2),
     "graph": lambda: GraphRecurrentClassifier(1, 16, 2, 16, 1, 16, channels=(8,)),
@@ -36,11 +37,12 @@ def test_frames_then_a_recurrent_network(name):
     torch.testing.assert_close(model(clips), expected, **FLOAT64)
 
 
-def test_patches_side_by_side():
-    model, clips = MAKE["vit, patches"]().double(), draw()
+@pytest.mark.parametrize("name", ["vit, side by side", "graph, side by side"])
+def test_regions_side_by_side(name):
+    model, clips = MAKE[name]().double().eval(), draw()
     encoded = torch.stack([model.frames.encoder(clips[:, t]).values.flatten(1) for t in range(4)], 1)
     torch.testing.assert_close(model(clips), model.classifier(model.recurrent(encoded).pooled), **FLOAT64)
-    assert "class_token" not in {name.rpartition(".")[2] for name, _ in model.named_parameters()}
+    assert not any("class_token" in name for name, _ in model.named_parameters())
 
 
 def test_space_and_time_then_the_mean():
@@ -83,7 +85,7 @@ def test_learns_which_way_a_light_moves(name):
     ("call", "message"),
     [
         (lambda: ViTRecurrentClassifier(1, 8, 3, 2), "image_size must be a multiple of patch_size, got 8 and 3"),
-        (lambda: ViTRecurrentClassifier(1, 8, 4, 2, patches=1), "patches must be a bool, got 1"),
+        (lambda: ViTRecurrentClassifier(1, 8, 4, 2, side_by_side=1), "side_by_side must be a bool, got 1"),
         (lambda: ViTRecurrentClassifier(1, 8, 4, 2, pooling="max"), "pooling must be one of 'last', .* got 'max'"),
         (lambda: MAKE["space and time"]()(torch.ones(1, 5, 1, 8, 8)), "at most max_frames, 4, got 5"),
         (lambda: SpaceTimeClassifier(1, 8, 4, 4, 0), "num_classes must be a positive int, got 0"),
