@@ -1,6 +1,6 @@
 """The README's picture: how many times as fast as plain PyTorch, of the results that compare.py saved.
 
-    python benchmarks/plot.py [benchmarks/results/<machine>] [--out docs/pictures/speed.png]
+python benchmarks/plot.py [benchmarks/results/<machine>] [--out docs/pictures/speed.png]
 """
 
 from __future__ import annotations

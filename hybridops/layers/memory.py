@@ -51,7 +51,8 @@ def circular_convolution(weights: Tensor, kernel: Tensor) -> Tensor:
 def sharpen(weights: Tensor, power: Tensor) -> Tensor:
     """w^γ / Σ w^γ over the last dimension, of weights (..., N) >= 0, power γ (...) >= 1.
 
-    As a softmax of γ log w, so that no sum underflows; a weight of 0 stays one, and has a gradient of 0.
+    As a softmax of γ log w, so that no sum underflows; a weight of 0 counts as the least normal number, and has a
+    gradient of 0.
     """
     dtype = accumulation_dtype(weights.dtype)
     least = torch.finfo(dtype).tiny
@@ -124,8 +125,12 @@ class NTMCell(nn.Module):
         else:
             self.register_buffer("memory", torch.full((size, dim), INITIAL))
 
-    def start(self, batch: int) -> NTMState:
-        """Before the first step."""
+    def start(self, batch: int, state: NTMState | None = None) -> NTMState:
+        """The state before the first step: the one that is given, or the cell's own."""
+        if state is not None:
+            check_shape("memory of state", state.memory, (batch, *self.memory.shape))
+            check_shape("weights of state", state.weights, (batch, *self.weights.shape))
+            return state
         memory = self.memory.expand(batch, -1, -1)
         weights = torch.softmax(self.weights, 1).expand(batch, -1, -1)
         zeros = memory.new_zeros(batch, self.hidden_dim)
@@ -133,7 +138,7 @@ class NTMCell(nn.Module):
 
     def forward(self, x: Tensor, state: NTMState | None = None) -> NTMState:
         check_shape("x", x, ("B", self.input_dim))
-        return self.step(self.input_proj(x), self.start(x.shape[0]) if state is None else state)
+        return self.step(self.input_proj(x), self.start(x.shape[0], state))
 
     def step(self, x_gates: Tensor, state: NTMState) -> NTMState:
         """x_gates (B, 4H): `input_proj` of x, which for all steps is one product."""
@@ -141,7 +146,7 @@ class NTMCell(nn.Module):
         i, f, g, o = gates.chunk(4, 1)
         cell = torch.sigmoid(f) * state.cell + torch.sigmoid(i) * torch.tanh(g)
         hidden = torch.sigmoid(o) * torch.tanh(cell)
-        params = self.head_proj(hidden).to(state.memory.dtype)  # which autocast makes another
+        params = self.head_proj(hidden).to(state.memory.dtype)  # under autocast it is another
         key, strength, sharpness, gate, shift, erase, add = params.split(self.sizes, 1)
 
         weights = content_weights(state.memory, key.unflatten(1, (-1, state.memory.shape[2])), F.softplus(strength))
@@ -193,8 +198,7 @@ class NTMEncoder(nn.Module):
     def states(self, x: Tensor, state: NTMState | None = None) -> list[NTMState]:
         """After each step, T of them: what stood in the memory, and where the heads were."""
         check_shape("x", x, ("B", "T", self.cell.input_dim))
-        state = self.cell.start(x.shape[0]) if state is None else state
-        states = []
+        state, states = self.cell.start(x.shape[0], state), []
         for x_gates in self.cell.input_proj(x).unbind(1):
             state = self.cell.step(x_gates, state)
             states.append(state)

@@ -211,6 +211,14 @@ def test_rows_end_where_they_end():
         (lambda: NTMCell(3, memory_size=4, max_shift=2), r"max_shift must be at most \(memory_size - 1\) / 2, got 2"),
         (lambda: NTMCell(3, learned_memory=1), "learned_memory must be a bool, got 1"),
         (lambda: NTMCell(3)(torch.ones(2, 4)), r"x must have shape \(B, 3\), got \(2, 4\)"),
+        (
+            lambda: NTMCell(3)(torch.ones(2, 3), NTMCell(3).start(4)),
+            r"memory of state must have shape \(2, 128, 20\), got \(4, 128, 20\)",
+        ),
+        (
+            lambda: NTMEncoder(3).states(torch.ones(2, 1, 3), NTMCell(3, num_read_heads=2).start(2)),
+            r"weights of state must have shape \(2, 2, 128\), got \(2, 3, 128\)",
+        ),
         (lambda: NTMEncoder(3, num_read_heads=0), "num_read_heads must be a positive int, got 0"),
         (lambda: NTMEncoder(3)(torch.ones(2, 3)), r"x must have shape \(B, T, 3\), got \(2, 3\)"),
         (lambda: NTMEncoder(3)(torch.ones(2, 5, 3), torch.ones(3)), r"lengths must have shape \(2\), got \(3\)"),
