@@ -23,4 +23,6 @@ SYSTEMS = {  # name: what it is
     "video_transformers": "which way a digit drifts: Vision Transformer, space-time attention, graphs (document 002)",
     "anomalies": "steps of a series that an LSTM did not forecast (document 004)",
     "video_forecasting": "the next frames of digits, films and a climate model, by ConvLSTMs",
+    "video_captioning": "captions of films, from the mean, from frames, from shots and frames (document 002)",
+    "video_question_answering": "questions about films, by temporal attention (document 002)",
 }
