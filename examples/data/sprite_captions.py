@@ -74,13 +74,11 @@ def parse(caption: str) -> SceneGraph:
     return SceneGraph(tuple(objects), tuple(relations))
 
 
-def _any(words: object) -> str:
-    return "|".join(words)  # type: ignore[call-overload]
-
-
-_MENTION = re.compile(
-    rf"(.*?)\b((?:(?:{_any(COLOURS)}) )*)({_any(DIGITS)})\b((?: (?:{_any(sorted(NAMED - {*COLOURS, *DIGITS}))}))*)"
-)
+_ANY = {
+    kind: "|".join(words)
+    for kind, words in (("colour", COLOURS), ("digit", DIGITS), ("motion", sorted(NAMED - {*COLOURS, *DIGITS})))
+}
+_MENTION = re.compile(rf"(.*?)\b((?:(?:{_ANY['colour']}) )*)({_ANY['digit']})\b((?: (?:{_ANY['motion']}))*)")
 
 
 def _describe(colours: list[int], digits: list[int], motions: list[int], words: random.Random) -> Clip:

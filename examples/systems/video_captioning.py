@@ -28,7 +28,7 @@ from hybridops.layers.shots import by_shot
 from hybridops.models import VideoCaptioner
 
 CONTEXTS = ("mean", "temporal", "hierarchical")
-PLAN = Plan(epochs=12, batch_size=32, learning_rate=4e-3)
+PLAN = Plan(epochs=16, batch_size=32, learning_rate=4e-3)
 EMBED, HIDDEN, ATTENTION = 64, 128, 64
 LONGEST = 22  # words of a caption, its end among them
 
