@@ -25,7 +25,7 @@ VERBS = {"left": "drifts left", "right": "drifts right", "left fast": "races lef
 PHRASES = {  # of shots by number; every other word is of none
     "in order": "{0} then {1} then {2}",
     "counted": "first {0} then {1} and last {2}",
-    "backwards": "{2} after {1} after {0}",
+    "backwards": "finally {2} after {1} after {0}",
 }
 NAMED = {*COLOURS, *DIGITS, *" ".join(VERBS.values()).split()}  # words that say what a shot shows
 KINDS = ("motion", "colour", "next", "before", "which")

@@ -33,7 +33,7 @@ def test_captions_say_what_is_shown(data):
         shots = [shown(data, number, shot) for shot in range(3)]
         mentions = [f"a {colour} {digit} {motion}" for colour, digit, motion in shots]
         assert clip.captions[0] == " then ".join(mentions)
-        assert clip.captions[2] == " after ".join(reversed(mentions))
+        assert clip.captions[2] == "finally " + " after ".join(reversed(mentions))
         assert set(clip.graph.objects) == {SceneObject(d, frozenset((c, *m.split()))) for c, d, m in shots}
 
 
