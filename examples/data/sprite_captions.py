@@ -2,12 +2,11 @@
 
 A clip has three shots, in each of which a digit in a colour drifts or races left or right; digits, colours and motions
 within a clip differ (see moving_sprites). Captions name all three shots, in the order of the film or against it.
-Answers are drawn as the shots are, so that a question alone says nothing but of which kind its answer is.
+Answers are drawn as the shots are, so that a question alone says little but of which kind its answer is.
 """
 
 from __future__ import annotations
 
-import random
 import re
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from examples.data import moving_sprites
 from examples.data.drawn_scenes import Vocabulary
-from examples.data.moving_sprites import COLOURS, DIGITS, MOTIONS, PARTS, Shots
+from examples.data.moving_sprites import COLOURS, DIGITS, MOTIONS, Shots
 from hybridops.evaluation import SceneGraph, SceneObject
 
 STEPS = (6, 10)  # frames of a shot
@@ -46,7 +45,7 @@ class Clip:
     graph: SceneGraph
     captions: tuple[str, ...]  # one of each of PHRASES: all true, all of all shots
     shots: tuple[tuple[int, ...], ...]  # of each word of each caption the shot it is about, -1: of none
-    questions: tuple[Question, ...]  # one of each kind
+    questions: tuple[Question, ...]  # of each of KINDS all that can be asked, 13
 
 
 @dataclass(frozen=True)
@@ -56,11 +55,10 @@ class CaptionedShots:
 
 
 def load(part: str, count: int, seed: int = 0) -> CaptionedShots:
-    """`count` clips, with digits of a part of PARTS alone: the same for the same arguments."""
+    """`count` clips, with digits of a part of moving_sprites.PARTS alone: the same for the same arguments."""
     shots = moving_sprites.shots(part, count, NUMBER, STEPS, seed)
-    words = random.Random(1000 * seed + list(PARTS).index(part))
     rows = zip(shots.colour.tolist(), shots.digit.tolist(), shots.motion.tolist(), strict=True)
-    return CaptionedShots(shots, tuple(_describe(*row, words) for row in rows))
+    return CaptionedShots(shots, tuple(_describe(*row) for row in rows))
 
 
 def parse(caption: str) -> SceneGraph:
@@ -81,7 +79,7 @@ _ANY = {
 _MENTION = re.compile(rf"(.*?)\b((?:(?:{_ANY['colour']}) )*)({_ANY['digit']})\b((?: (?:{_ANY['motion']}))*)")
 
 
-def _describe(colours: list[int], digits: list[int], motions: list[int], words: random.Random) -> Clip:
+def _describe(colours: list[int], digits: list[int], motions: list[int]) -> Clip:
     colour = [list(COLOURS)[number] for number in colours]
     digit = [DIGITS[number] for number in digits]
     motion = [VERBS[list(MOTIONS)[number]] for number in motions]
@@ -96,15 +94,12 @@ def _describe(colours: list[int], digits: list[int], motions: list[int], words: 
         tuple(int(token[1]) if token[0] == "{" else -1 for token in phrase.split() for _ in _words_of(token, each))
         for phrase in PHRASES.values()
     )
-    asked = [words.choice(order) for _ in range(3)]
-    first = words.choice(order[:-1])
-    second = words.choice(order[1:])
     questions = (
-        Question(f"how does the {digit[asked[0]]} move", motion[asked[0]], "motion", asked[0]),
-        Question(f"what colour is the {digit[asked[1]]}", colour[asked[1]], "colour", asked[1]),
-        Question(f"what comes after the {colour[first]} {digit[first]}", digit[first + 1], "next", first + 1),
-        Question(f"what comes before the {colour[second]} {digit[second]}", digit[second - 1], "before", second - 1),
-        Question(f"which digit {motion[asked[2]]}", digit[asked[2]], "which", asked[2]),
+        *(Question(f"how does the {digit[i]} move", motion[i], "motion", i) for i in order),
+        *(Question(f"what colour is the {digit[i]}", colour[i], "colour", i) for i in order),
+        *(Question(f"what comes after the {colour[i - 1]} {digit[i - 1]}", digit[i], "next", i) for i in order[1:]),
+        *(Question(f"what comes before the {colour[i + 1]} {digit[i + 1]}", digit[i], "before", i) for i in order[:-1]),
+        *(Question(f"which digit {motion[i]}", digit[i], "which", i) for i in order),
     )
     return Clip(graph, captions, of_words, questions)
 

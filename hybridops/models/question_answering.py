@@ -126,17 +126,17 @@ class VisualQuestionAnswering(nn.Module):
         if self.kind == "none":
             return None, question.pooled, None
         image: Memory = self.image_encoder(*(x for x in (images, video_lengths) if x is not None))
+        v = self.image_proj(image.pooled if self.attention is None else image.values)
+        mask = image.mask
         if image_index is not None:
             check_shape("image_index", image_index, questions.shape[:1])
-            mask = None if image.mask is None else image.mask[image_index]
-            image = Memory(image.values[image_index], mask, image.pooled[image_index])
+            v, mask = v[image_index], None if mask is None else mask[image_index]
         if self.attention is None:
-            return self.image_proj(image.pooled), question.pooled, None
-        regions = self.image_proj(image.values)
+            return v, question.pooled, None
         if isinstance(self.attention, CrossModalAttention):
-            v, weights = self.attention(regions, question.pooled, image.mask)
+            v, weights = self.attention(v, question.pooled, mask)
             return v, question.pooled, weights
-        attended = self.attention(regions, question.values, image.mask, question.mask)
+        attended = self.attention(v, question.values, mask, question.mask)
         return attended.v, attended.q, attended.v_weights
 
 

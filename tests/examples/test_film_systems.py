@@ -12,7 +12,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 pytest.importorskip("pycocoevalcap")
 
-from examples.data.sprite_captions import KINDS, NAMED
+from examples.data.sprite_captions import NAMED
 from examples.systems import SYSTEMS, sprite_films, video_captioning, video_question_answering
 from examples.systems.sprite_films import FRAMES
 from examples.systems.table import Options, Row
@@ -98,12 +98,12 @@ def test_a_true_caption_is_exact_and_has_no_errors(data):
 def test_questions_are_about_their_films(data):
     part = video_question_answering.encode(data.test, data.asked)
     maps, words, counts, index, frames = video_question_answering.inputs(part)
-    assert len(words) == len(counts) == len(index) == len(KINDS) * len(maps)
+    assert len(words) == len(counts) == len(index) == 13 * len(maps)
     asked = [question.text for clip in data.test.clips for question in clip.questions]
     known = set(data.asked.words)
     for text, numbers, count in zip(asked, words, counts, strict=True):
         assert len(text.split()) == count
         if set(text.split()) <= known:
             assert data.asked.decode(numbers[:count]) == text
-    assert torch.equal(index, torch.arange(len(maps)).repeat_interleave(len(KINDS)))
+    assert torch.equal(index, torch.arange(len(maps)).repeat_interleave(13))
     assert torch.equal(frames, data.test.shots.lengths.sum(1))

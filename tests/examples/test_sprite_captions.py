@@ -89,18 +89,18 @@ def test_answers_are_true(data):
 
 def test_a_question_says_nothing_of_its_answer():
     """The commonest answer of each kind is hardly more common than the others."""
-    clips = sprite_captions.load("train", 1500).clips
+    clips = sprite_captions.load("train", 500).clips
     for kind, number in {"motion": 4, "colour": 4, "next": 10, "before": 10, "which": 10}.items():
         counts = Counter(question.answer for clip in clips for question in clip.questions if question.kind == kind)
         assert len(counts) == number
-        assert max(counts.values()) < 1.3 * len(clips) / number
+        assert max(counts.values()) < 1.3 * counts.total() / number
 
 
 def test_questions_by_number(data):
     texts = [question.text for clip in data.clips for question in clip.questions]
     vocabulary = Vocabulary.of(texts)
     words, lengths, answers = sprite_captions.encode_questions(data.clips, vocabulary)
-    assert words.shape[:2] == lengths.shape == answers.shape == (400, 5)
+    assert words.shape[:2] == lengths.shape == answers.shape == (400, 13)
     for clip, row, ends, said in zip(data.clips, words, lengths, answers, strict=True):
         for question, numbers, end, answer in zip(clip.questions, row, ends, said, strict=True):
             assert vocabulary.decode(numbers[:end]) == question.text
