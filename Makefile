@@ -11,7 +11,7 @@ NEED      = @$(PY) .ci/need.py
 FORMAT    = $(PY) -c 'from clang_format import clang_format; clang_format()'
 CXX_FILES = $(filter %.h %.cpp %.cu %.cuh,$(wildcard csrc/* csrc/*/* tests/cuda_shim/* tests/math/*))
 
-.PHONY: help demo systems data test test-fast triton-test triton-check cuda-check cuda-sanitize sanitize oldest bench check lint format wheel build env clean
+.PHONY: help demo systems data test test-fast triton-test triton-check cuda-check cuda-sanitize sanitize oldest bench check lint format docs wheel build env clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -111,6 +111,10 @@ cuda-check: env ## the CUDA kernels compile and link, and none of them spills; n
 cuda-sanitize: build ## tests of the CUDA kernels under compute-sanitizer, memcheck and racecheck; needs a GPU
 	$(NEED) pytest hypothesis
 	PYTHONPATH=. $(PY) .ci/cuda_sanitize.py $(ARGS)
+
+docs: env ## the site, in build/site: no warnings, no link that leads nowhere
+	$(NEED) mkdocs-material mkdocstrings-python
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(PY) -m mkdocs build -q
 
 # One wheel for every Python from 3.10 and every torch from 2.10. Its platform tag is as old as the C library that it was built
 # with: .github/workflows/wheels.yml does it where that is manylinux_2_28. Torch's own libraries stay outside.
