@@ -1,5 +1,5 @@
-"""A hook of mkdocs: pages that are not files in docs. README.md, CONTRIBUTING.md, CHANGELOG.md and the systems' results stay where
-people look for them; the reference has a page for each package, a gallery all pictures of the systems.
+"""A hook of mkdocs: pages that are not files in docs. README.md, CONTRIBUTING.md, CHANGELOG.md and the systems' results
+stay where people look for them; the reference has a page for each package, a gallery all pictures of the systems.
 
 A link from one of them to another leads to its page; one to a file that is no page becomes its text.
 """

@@ -88,13 +88,16 @@ def named(name: str | None = None) -> str | None:
 
 
 def choose(family: str, name: str | None, x: Tensor, spatial_dims: int = 0) -> ModuleType:
-    """The module that runs a call of this family on tensors like x: contract.ConvLSTMImpl, AdditiveAttentionImpl.
+    """The module that runs a call of this family on tensors like x: contract.ConvLSTMImpl, AdditiveAttentionImpl. While
+    exporting to ONNX it is the reference, whatever was named: ONNX has no other's ops.
 
     Raises:
         ValueError: the name is not that of a back end.
         RuntimeError: a back end was named that is not here, or does not take these inputs.
     """
     name = named(name)
+    if torch.onnx.is_in_onnx_export():
+        return formulas.BACK_END.families[family]
     if name is not None:
         back_end = get(name)
         reason = back_end.unavailable_reason(None) or _refusal(back_end, family, x, spatial_dims)
@@ -110,6 +113,8 @@ def fallback(family: str, name: str | None, x: Tensor, spatial_dims: int = 0) ->
     """Whether `choose` would give "reference" though nobody named it, as nothing faster takes tensors like x. The plain
     module's own forward then does the same in less time than the explicit formulas.
     """
+    if torch.onnx.is_in_onnx_export():
+        return True
     if named(name) is not None:
         return False
     chosen, reason = _fastest(family, x, spatial_dims)

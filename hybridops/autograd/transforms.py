@@ -20,10 +20,10 @@ def needs_formulas(impl: object, formulas: ModuleType) -> bool:
     """Whether a forward has to be `formulas`, differentiable as they stand, with no Function around.
 
     Under a transform, whatever the back end: a Function refuses `grad` and `jvp`, and the compiled ops have no rule for
-    a batch of problems. Where tensors may carry tangents (`torch.autograd.forward_ad`), for the reference back end; the
-    others refuse a tangent.
+    a batch of problems. While exporting to ONNX, which has none of the ops. Where tensors may carry tangents
+    (`torch.autograd.forward_ad`), for the reference back end; the others refuse a tangent.
     """
-    return under_transform() or (impl is formulas and forward_ad._current_level >= 0)
+    return under_transform() or torch.onnx.is_in_onnx_export() or (impl is formulas and forward_ad._current_level >= 0)
 
 
 def needs_differentiable_gradients(*grads: Tensor | None) -> bool:
