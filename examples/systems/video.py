@@ -239,7 +239,7 @@ def draw_attention(options: Options, clips: Needles, weights: Tensor, rows: int 
             for t, weight in enumerate(weights[row].tolist()):
                 axes[2 * row, t].imshow(clips.frames[row, t, 0], cmap="gray")
                 axes[2 * row + 1, t].bar(0, weight, color="tab:green" if t == clips.at[row] else "tab:red")
-                axes[2 * row + 1, t].set(ylim=(0, 1))
+                axes[2 * row + 1, t].set(xlim=(-1, 1), ylim=(0, 1))
 
 
 def draw_flow(options: Options, clips: Clips, flow: Tensor) -> None:
