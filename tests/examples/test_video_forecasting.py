@@ -134,7 +134,7 @@ def test_quarters_are_anywhere_and_half_of_them_mirrored():
     assert columns.amin((1, 2)).unique().tolist() == [0, 1, 2, 3]
 
 
-def test_a_fifth_of_the_windows_have_a_cut():
+def test_a_tenth_of_the_windows_have_a_cut():
     torch.manual_seed(0)
     windows = torch.arange(1000.0)[:, None, None, None, None].expand(1000, 6, 1, 2, 3)  # each says which it is
     found = video_forecasting.with_cuts(windows, 4)
@@ -143,5 +143,5 @@ def test_a_fifth_of_the_windows_have_a_cut():
     cuts = other.sum(1)
     assert torch.equal(other, torch.arange(6) < cuts[:, None])
     assert cuts.unique().tolist() == [0, 1, 2, 3]
-    assert 150 < (cuts > 0).sum() < 250
+    assert 70 < (cuts > 0).sum() < 130
     assert (found[other.any(1), 0, 0, 0, 0] == (other.any(1).nonzero().flatten() - 1) % 1000).all()
