@@ -134,6 +134,16 @@ def test_quarters_are_anywhere_and_half_of_them_mirrored():
     assert columns.amin((1, 2)).unique().tolist() == [0, 1, 2, 3]
 
 
+def test_each_source_counts_alike():
+    errors = [
+        {"one layer": torch.tensor([1.0, 3.0]), "two layers": torch.tensor([2.0]), "last frame": torch.tensor([4.0])},
+        {"one layer": torch.tensor([30.0]), "two layers": torch.tensor([20.0]), "last frame": torch.tensor([40.0])},
+    ]
+    row = video_forecasting.two_against_one("", errors, "")
+    assert (row.score, row.baseline, row.reached) == (0.5, 0.625, True)
+    assert not video_forecasting.two_against_one("", [errors[0] | {"one layer": torch.tensor([1.9])}], "").reached
+
+
 def test_a_tenth_of_the_windows_have_a_cut():
     torch.manual_seed(0)
     windows = torch.arange(1000.0)[:, None, None, None, None].expand(1000, 6, 1, 2, 3)  # each says which it is
