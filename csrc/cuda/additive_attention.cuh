@@ -8,6 +8,7 @@
 // rises, the sums so far are rescaled (online softmax: Milakov & Gimelshein 2018, arXiv:1805.02867). CombineSplits adds up
 // the splits. It also computes the weights, if they are wanted.
 #pragma once
+#include <algorithm>
 #include <limits>
 
 #include "additive_scores.cuh"
@@ -87,14 +88,15 @@ struct AttentionForward {
     Scores tile;  // rows are queries
     AttentionArgs<T, A> args;
 
-    static int64_t blocks(const Pairs<T>& p, int64_t splits) {
-        return p.batch * ceil_div(p.rows.count, Tile::rows) * splits;
+    static int64_t blocks(int64_t batch, int64_t queries, int64_t splits) {
+        return batch * ceil_div(queries, Tile::rows) * splits;
     }
 
     // As many splits as give about target_blocks, each of whole tiles.
-    static int64_t keys_per_split(const Pairs<T>& p) {
-        const int64_t tiles = ceil_div(p.others.count, Tile::others), splits = target_blocks / blocks(p, 1);
-        return ceil_div(tiles, splits > 1 ? splits : 1) * Tile::others;
+    static int64_t keys_per_split(int64_t batch, int64_t queries, int64_t keys) {
+        const int64_t tiles = ceil_div(keys, Tile::others);
+        const int64_t splits = target_blocks / std::max<int64_t>(blocks(batch, queries, 1), 1);
+        return std::max<int64_t>(ceil_div(tiles, std::max<int64_t>(splits, 1)), 1) * Tile::others;
     }
 
     HYBRIDOPS_INLINE void operator()(Shared& shared) const {

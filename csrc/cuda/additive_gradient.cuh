@@ -12,9 +12,9 @@ struct ScoresBackwardArgs {
     Pairs<T> pairs;
     const A* grad;   // (B,S,T)
     int64_t splits;  // the number of blocks that share the tiles of rows of a batch entry
-    T* d_rows;       // (B,rows,width)
+    T* d_rows;       // (B,rows,width), apart as the rows are; null = not wanted
     A* d_others;     // (splits,B,others,width), without the factor v
-    A* dv;           // (splits,B,width)
+    A* dv;           // (splits,B,width), null = not wanted
 };
 
 // act(x + y) for n values of x and one y, and its slope. This one takes e^2x and e^2y.
@@ -67,8 +67,10 @@ struct ScoresBackward {
     ScoresBackwardArgs<T, A> args;
     Act act;
 
-    static int64_t row_tiles(const Pairs<T>& p) { return ceil_div(p.rows.count, tile_rows); }
-    static int64_t blocks(const Pairs<T>& p, int64_t splits) { return splits * p.batch * ceil_div(p.width, columns); }
+    static int64_t row_tiles(int64_t rows) { return ceil_div(rows, tile_rows); }
+    static int64_t blocks(int64_t batch, int64_t width, int64_t splits) {
+        return splits * batch * ceil_div(width, columns);
+    }
 
     HYBRIDOPS_INLINE void operator()(Shared& shared) const {
         const Pairs<T>& p = args.pairs;
@@ -84,12 +86,12 @@ struct ScoresBackward {
         for (int64_t tile = split; tile < ceil_div(p.rows.count, tile_rows); tile += args.splits) {
             const int64_t row0 = tile * tile_rows + warp * rows_per_thread, left = p.rows.count - row0;
             const int valid_rows = left < 0 ? 0 : left < rows_per_thread ? static_cast<int>(left) : rows_per_thread;
-            const int64_t first = (b * p.rows.count + row0) * p.width + column;
+            const int64_t first = (b * p.rows.count + row0) * p.rows.row + column;
             A x[rows_per_thread], e2x[rows_per_thread], dx[rows_per_thread] = {};
             A row_bound = 0;
 #pragma unroll
             for (int i = 0; i < rows_per_thread; ++i) {
-                x[i] = valid_column && i < valid_rows ? static_cast<A>(p.rows.data[first + i * p.width]) : A(0);
+                x[i] = valid_column && i < valid_rows ? static_cast<A>(p.rows.data[first + i * p.rows.row]) : A(0);
                 e2x[i] = factored ? exp(2 * x[i]) : A(0);
                 row_bound = max_magnitude(row_bound, x[i]);
             }
@@ -115,8 +117,10 @@ struct ScoresBackward {
             }
 #pragma unroll
             for (int i = 0; i < rows_per_thread; ++i)
-                if (valid_column && i < valid_rows) args.d_rows[first + i * p.width] = static_cast<T>(v * dx[i]);
+                if (args.d_rows && valid_column && i < valid_rows)
+                    args.d_rows[first + i * p.rows.row] = static_cast<T>(v * dx[i]);
         }
+        if (!args.dv) return;
         __syncthreads();
         shared.sums[warp][0][lane] = dv;
         __syncthreads();
@@ -140,7 +144,7 @@ struct ScoresBackward {
         for (int i = 0; i < others_per_warp; ++i) {
             const int64_t o = other0 + warp + i * warps;
             const bool valid = o < p.others.count && column < p.width;
-            y[i] = valid ? static_cast<A>(p.others.data[(b * p.others.count + o) * p.width + column]) : A(0);
+            y[i] = valid ? static_cast<A>(p.others.data[(b * p.others.count + o) * p.others.row + column]) : A(0);
             bounds.other = max_magnitude(bounds.other, y[i]);
         }
         bool in_range = false;
@@ -193,7 +197,7 @@ struct ScoresBackward {
 
 HYBRIDOPS_ENTRY(additive_sum_parts_kernel)
 
-// out[i] = v[i % width] * sum of part[i] over all parts. Without the factor if v is null.
+// A row of `width` of out = v * sum of that row of all parts. Without the factor if v is null.
 template <class T, class A>
 struct SumParts {
     static constexpr int threads = 256, min_blocks_per_sm = 4;  // takes 28 of 64 registers
@@ -204,14 +208,16 @@ struct SumParts {
     int64_t number, count;
     const T* v;
     int64_t width;
-    T* out;  // (count)
+    T* out;       // (count), in rows
+    int64_t row;  // that are so far apart
 
     HYBRIDOPS_INLINE void operator()(Shared&) const {
         const int64_t i = int64_t{blockIdx.x} * threads + threadIdx.x;
         if (i >= count) return;
         A sum = 0;
         for (int64_t part = 0; part < number; ++part) sum += parts[part * count + i];
-        out[i] = static_cast<T>(v ? static_cast<A>(v[i % width]) * sum : sum);
+        const int64_t column = i % width;
+        out[i / width * row + column] = static_cast<T>(v ? static_cast<A>(v[column]) * sum : sum);
     }
 };
 

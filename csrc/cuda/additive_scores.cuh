@@ -40,6 +40,7 @@ template <class T>
 struct Side {
     const T* data;  // (B,count,width)
     int64_t count;
+    int64_t row;   // the stride from one to the next
     int64_t step;  // the stride along this side in a (B,S,T) tensor
 };
 
@@ -206,9 +207,10 @@ struct ScoreTile {
             // By value: a reference to one of the two sides would have both copied to local memory.
             const int64_t side_count = is_row ? p.rows.count : p.others.count;
             const T* side = is_row ? p.rows.data : p.others.data;
+            const int64_t side_row = is_row ? p.rows.row : p.others.row;
             const int64_t at = is_row ? row0 + line : other0 + line - Tile::rows;
             const bool valid = line < staged_rows && (is_v || at < side_count);
-            const T* from = is_v ? p.v : side + (b * side_count + at) * p.width;
+            const T* from = is_v ? p.v : side + (b * side_count + at) * side_row;
             x[i] = valid ? load_channels<A>(from, a0 + index % vectors * 4, p.width, p.vectors) : Vec<A, 4>{};
             if constexpr (factored) {
                 A largest = 0;

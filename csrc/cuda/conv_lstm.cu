@@ -21,17 +21,7 @@ namespace {
 
 using Sizes = std::vector<int64_t>;
 
-// Calls the ATen op of that name, which returns `results` tensors.
-template <size_t results, class... Args>
-std::array<Tensor, results> call(const char* op, const Args&... args) {
-    std::array<StableIValue, std::max(results, sizeof...(Args))> stack{torch::stable::detail::from(args)...};
-    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack.data(), TORCH_ABI_VERSION));
-    std::array<Tensor, results> out;
-    for (size_t i = 0; i < results; ++i) out[i] = torch::stable::detail::to<Tensor>(stack[i]);
-    return out;
-}
-
-Tensor permuted(const Tensor& x, const Sizes& order) { return call<1>("aten::permute", x, order)[0]; }
+Tensor permuted(const Tensor& x, const Sizes& order) { return call<1>("aten::permute", "", x, order)[0]; }
 
 // A view of (N,Y,X,C) as (N,C,Y,X), the order of the library, and back; and of (T,B,Y,X,C) as T*B images.
 Tensor channels_second(const Tensor& images) { return permuted(images, {0, 3, 1, 2}); }
@@ -48,7 +38,7 @@ Sizes same_padding(int64_t kernel_h, int64_t kernel_w) { return {kernel_h / 2, k
 // weight * images, or the transposed convolution, which takes gradients of outputs to those of images; both are (N,Y,X,·).
 Tensor convolution(const Tensor& images, const Tensor& weight, bool transposed) {
     const Sizes ones{1, 1}, zeros{0, 0}, padding = same_padding(weight.size(2), weight.size(3));
-    const Tensor out = call<1>("aten::convolution", channels_second(images), weight, std::nullopt, ones, padding, ones,
+    const Tensor out = call<1>("aten::convolution", "", channels_second(images), weight, std::nullopt, ones, padding, ones,
                                transposed, zeros, int64_t{1})[0];
     // The result has another dtype where a caller's backward runs under autocast, which applies to this op too.
     return channels_last(torch::stable::to(out, images.scalar_type()));
@@ -249,7 +239,7 @@ void add_weight_gradient(const Device& device, const Tensor& da, const Tensor& x
     const Tensor images = channels_second(as_images(dense(x)));
     const Tensor like_weight =
         torch::stable::new_empty(da, {dw.size(0), dw.size(1), kernel_h, kernel_w});  // only its shape is read
-    const auto gradients = call<3>("aten::convolution_backward", channels_second(as_images(da)), images, like_weight,
+    const auto gradients = call<3>("aten::convolution_backward", "", channels_second(as_images(da)), images, like_weight,
                                    std::nullopt, ones, same_padding(kernel_h, kernel_w), ones, false, zeros, int64_t{1},
                                    torch::headeronly::HeaderOnlyArrayRef<bool>(output_mask.data(), output_mask.size()));
     // The gradient may have another dtype where a caller's backward runs under autocast.

@@ -3,11 +3,9 @@
 // Images are channels-last; a thread computes n channels of a pixel. T storage type, A accumulator type.
 #pragma once
 #include "../conv_lstm_args.h"
-#include "device.cuh"
+#include "gates.cuh"
 
 namespace hybridops {
-
-#include "../math/lstm_gates.h"
 
 // Offsets of a thread's first channel.
 struct Offsets {

@@ -5,11 +5,11 @@
 #include <optional>
 #include <vector>
 
+#include "aten.h"
 #include "conv_lstm_persistent.cuh"
 
 namespace hybridops {
 
-using MaybeTensor = std::optional<Tensor>;
 using Weights = std::vector<Tensor>;
 
 // Whether all that a step reads and writes can be accessed in vectors of four channels.

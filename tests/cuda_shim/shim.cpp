@@ -6,6 +6,7 @@
 
 #define hybridops hybridops_shim
 #include "../../csrc/cuda/additive_attention.cu"
+#include "../../csrc/cuda/attention_decoder.cu"
 #include "../../csrc/cuda/conv_lstm.cu"
 #include "../../csrc/library.cpp"
 
