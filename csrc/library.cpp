@@ -68,8 +68,8 @@ STABLE_TORCH_LIBRARY(hybridops, m) {
     // attention. x_gates (B,S,GH), key (B,T,A), value (B,T,D), v (A), h0 (B,H), cell0 (B,H) acc of an LSTM, context0 (B,D),
     // which the first step is fed with query 1; w_q (A,H), b_q (A), w_c (GH,D), w_h (GH,H), b_h (GH) of a GRU; w_beta (D,H),
     // b_beta (D) of a context gate; mask (B,T), score_bias (B,S,T) acc, keep (B,S,T), by which weights are multiplied;
-    // lengths (B) int64; prepared keys as above and packed weights, in whose place w_* then only give sizes. query: 0 of
-    // h_{s-1}, 1 of h_s. All weights any strides. key, value and mask may have fewer entries than B, which then share them,
+    // lengths (B) int64; prepared keys as above and, on the CPU alone, packed weights, in whose place w_* then only give
+    // sizes. query: 0 of h_{s-1}, 1 of h_s. All weights any strides. key, value and mask may have fewer entries than B, which then share them,
     // B / entries next to each other
     // -> output (B,S,H), h_n (B,H), cell_n (B,H) acc, context (B,S,D), weights (B,S,T); with `save` cells (B,S,H) acc, gates
     // (B,S,GH) after their nonlinearity, hidden_n (B,S,H) of a GRU, queries (B,S,A), alpha (B,S,T), the weights before

@@ -10,7 +10,7 @@ from torch import Tensor
 import hybridops.functional as HF
 from hybridops.formulas.attention_decoder import GATES
 from tests import tolerances
-from tests.problems import SLOPE, Tensors, assert_parity, cast, plain_attention, with_gradients
+from tests.problems import SLOPE, Tensors, assert_captured, assert_parity, cast, plain_attention, with_gradients
 
 CELLS, QUERIES = ("lstm", "gru"), ("previous", "current")
 MASK = torch.tensor([[1, 1, 0, 1, 1], [0, 0, 0, 0, 0], [1, 1, 1, 0, 0]], dtype=torch.bool)
@@ -165,3 +165,10 @@ def assert_decoder_parity(plain, fused, inputs: Tensors, dtype: torch.dtype, dev
 
     floor = ulps * torch.finfo(dtype).eps * inputs["x"].shape[1]  # each step rounds anew
     assert error(got) <= tolerances.TIMES_PLAIN * error(baseline) + floor
+
+
+def assert_decoder_captured(cell: str, query: str, backend: str) -> None:
+    """Its launches, on a GPU, make a CUDA graph."""
+    inputs = cast(decoder_inputs(cell=cell, query=query, gate=True), torch.float32, "cuda")
+    options = {"cell": cell, "query": query, "mask": MASK.cuda(), "lengths": LENGTHS.cuda()}
+    assert_captured(fused_decoder, inputs, backend=backend, **options)

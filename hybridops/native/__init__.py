@@ -22,8 +22,6 @@ def unsupported_reason(family: str, x: Tensor, spatial_dims: int) -> str | None:
         return f"the compiled ops do not take {x.dtype}"
     if family == "conv_lstm" and spatial_dims > 2:
         return f"the compiled ConvLSTM takes 1 or 2 spatial dimensions, not {spatial_dims}"
-    if family == "attention_decoder" and x.device.type != "cpu":
-        return f"the compiled attention decoder runs on the CPU, not on {x.device.type}"
     return unavailable_reason(x.device.type)  # last: only who would have the compiled ops hears that they are missing
 
 

@@ -1,4 +1,6 @@
-"""The attention decoder in compiled code: csrc/cpu/attention_decoder.*. Contract: contract.AttentionDecoderImpl."""
+"""The attention decoder in compiled code: attention_decoder.* in csrc/cpu and csrc/cuda. Contract:
+contract.AttentionDecoderImpl.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def attention_decoder_forward(
 
 
 def pack_weights(w_q: Tensor, w_c: Tensor, w_h: Tensor, w_beta: Tensor | None, cell: str) -> Tensor:
-    """The weights as the forward otherwise packs them at every call, which takes longer than a step of decoding."""
+    """The weights as the forward otherwise packs them at every call, which takes longer than a step of decoding; on the
+    CPU alone.
+    """
     weights = (None if w is None else w.detach() for w in (w_q, w_c, w_h, w_beta))
     return call(torch.ops.hybridops.attention_decoder_pack.default, *weights, CELLS.index(cell))
 

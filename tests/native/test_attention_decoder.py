@@ -14,7 +14,7 @@ from hybridops.contract import Activation, DecoderInputs, DecoderOptions, Decode
 from hybridops.formulas import attention_decoder as formulas
 from hybridops.native import attention_decoder as native
 from tests import tolerances
-from tests.decoder_problems import CELLS, QUERIES
+from tests.decoder_problems import CELLS, QUERIES, assert_decoder_captured
 from tests.problems import SLOPE
 
 SIZES = {"batch": 3, "steps": 4, "keys": 5, "hidden": 6, "width": 7, "values": 4}
@@ -387,3 +387,10 @@ def test_rows_are_independent(name):
     torch.testing.assert_close(
         getattr(native.attention_decoder_forward(alone, options, False), name), together[4:5], **tolerances.EXACT
     )
+
+
+@pytest.mark.gpu
+@cells
+@queries
+def test_captured_in_a_cuda_graph(cell, query):
+    assert_decoder_captured(cell, query, "native")
