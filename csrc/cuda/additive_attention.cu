@@ -15,8 +15,6 @@
 
 namespace hybridops {
 
-using torch::stable::new_empty;
-
 // ---- launches --------------------------------------------------------------------------------------------------------
 
 namespace {
@@ -64,9 +62,17 @@ void launch_tiles(const Device& device, const ScoreTile<T, A, Act, Tile>& tile, 
                           static_cast<A>(x.scale), splits, keys_per_split, scores, data<T>(context), sums, states}},
                   Kernel::blocks(batch, queries, splits));
     if (!states) return;
-    const CombineSplits<T, A> combine{
-        batch, queries, keys,    width,           splits, sums, states, scores, allowed, splits > 1 ? data<T>(context) : nullptr,
-        data<T>(weights)};
+    const CombineSplits<T, A> combine{batch,
+                                      queries,
+                                      keys,
+                                      width,
+                                      splits,
+                                      sums,
+                                      states,
+                                      scores,
+                                      allowed,
+                                      splits > 1 ? data<T>(context) : nullptr,
+                                      data<T>(weights)};
     device.launch(combine, batch * queries * ceil_div(combine.columns(), combine.threads));
 }
 
@@ -103,14 +109,15 @@ AttentionWorkspace attention_workspace(const AttentionTensors& x, int64_t querie
     std::optional<AttentionWorkspace> made;
     HYBRIDOPS_DISPATCH_DTYPE(x.k.scalar_type(), "attention_workspace", {
         with_tile(queries, [&](auto tile) {
-            using Kernel = AttentionForward<scalar_t, Accumulator<scalar_t>, Tanh, decltype(tile)>;  // for any activation
+            // or of any other activation
+            using Kernel = AttentionForward<scalar_t, Accumulator<scalar_t>, Tanh, decltype(tile)>;
             const int64_t keys_per_split = Kernel::keys_per_split(batch, queries, keys);
             const int64_t splits = ceil_div(keys, keys_per_split);
             const bool has_sums = keys_per_split > Kernel::key_block || splits > 1;
             const bool has_states = splits > 1 || need_weights;
-            made = {new_empty(x.k, {has_sums ? splits : 0, batch, queries, width}, acc),
-                    new_empty(x.k, {has_states ? splits : 0, batch, queries, Kernel::State::size}, acc),
-                    new_empty(x.k, {batch, queries, need_weights ? keys : 0}, acc)};
+            made = {torch::stable::new_empty(x.k, {has_sums ? splits : 0, batch, queries, width}, acc),
+                    torch::stable::new_empty(x.k, {has_states ? splits : 0, batch, queries, Kernel::State::size}, acc),
+                    torch::stable::new_empty(x.k, {batch, queries, need_weights ? keys : 0}, acc)};
         });
     });
     return *made;
@@ -135,7 +142,7 @@ Tensor query_gradient_workspace(const Tensor& k) {
     int64_t splits = 0;
     HYBRIDOPS_DISPATCH_DTYPE(k.scalar_type(), "query_gradient_workspace",
                              { splits = backward_splits<scalar_t>(k.size(0), k.size(1), k.size(2)); });
-    return new_empty(k, {splits, k.size(0) * k.size(2)}, accumulator_type(k));
+    return torch::stable::new_empty(k, {splits, k.size(0) * k.size(2)}, accumulator_type(k));
 }
 
 void launch_query_gradient(const Device& device, const AttentionTensors& x, const Tensor& q, const Tensor& grad,
@@ -159,7 +166,7 @@ Tensor additive_scores_forward(const Tensor& q, const Tensor& k, const Tensor& v
                                double negative_slope, const std::optional<Tensor>&, const std::optional<Tensor>&) {
     check_pairs("additive_scores_forward", q, k, v, activation);
     const Device device(q);
-    Tensor scores = new_empty(q, {q.size(0), q.size(1), k.size(1)}, accumulator_type(q));
+    Tensor scores = torch::stable::new_empty(q, {q.size(0), q.size(1), k.size(1)}, accumulator_type(q));
     if (scores.numel() == 0) return scores;
     const Tensor qc = rows_of(q), kc = dense(k), vc = dense(v);
     HYBRIDOPS_DISPATCH_DTYPE(q.scalar_type(), "additive_scores_forward", {
@@ -183,12 +190,12 @@ std::tuple<Tensor, Tensor> additive_attention_forward(const Tensor& q, const Ten
                                                       bool need_weights) {
     check_attention(q, k, v, value, mask, score_bias, activation);
     const Device device(q);
-    Tensor context = new_empty(q, {q.size(0), q.size(1), value.size(2)});
-    Tensor weights = new_empty(q, {q.size(0), q.size(1), need_weights ? k.size(1) : 0});
+    Tensor context = torch::stable::new_empty(q, {q.size(0), q.size(1), value.size(2)});
+    Tensor weights = torch::stable::new_empty(q, {q.size(0), q.size(1), need_weights ? k.size(1) : 0});
     if (k.size(1) == 0) torch::stable::zero_(context);
     if (k.size(1) == 0 || (context.numel() == 0 && weights.numel() == 0)) return {context, weights};
-    const AttentionTensors x{
-        dense(k), dense(v), dense(value), mask, scale, static_cast<Activation>(activation), negative_slope};
+    const AttentionTensors x{dense(k),      dense(v), dense(value), mask, scale, static_cast<Activation>(activation),
+                             negative_slope};
     launch_attention(device, x, rows_of(q), score_bias, attention_workspace(x, q.size(1), need_weights), context,
                      weights);
     return {context, weights};
@@ -200,7 +207,8 @@ std::tuple<Tensor, Tensor, Tensor> additive_scores_backward(const Tensor& grad, 
     check_scores_backward(grad, q, k, v, activation);
     const Device device(q);
     const int64_t batch = q.size(0), width = q.size(2);
-    Tensor dq = new_empty(q, q.sizes()), dk = new_empty(k, k.sizes()), dv = new_empty(v, v.sizes());
+    Tensor dq = torch::stable::new_empty(q, q.sizes()), dk = torch::stable::new_empty(k, k.sizes()),
+           dv = torch::stable::new_empty(v, v.sizes());
     if (grad.numel() == 0 || width == 0) {
         for (Tensor* t : {&dq, &dk, &dv}) torch::stable::zero_(*t);
         return {dq, dk, dv};
@@ -212,10 +220,10 @@ std::tuple<Tensor, Tensor, Tensor> additive_scores_backward(const Tensor& grad, 
         using A = Accumulator<scalar_t>;
         const auto pairs = make_pairs<scalar_t>(qc, kc, vc, keys_as_rows);
         const int64_t splits = backward_splits<scalar_t>(batch, pairs.rows.count, width);
-        const Tensor d_others_parts = new_empty(q, {splits, d_others.numel()}, accumulator_type(q));
-        const Tensor dv_parts = new_empty(q, {splits * batch, width}, accumulator_type(q));
-        const ScoresBackwardArgs<scalar_t, A> args{pairs,  data<const A>(gc),       splits, data<scalar_t>(d_rows),
-                                                   data<A>(d_others_parts), data<A>(dv_parts)};
+        const Tensor d_others_parts = torch::stable::new_empty(q, {splits, d_others.numel()}, accumulator_type(q));
+        const Tensor dv_parts = torch::stable::new_empty(q, {splits * batch, width}, accumulator_type(q));
+        const ScoresBackwardArgs<scalar_t, A> args{
+            pairs, data<const A>(gc), splits, data<scalar_t>(d_rows), data<A>(d_others_parts), data<A>(dv_parts)};
         launch_backward(device, args, static_cast<Activation>(activation), negative_slope);
         launch_sum(device, d_others_parts, pairs.v, width, data<scalar_t>(d_others), width);
         launch_sum<scalar_t>(device, dv_parts, nullptr, width, data<scalar_t>(dv), width);

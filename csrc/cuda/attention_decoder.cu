@@ -10,7 +10,6 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
@@ -52,7 +51,7 @@ void copy_or_clear(Tensor to, const MaybeTensor& from) {
 }
 
 struct Part {
-    const MaybeTensor& rows;
+    MaybeTensor rows;
     int64_t count;
 };
 
@@ -107,9 +106,7 @@ class Decoder {
     Decoder(const DecoderShape& n, const DecoderTensors& x) : device(x.key), n(n), x(x) {}
 
     Tensor made(const std::vector<int64_t>& sizes) const { return torch::stable::new_empty(x.key, sizes, type); }
-    Tensor made_of_sums(const std::vector<int64_t>& sizes) const {
-        return torch::stable::new_empty(x.key, sizes, acc);
-    }
+    Tensor made_of_sums(const std::vector<int64_t>& sizes) const { return torch::stable::new_empty(x.key, sizes, acc); }
     // what is not wanted has no elements
     Tensor made_if(bool wanted, const std::vector<int64_t>& sizes) const {
         return made(wanted ? sizes : std::vector<int64_t>{0});
@@ -320,8 +317,7 @@ class DecoderBackward : Decoder {
             write_product(d_row, w_of_h, from_products);
             if (!previous) through_cell(s);
         }
-        if (!previous)
-            write_product(gates_of(at_step(d_of_h, 0)), stretch_of(w_of_h, 0, n.gates()), from_products);
+        if (!previous) write_product(gates_of(at_step(d_of_h, 0)), stretch_of(w_of_h, 0, n.gates()), from_products);
         const FirstStateGradient<T, A> first{
             {batch, n.hidden}, rows<const T>(from_products), rows<const A>(dh), rows<T>(dh0)};
         device.launch(first, first.blocks());

@@ -29,7 +29,7 @@ struct Element {
 // A kernel with a thread for each element of a matrix (B,columns).
 template <class A>
 struct Pointwise {
-    static constexpr int threads = 256, min_blocks_per_sm = sizeof(A) == 4 ? 4 : 2;
+    static constexpr int threads = 256, min_blocks_per_sm = 4;  // takes up to 42 of 64 registers
     struct Shared {};
     int64_t batch, columns;
 
@@ -77,8 +77,7 @@ struct LstmForward : Pointwise<A> {
     HYBRIDOPS_INLINE void operator()(typename Pointwise<A>::Shared&) const {
         element([&](const Element& e) {
             const auto sum = [&](int gate) {
-                return value(a.from_x, e, gate) + value(a.from_context, e, gate) +
-                       value(a.from_h, e, gate);
+                return value(a.from_x, e, gate) + value(a.from_context, e, gate) + value(a.from_h, e, gate);
             };
             const A before = a.cell[e.at];
             const auto cell = lstm_cell(sum(1), sum(0), sum(2), before, false, Peephole<A>{});
@@ -107,13 +106,10 @@ struct GruForward : Pointwise<A> {
 
     HYBRIDOPS_INLINE void operator()(typename Pointwise<A>::Shared&) const {
         element([&](const Element& e) {
-            const auto sum = [&](int gate) {
-                return value(a.from_x, e, gate) + value(a.from_context, e, gate);
-            };
+            const auto sum = [&](int gate) { return value(a.from_x, e, gate) + value(a.from_context, e, gate); };
             const auto of_h = [&](int gate) { return value(a.from_h, e, gate); };
             const A hidden_n = of_h(2);
-            const auto cell =
-                gru_cell(sum(0) + of_h(0), sum(1) + of_h(1), sum(2), hidden_n, static_cast<A>(a.h[e.at]));
+            const auto cell = gru_cell(sum(0) + of_h(0), sum(1) + of_h(1), sum(2), hidden_n, static_cast<A>(a.h[e.at]));
             const bool alive = a.ends.alive(e.b);
             if (alive) a.h[e.at] = static_cast<T>(cell.h);
             write(a.output, e, alive ? cell.h : A(0));
@@ -130,12 +126,12 @@ struct GruForward : Pointwise<A> {
 template <class T, class A>
 struct CellBackwardArgs {
     RowEnds ends;
-    StepRows<const T> from_products;             // (B,H)
-    A *dh, *dcell;                               // (B,H): in, the second part, and dc; out, those of the step before
-    StepRows<const T> grad_output, gates;        // (B,H), (B,GH)
-    StepRows<const A> cell, cell_before;         // (B,H), of an LSTM
-    StepRows<const T> hidden_n, h_before;        // (B,H), of a GRU
-    StepRows<T> da, da_h;                        // (B,GH) of the sums, zeros behind a row's end; da_h of a GRU
+    StepRows<const T> from_products;       // (B,H)
+    A *dh, *dcell;                         // (B,H): in, the second part, and dc; out, those of the step before
+    StepRows<const T> grad_output, gates;  // (B,H), (B,GH)
+    StepRows<const A> cell, cell_before;   // (B,H), of an LSTM
+    StepRows<const T> hidden_n, h_before;  // (B,H), of a GRU
+    StepRows<T> da, da_h;                  // (B,GH) of the sums, zeros behind a row's end; da_h of a GRU
 };
 
 HYBRIDOPS_ENTRY(attention_decoder_lstm_backward_kernel)
@@ -150,9 +146,8 @@ struct LstmBackward : Pointwise<A> {
         element([&](const Element& e) {
             const auto gate = [&](int i) { return value(a.gates, e, i); };
             const A kept = a.dh[e.at] + value(a.from_products, e);
-            auto d = lstm_backward(kept + value(a.grad_output, e), a.dcell[e.at], gate(1), gate(0), gate(2),
-                                   gate(3), value(a.cell, e), value(a.cell_before, e), false,
-                                   Peephole<A>{});
+            auto d = lstm_backward(kept + value(a.grad_output, e), a.dcell[e.at], gate(1), gate(0), gate(2), gate(3),
+                                   value(a.cell, e), value(a.cell_before, e), false, Peephole<A>{});
             const bool alive = a.ends.alive(e.b);
             if (!alive) d = {0, 0, 0, 0, a.dcell[e.at]};
             a.dh[e.at] = alive ? A(0) : kept;
@@ -177,8 +172,8 @@ struct GruBackward : Pointwise<A> {
         element([&](const Element& e) {
             const auto gate = [&](int i) { return value(a.gates, e, i); };
             const A kept = a.dh[e.at] + value(a.from_products, e);
-            auto d = gru_backward(kept + value(a.grad_output, e), gate(0), gate(1), gate(2),
-                                  value(a.hidden_n, e), value(a.h_before, e));
+            auto d = gru_backward(kept + value(a.grad_output, e), gate(0), gate(1), gate(2), value(a.hidden_n, e),
+                                  value(a.h_before, e));
             if (!a.ends.alive(e.b)) d = {0, 0, 0, 0, kept};
             a.dh[e.at] = d.dh_prev;
             const auto write_gates = [&](const StepRows<T>& da, A of_n) {
@@ -204,9 +199,7 @@ struct FirstStateGradient : Pointwise<A> {
     StepRows<T> dh0;
 
     HYBRIDOPS_INLINE void operator()(typename Pointwise<A>::Shared&) const {
-        element([&](const Element& e) {
-            write(dh0, e, value(from_products, e) + value(dh, e));
-        });
+        element([&](const Element& e) { write(dh0, e, value(from_products, e) + value(dh, e)); });
     }
 };
 
@@ -246,8 +239,7 @@ struct ContextBackward : Pointwise<A> {
 
     HYBRIDOPS_INLINE void operator()(typename Pointwise<A>::Shared&) const {
         element([&](const Element& e) {
-            const A grad =
-                ends.alive(e.b) ? value(from_product, e) + value(grad_context, e) : A(0);
+            const A grad = ends.alive(e.b) ? value(from_product, e) + value(grad_context, e) : A(0);
             const A gate = beta.data ? value(beta, e) : A(1);
             write(dungated, e, grad * gate);
             write(dbeta, e, grad * value(ungated, e) * gate * (1 - gate));
@@ -264,7 +256,7 @@ HYBRIDOPS_ENTRY(attention_decoder_softmax_backward_kernel)
 // infinite.
 template <class T, class A>
 struct SoftmaxBackward {
-    static constexpr int threads = 256, min_blocks_per_sm = 4, warps = threads / 32;
+    static constexpr int threads = 256, min_blocks_per_sm = 4, warps = threads / 32;  // takes up to 56 of 64
     static auto entry() { return &attention_decoder_softmax_backward_kernel<SoftmaxBackward>; }
     struct Shared {
         A sums[warps];

@@ -6,7 +6,6 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <optional>
@@ -38,8 +37,8 @@ Sizes same_padding(int64_t kernel_h, int64_t kernel_w) { return {kernel_h / 2, k
 // weight * images, or the transposed convolution, which takes gradients of outputs to those of images; both are (N,Y,X,·).
 Tensor convolution(const Tensor& images, const Tensor& weight, bool transposed) {
     const Sizes ones{1, 1}, zeros{0, 0}, padding = same_padding(weight.size(2), weight.size(3));
-    const Tensor out = call<1>("aten::convolution", "", channels_second(images), weight, std::nullopt, ones, padding, ones,
-                               transposed, zeros, int64_t{1})[0];
+    const Tensor out = call<1>("aten::convolution", "", channels_second(images), weight, std::nullopt, ones, padding,
+                               ones, transposed, zeros, int64_t{1})[0];
     // The result has another dtype where a caller's backward runs under autocast, which applies to this op too.
     return channels_last(torch::stable::to(out, images.scalar_type()));
 }
@@ -239,9 +238,10 @@ void add_weight_gradient(const Device& device, const Tensor& da, const Tensor& x
     const Tensor images = channels_second(as_images(dense(x)));
     const Tensor like_weight =
         torch::stable::new_empty(da, {dw.size(0), dw.size(1), kernel_h, kernel_w});  // only its shape is read
-    const auto gradients = call<3>("aten::convolution_backward", "", channels_second(as_images(da)), images, like_weight,
-                                   std::nullopt, ones, same_padding(kernel_h, kernel_w), ones, false, zeros, int64_t{1},
-                                   torch::headeronly::HeaderOnlyArrayRef<bool>(output_mask.data(), output_mask.size()));
+    const auto gradients =
+        call<3>("aten::convolution_backward", "", channels_second(as_images(da)), images, like_weight, std::nullopt,
+                ones, same_padding(kernel_h, kernel_w), ones, false, zeros, int64_t{1},
+                torch::headeronly::HeaderOnlyArrayRef<bool>(output_mask.data(), output_mask.size()));
     // The gradient may have another dtype where a caller's backward runs under autocast.
     const Tensor part = dense(torch::stable::to(gradients[1], da.scalar_type()));
     HYBRIDOPS_DISPATCH_DTYPE(da.scalar_type(), "conv_weight_gradient", {
