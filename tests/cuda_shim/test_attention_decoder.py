@@ -59,7 +59,7 @@ def test_the_function(shim):
 
 def test_under_address_sanitizer(sanitized_shim):
     """No kernel reads or writes outside its tensors or its shared memory."""
-    which = "(variants and everything) or (sizes and not dtype1) or nothing_saved or share"
+    which = "(variants and everything and dtype1) or (sizes and dtype2) or (nothing_saved and everything)"
     run_python(RUN.format(file="native", which=which), HYBRIDOPS_SHIM=str(sanitized_shim), **environment())
 
 
