@@ -34,8 +34,9 @@ def run(args: argparse.Namespace) -> int:
     if unknown:
         sys.exit(f"no system is called {', '.join(unknown)}; there are {', '.join(SYSTEMS)}")
     if args.list:
+        width = 2 + max(map(len, SYSTEMS))
         for name, description in SYSTEMS.items():
-            print(f"{name:20}{description}")
+            print(f"{name:{width}}{description}")
         return 0
     for package in ("rich", "matplotlib"):
         if importlib.util.find_spec(package) is None:

@@ -116,8 +116,8 @@ class FusedAdditiveAttention(AdditiveAttention):
 
     Shape: query (B, S, Q), key (B, T, K) or what `prepare` gave, value (B, T, D) or None (the key itself), mask None or
     boolean and broadcastable to (B, S, T), where two dimensions are (B, T). Gives (context (B, S, D), weights (B, S, T)
-    or None). A query (B, Q) gives (B, D) and (B, T). A row that may attend nothing has a zero context, zero weights and
-    zero gradients.
+    or None). A query (B, Q) gives (B, D) and (B, T). Where the key is (T, K) all are without B. A row that may attend
+    nothing has a zero context, zero weights and zero gradients.
 
     Of several heads the weights are the mean, or with `average_attn_weights=False` (B, num_heads, S, T), as those of
     `nn.MultiheadAttention`. With `need_lse=True` a third result is lse, the log-sum-exp over t of the scores: (B, S),

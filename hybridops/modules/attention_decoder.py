@@ -76,7 +76,7 @@ class FusedAttentionDecoder(AttentionDecoder):
     boolean, True = may be attended, (B, T) or broadcastable to it; lengths None or integers (B,). Gives output (B, S,
     H), the h_s; the state after the last step, like hx; context (B, S, D), the c_s; weights (B, S, T) after dropout,
     or None if not needed. All are of one dtype: float32, float64, bfloat16 or float16; sums and the cell are kept in
-    float32 at least.
+    float32 at least. All may be without B.
 
     Padding may hold anything: what is behind the mask does not count, and a row that may attend nothing has zero
     weights and a zero context; at step lengths[b] and those after it row b keeps its state, gives zeros, and its x

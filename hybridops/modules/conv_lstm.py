@@ -18,6 +18,7 @@ from hybridops.modules.parts import (
     settings,
 )
 from hybridops.reference.conv_lstm import GATES, ConvLSTM, ConvLSTMCell, States, run_steps
+from hybridops.reference.unbatched import is_unbatched, of_one
 
 
 class FusedConvLSTMCell(ConvLSTMCell):
@@ -39,7 +40,7 @@ class FusedConvLSTMCell(ConvLSTMCell):
     (4H), `peephole` (3, H) or (3, H, S*) with rows f, i, o, which are zeros at first.
 
     Shape: x_t (B, C, S*), states None (zeros) or (h, c) of (B, H, S*) each; gives (h_t, c_t) of (B, H, S*) each, h_t in
-    the dtype of x_t, c_t in that of c, or of x_t where no states are given.
+    the dtype of x_t, c_t in that of c, or of x_t where no states are given. All may be without B.
 
     Fused: `functional.conv_lstm_cell` runs it. Where `conv` is more than a convolution with zero padding (another
     class, hooks, dilation, ...), the plain forward runs; a back end that was named then raises.
@@ -79,6 +80,8 @@ class FusedConvLSTMCell(ConvLSTMCell):
         return super().canonical_weights()
 
     def forward(self, x_t: Tensor, states: States | None = None) -> States:
+        if is_unbatched(x_t, 1 + self.spatial_dims):
+            return of_one(self.forward, x_t, states)
         check_shape("x_t", x_t, ("B", self.input_dim, *self._space()))
         reasons = {"conv": reason_not_plain(self.conv, CONVOLUTIONS)}
         if runs_plain("conv_lstm", self.backend, x_t, reasons, self.spatial_dims):
@@ -109,7 +112,7 @@ class FusedConvLSTM(ConvLSTM):
     of one pair (h, c) a layer is taken as such where it cannot be (h_0, c_0); for two layers of one size it could.
     Gives (output (B, T, H, S*) of the last layer, (h_n, c_n)), states stacked as hx, or lists where hidden_dim is one.
     c_n has the dtype of c_0, or of x where none is given; within the sequence the cell is float32 at least. The
-    output's memory is time-major and channels-last.
+    output's memory is time-major and channels-last. All may be without B, as for `nn.LSTM`.
 
     Fused: `functional.conv_lstm` runs each layer. A layer whose cell, or whose cell's `conv`, is more than that runs
     step by step, through the cell; a back end that was named then raises.
@@ -148,6 +151,8 @@ class FusedConvLSTM(ConvLSTM):
         self.backend = check_backend(backend)
 
     def forward(self, x: Tensor, hx: tuple[Any, Any] | None = None) -> tuple[Tensor, tuple[Any, Any]]:
+        if is_unbatched(x, 2 + self._cells()[0].spatial_dims):
+            return self._of_one(x, hx)
         output, first_states = self._layer_inputs(x, hx)
         last_states = []
         for cell, state in zip(self._cells(), first_states, strict=True):

@@ -25,6 +25,7 @@ from hybridops.checks import (
     check_shape,
 )
 from hybridops.formulas.additive_attention import activate, masked_logsumexp, masked_softmax
+from hybridops.reference.unbatched import is_unbatched, of_one
 
 
 class ConcatAttention(nn.Module):
@@ -146,8 +147,8 @@ class AdditiveAttention(nn.Module):
 
     Shape: query (B, S, Q), key (B, T, K) or what `prepare` gave, value (B, T, D) or None (the key itself), mask None or
     boolean and broadcastable to (B, S, T), where two dimensions are (B, T). Gives (context (B, S, D), weights (B, S, T)
-    or None). A query (B, Q) gives (B, D) and (B, T). A row that may attend nothing has a zero context, zero weights and
-    zero gradients.
+    or None). A query (B, Q) gives (B, D) and (B, T). Where the key is (T, K) all are without B. A row that may attend
+    nothing has a zero context, zero weights and zero gradients.
 
     Of several heads the weights are the mean, or with `average_attn_weights=False` (B, num_heads, S, T), as those of
     `nn.MultiheadAttention`. With `need_lse=True` a third result is lse, the log-sum-exp over t of the scores: (B, S),
@@ -251,6 +252,10 @@ class AdditiveAttention(nn.Module):
         average_attn_weights: bool = True,
         need_lse: bool = False,
     ) -> tuple[Tensor, Tensor | None] | tuple[Tensor, Tensor | None, Tensor]:
+        if is_unbatched(key, 2):
+            options = {"average_attn_weights": average_attn_weights, "need_lse": need_lse}
+            found: tuple[Tensor, Tensor | None] = of_one(self.forward, query, key, value, mask, need_weights, **options)
+            return found
         if not isinstance(key, PreparedKeys):
             key = self._project(key, value, mask)
         elif value is not None or mask is not None:

@@ -21,6 +21,7 @@ from hybridops.checks import (
     check_shape,
 )
 from hybridops.reference.additive_attention import AdditiveAttention, PreparedKeys
+from hybridops.reference.unbatched import is_unbatched, of_one
 
 CELLS = {"lstm": nn.LSTMCell, "gru": nn.GRUCell}
 LOCATIONS = ("convolution", "coverage")
@@ -114,7 +115,7 @@ class AttentionDecoder(nn.Module):
     Shape: x (B, S, E), memory (B, T, D), hx None = zeros or (h, c) of an LSTM, h of a GRU, each (B, H); mask None or
     boolean, True = may be attended, (B, T) or broadcastable to it; lengths None or integers (B,). Gives output (B, S,
     H), the h_s; the state after the last step, like hx; context (B, S, D), the c_s; weights (B, S, T) after dropout,
-    or None if not needed. All are of one dtype, floating-point.
+    or None if not needed. All are of one dtype, floating-point. All may be without B.
 
     Padding may hold anything: what is behind the mask does not count, and a row that may attend nothing has zero
     weights and a zero context; at step lengths[b] and those after it row b keeps its state, gives zeros, and its x
@@ -202,6 +203,8 @@ class AttentionDecoder(nn.Module):
         lengths: Tensor | None = None,
         need_weights: bool = False,
     ) -> tuple[Tensor, States, Tensor, Tensor | None]:
+        if is_unbatched(x, 2):
+            return of_one(self.forward, x, memory, hx, mask=mask, lengths=lengths, need_weights=need_weights)
         check_shape("x", x, ("B", "S", self.input_dim))
         memory, mask = self._check_memory(memory, mask, x.shape[0])
         h, c = self._check_states(hx, memory)

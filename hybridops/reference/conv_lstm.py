@@ -24,6 +24,7 @@ from hybridops.checks import (
 )
 from hybridops.formulas.conv_lstm import add_peephole
 from hybridops.formulas.recurrence import same_padding
+from hybridops.reference.unbatched import is_unbatched, map_tensors, of_one
 
 GATES = "figo"
 PEEPHOLES = ("channel", "spatial")
@@ -47,7 +48,8 @@ class ConvLSTMCell(nn.Module):
     Parameters: `conv.weight` (4H, C+H, K*), `conv.bias` (4H), `peephole` (3, H) or (3, H, S*) with rows f, i, o, which
     are zeros at first.
 
-    Shape: x_t (B, C, S*), states None (zeros) or (h, c) of (B, H, S*) each; gives (h_t, c_t) of (B, H, S*) each.
+    Shape: x_t (B, C, S*), states None (zeros) or (h, c) of (B, H, S*) each; gives (h_t, c_t) of (B, H, S*) each. All
+    may be without B.
 
     Raises:
         TypeError, ValueError: an argument, or the shape of an input, is not as said here.
@@ -127,6 +129,8 @@ class ConvLSTMCell(nn.Module):
         return torch.cat([rows[gate] for gate in GATES])
 
     def forward(self, x_t: Tensor, states: States | None = None) -> States:
+        if is_unbatched(x_t, 1 + self.spatial_dims):
+            return of_one(self.forward, x_t, states)
         check_shape("x_t", x_t, ("B", self.input_dim, *self._space()))
         h_prev, c_prev = self.initial_states(x_t) if states is None else self._check_states(x_t, states)
         a = self.conv(torch.cat([x_t, h_prev.to(x_t.dtype)], dim=1))
@@ -186,6 +190,7 @@ class ConvLSTM(nn.Module):
     Shape: x (B, T, C, S*); hx None (zeros) or (h_0, c_0), each (num_layers, B, H, S*) or a list of (B, H, S*). A list
     of one pair (h, c) a layer is taken as such where it cannot be (h_0, c_0); for two layers of one size it could.
     Gives (output (B, T, H, S*) of the last layer, (h_n, c_n)), states stacked as hx, or lists where hidden_dim is one.
+    All may be without B, as for `nn.LSTM`.
 
     Raises:
         TypeError, ValueError: an argument, or the shape of an input, is not as said here.
@@ -246,12 +251,21 @@ class ConvLSTM(nn.Module):
             cell.reset_parameters()
 
     def forward(self, x: Tensor, hx: tuple[Any, Any] | None = None) -> tuple[Tensor, tuple[Any, Any]]:
+        if is_unbatched(x, 2 + self._cells()[0].spatial_dims):
+            return self._of_one(x, hx)
         output, first_states = self._layer_inputs(x, hx)
         last_states = []
         for cell, state in zip(self._cells(), first_states, strict=True):
             output, state = run_steps(cell, output, state)
             last_states.append(state)
         return self._results(output, last_states)
+
+    def _of_one(self, x: Tensor, hx: Any) -> tuple[Tensor, tuple[Any, Any]]:
+        """`forward` of a sequence without a batch, whose dimension states have behind that of layers."""
+        dim, stacked = 0 if self.batch_first else 1, x.dim()
+        batched = map_tensors(lambda state: state.unsqueeze(1 if state.dim() == stacked else 0), hx)
+        output, states = self.forward(x.unsqueeze(dim), batched)
+        return output.squeeze(dim), map_tensors(lambda state: state.squeeze(1 if state.dim() > stacked else 0), states)
 
     def _layer_inputs(self, x: Tensor, hx: tuple[Any, Any] | None) -> tuple[Tensor, list[States | None]]:
         """The arguments of `forward`, checked: x (B, T, C, S*), and one (h, c) a layer."""

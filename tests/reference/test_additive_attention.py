@@ -177,7 +177,7 @@ def test_wrong_concat_constructor_arguments(error, hidden_dim):
         (ValueError, "query", {"query": torch.zeros(3, 4)}),
         (ValueError, "query", {"query": torch.zeros(4)}),
         (ValueError, "key", {"key": torch.zeros(2, 5, 7)}),
-        (ValueError, "key", {"key": torch.zeros(2, 6)}),
+        (ValueError, "key", {"key": torch.zeros(6)}),
         (ValueError, "value", {"value": torch.zeros(2, 4, 7)}),
         (TypeError, "mask", {"mask": torch.zeros(2, 5)}),
         (TypeError, "mask", {"mask": [True]}),

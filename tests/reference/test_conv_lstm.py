@@ -232,7 +232,7 @@ FRAME, STATE = torch.zeros(2, 3, 4, 5), torch.zeros(2, 2, 4, 5)
     ("error", "name", "arguments"),
     [
         (TypeError, "x_t", ([[1.0]],)),
-        (ValueError, "x_t", (FRAME[0],)),
+        (ValueError, "x_t", (FRAME[0, 0],)),
         (ValueError, "x_t", (FRAME[:, :2],)),
         (ValueError, "x_t", (FRAME[..., :4],)),  # the peephole has 4 x 5 positions
         (TypeError, "states", (FRAME, STATE)),
@@ -255,7 +255,7 @@ VIDEO, STATES = FRAME[:, None], torch.stack([STATE, STATE])
     ("error", "name", "arguments"),
     [
         (TypeError, "x", (None,)),
-        (ValueError, "x", (FRAME,)),
+        (ValueError, "x", (FRAME[0],)),
         (ValueError, "x", (VIDEO[:, :, :2],)),
         (TypeError, "hx", (VIDEO, STATES)),
         (ValueError, "hx", (VIDEO, (STATES,))),
