@@ -44,7 +44,7 @@ LISTS = {
     "copy": Lists(memory_tasks.copy, 9, 8, (1, 10), (20, 40), 250, 12),
     "associative recall": Lists(memory_tasks.associative_recall, 8, 6, (2, 6), (10, 15), 250, 16),
     "copy digits": Lists(
-        memory_tasks.copy_digits, 128, 10, (1, 10), (20, 40), 250, 12,
+        memory_tasks.copy_digits, 128, 10, (1, 6), (12, 24), 250, 20,
         lambda: FrameEncoder(ConvEncoder(1, (16, 32)), regions=4),
     ),
 }  # fmt: skip
