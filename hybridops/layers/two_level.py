@@ -136,7 +136,7 @@ class TwoLevelTokenDecoder(TokenDecoder):
         vocab_size, embed_dim: words V, channels E of a word.
         hidden_dim, memory_dim, attn_dim: H of the state, D of the values of frames and of shots, A of the attention.
         pooled_dim: P of the film's pooled; None: D.
-        beta: as in `TwoLevelAttention`.
+        beta: as in `TwoLevelAttention`; with "frames" it is an `AttentionTokenDecoder` over frames, which is one op.
         cell: "lstm" or "gru".
         dropout: of embedded words, and of what the vocabulary is applied to, in training.
         pad: the number of the word that only fills up.
