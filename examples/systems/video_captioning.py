@@ -117,9 +117,13 @@ def trained(context: str, data: Data, options: Options) -> tuple[VideoCaptioner,
     train = encode(data.train, data.words)
     plan = replace(PLAN, seed=options.seed, epochs=1 if options.smoke else PLAN.epochs)
 
+    held = encode(data.validation, data.words)
+
     def match(model: nn.Module) -> float:
+        """Where no caption matches, the likelier ones are better."""
         assert isinstance(model, VideoCaptioner)
-        return exact(describe(model, data.validation, data.words), data.validation)
+        found = exact(describe(model, data.validation, data.words), data.validation)
+        return found - 1e-4 * float(loss(model, held))
 
     def batch(index: list[int]) -> Batch:
         return Batch(*(part[index] for part in train))
