@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hybridops.checks import check_lengths, check_shape
+from hybridops.checks import check_bool, check_lengths, check_shape
 from hybridops.layers.encoders import Memory, RNNEncoder
 from hybridops.layers.frames import FrameEncoder
 from hybridops.layers.pooling import MeanPooling
@@ -16,13 +16,18 @@ from hybridops.layers.pooling import MeanPooling
 class VideoEncoder(nn.Module):
     """A recurrent network over what an image encoder makes of each frame: h_t = RNN(CNN(frame_t), h_{t-1}).
 
+    Of a film in shots (`shots`) it is a `ShotEncoder`, and h_t = [f_t; g_i]: the state in shot i, and that of the shot.
+
     Args:
         encoder, regions: of a `FrameEncoder`.
         hidden_dim: H of a state.
         cell, bidirectional: as in `RNNEncoder`.
+        shots: whether a film comes in shots.
 
-    Shape: frames (B, T, C, Y, X), lengths None or integers (B,). Gives a Memory: values (B, T, D), D = H or 2H, the
-    states; mask, of the lengths; pooled (B, D), the mean of the states that are there.
+    Shape: frames (B, T, C, Y, X); lengths None or integers (B,), frames of each film, with `shots` (B, N), frames of
+    each of its shots, 0 behind the last one, None: one shot. Gives a Memory: values (B, T, D), D = H, twice as much if
+    bidirectional and again if in shots, the h_t, zeros behind the end; mask, of the lengths; pooled (B, D), the mean of
+    those that are there.
 
     Raises:
         TypeError, ValueError: an argument, or the shape of an input, is not as said here.
@@ -36,14 +41,22 @@ class VideoEncoder(nn.Module):
         regions: int | None = None,
         cell: str = "lstm",
         bidirectional: bool = False,
+        shots: bool = False,
     ) -> None:
         super().__init__()
         self.frames = FrameEncoder(encoder, regions)
-        self.rnn = RNNEncoder(self.frames.dim, hidden_dim, cell=cell, bidirectional=bidirectional)
-        self.dim, self.pool = self.rnn.dim, MeanPooling()
+        network = ShotEncoder if check_bool("shots", shots) else RNNEncoder
+        self.rnn = network(self.frames.dim, hidden_dim, cell=cell, bidirectional=bidirectional)
+        self.dim, self.pool = self.rnn.dim * (2 if shots else 1), MeanPooling()
 
     def forward(self, frames: Tensor, lengths: Tensor | None = None) -> Memory:
-        values, mask, _ = self.rnn(self.frames(frames, lengths).values, lengths)
+        if isinstance(self.rnn, ShotEncoder):
+            of_film, lengths = film_lengths(frames, lengths)
+            film = self.rnn(self.frames(frames, of_film).values, lengths)
+            of_shot = by_frame(film.shots.values[:, :, None], film.lengths, frames.shape[1])
+            values, mask = torch.cat([film.frames.values, of_shot], 2), film.frames.mask
+        else:
+            values, mask, _ = self.rnn(self.frames(frames, lengths).values, lengths)
         return Memory(values, mask, self.pool(values, mask))
 
 
@@ -93,6 +106,14 @@ class ShotEncoder(nn.Module):
         mask = torch.arange(x.shape[1], device=x.device) < lengths.sum(1, keepdim=True)
         film = by_frame(states.unflatten(0, lengths.shape), lengths, x.shape[1])
         return ShotMemory(Memory(film, mask, shots.pooled), shots._replace(mask=there), lengths)
+
+
+def film_lengths(frames: Tensor, lengths: Tensor | None) -> tuple[Tensor | None, Tensor]:
+    """Of films (B, T, ...) in shots: frames of each film, (B,) or None, all of them, and of each shot, (B, N)."""
+    if lengths is None:  # one shot
+        return None, torch.full((frames.shape[0], 1), frames.shape[1], device=frames.device)
+    check_shape("lengths", lengths, (frames.shape[0], "N"))
+    return lengths.sum(1), lengths
 
 
 def checked_shots(lengths: Tensor, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from hybridops.layers.decoding import AttentionTokenDecoder, RecurrentTokenDecod
 from hybridops.layers.encoders import ConvEncoder
 from hybridops.layers.frames import FrameEncoder
 from hybridops.layers.search import Hypotheses, search_best
-from hybridops.layers.shots import ShotEncoder, VideoEncoder
+from hybridops.layers.shots import ShotEncoder, VideoEncoder, film_lengths
 from hybridops.layers.two_level import TwoLevelTokenDecoder
 
 CONTEXTS = ("mean", "temporal", "hierarchical")
@@ -93,11 +93,8 @@ class VideoCaptioner(nn.Module):
         check_shape("frames", frames, ("B", "T", "C", "Y", "X"))
         if self.context != "hierarchical":
             return self.encoder(frames, lengths)
-        if lengths is None:
-            one = torch.full((frames.shape[0], 1), frames.shape[1], device=frames.device)
-            return self.shots(self.encoder(frames).values, one)
-        check_shape("lengths", lengths, (frames.shape[0], "N"))
-        return self.shots(self.encoder(frames, lengths.sum(1)).values, lengths)
+        of_film, lengths = film_lengths(frames, lengths)
+        return self.shots(self.encoder(frames, of_film).values, lengths)
 
     def forward(self, frames: Tensor, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
         return self.attend(frames, tokens, lengths, need_weights=False)[0]

@@ -21,6 +21,9 @@ class VideoQuestionAnswering(VisualQuestionAnswering):
         of `FUSIONS`:    of the mean of v_t and q; "product" is v ∘ q, "bilinear" vᵀ W_d q
         "none":          q alone
 
+    Of films in `shots`, h_t = [f_t; g_i]: a network reads the frames of each shot, and one the shots, Pan et al. 2016,
+    https://arxiv.org/abs/1511.03476; see `VideoEncoder`.
+
     Args:
         vocab_size, num_answers, embed_dim, hidden_dim, fused_dim, dropout, pad: as of `VisualQuestionAnswering`.
         fusion: one of those above, or of the others that `VisualQuestionAnswering` knows.
@@ -28,9 +31,12 @@ class VideoQuestionAnswering(VisualQuestionAnswering):
         encoder: another one in its place, of images (N, C, Y, X).
         regions: of those, how many a frame's vector keeps apart, see `FrameEncoder`; None: it is their mean.
         cell: of the networks over words and over frames, "gru" or "lstm".
+        bidirectional: whether those over frames and over shots are.
+        shots: whether a film comes in shots.
 
-    Shape: frames (N, T, C, Y, X), in place of images; video_lengths None or integers (N,), frames of each video; all
-    else as of `VisualQuestionAnswering`. `weights` gives α, (B, T). What is behind a video's end may be anything.
+    Shape: frames (N, T, C, Y, X), in place of images; video_lengths None or integers (N,), frames of each video, with
+    `shots` (N, S), frames of each of its shots, 0 behind the last one, None: one shot; all else as of
+    `VisualQuestionAnswering`. `weights` gives α, (B, T). What is behind a video's end may be anything.
 
     Raises:
         TypeError, ValueError: an argument, or the shape of an input, is not as said here.
@@ -50,11 +56,16 @@ class VideoQuestionAnswering(VisualQuestionAnswering):
         encoder: nn.Module | None = None,
         regions: int | None = None,
         cell: str = "gru",
+        bidirectional: bool = False,
+        shots: bool = False,
         dropout: float = 0.0,
         pad: int = 0,
     ) -> None:
         encoder = ConvEncoder(in_channels, channels) if encoder is None else encoder
+        encoder = VideoEncoder(
+            encoder, hidden_dim, regions=regions, cell=cell, bidirectional=bidirectional, shots=shots
+        )  # fmt: skip
         super().__init__(
             vocab_size, num_answers, fusion=fusion, embed_dim=embed_dim, hidden_dim=hidden_dim, fused_dim=fused_dim,
-            encoder=VideoEncoder(encoder, hidden_dim, regions=regions, cell=cell), cell=cell, dropout=dropout, pad=pad,
+            encoder=encoder, cell=cell, dropout=dropout, pad=pad,
         )  # fmt: skip

@@ -123,3 +123,38 @@ def test_a_film_is_a_recurrent_network_over_encoded_frames(cell):
         torch.testing.assert_close(memory.values[row, :length], states, **FLOAT64)
         torch.testing.assert_close(memory.pooled[row], states.mean(0), **FLOAT64)
         assert not memory.values[row, length:].any()
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_film_in_shots_has_the_state_in_a_shot_and_that_of_the_shot(bidirectional):
+    encoder = VideoEncoder(ConvEncoder(3, (4, 6)), 5, cell="gru", bidirectional=bidirectional, shots=True)
+    encoder = encoder.double().eval()
+    film, lengths = torch.rand(3, 5, 3, 8, 8).double(), torch.tensor([[2, 1, 2], [1, 3, 0], [1, 0, 0]])
+    behind = torch.arange(5) >= lengths.sum(1, keepdim=True)
+    memory = encoder(film.masked_fill(behind[..., None, None, None], torch.nan), lengths)
+    assert torch.equal(memory.mask, ~behind)
+    assert encoder.dim == memory.values.shape[2] == (20 if bidirectional else 10)
+    for row, counts in enumerate(lengths.tolist()):
+        count = sum(counts)
+        vectors = encoder.frames.encoder(film[row, :count]).pooled
+        read = [encoder.rnn.frames(part[None]) for part in vectors.split([each for each in counts if each])]
+        shots = encoder.rnn.shots(torch.stack([part.pooled for part in read], 1)).values[0]
+        states = [torch.cat([state, shot]) for part, shot in zip(read, shots, strict=True) for state in part.values[0]]
+        torch.testing.assert_close(memory.values[row, :count], torch.stack(states), **FLOAT64)
+        torch.testing.assert_close(memory.pooled[row], torch.stack(states).mean(0), **FLOAT64)
+        assert not memory.values[row, count:].any()
+
+
+def test_without_lengths_a_film_is_one_shot():
+    encoder = VideoEncoder(ConvEncoder(3, (4, 6)), 5, shots=True).double().eval()
+    film = torch.rand(2, 4, 3, 8, 8).double()
+    expected = encoder(film, torch.tensor([[4, 0], [4, 0]]))
+    torch.testing.assert_close(encoder(film).values, expected.values, **FLOAT64)
+
+
+def test_a_film_in_shots_has_their_lengths():
+    with pytest.raises(TypeError, match="shots must be a bool"):
+        VideoEncoder(ConvEncoder(3, (4, 6)), 5, shots=1)
+    encoder = VideoEncoder(ConvEncoder(3, (4, 6)), 5, shots=True)
+    with pytest.raises(ValueError, match=r"lengths must have shape \(2, N\), got \(2\)"):
+        encoder(torch.rand(2, 4, 3, 8, 8), torch.tensor([4, 4]))

@@ -268,13 +268,15 @@ CASES |= {
     for context in ("mean", "temporal", "hierarchical")
 }
 CASES |= {
-    f"VideoQuestionAnswering, {fusion}": Case(
-        lambda fusion=fusion: each_its_own_video(
-            models.VideoQuestionAnswering(11, 5, fusion=fusion, embed_dim=6, hidden_dim=8, channels=(4, 8))
+    f"VideoQuestionAnswering, {fusion}{', shots' if shots else ''}": Case(
+        lambda fusion=fusion, shots=shots: each_its_own_video(
+            models.VideoQuestionAnswering(
+                11, 5, fusion=fusion, embed_dim=6, hidden_dim=8, channels=(4, 8), bidirectional=shots, shots=shots
+            )
         ),
-        lambda dtype: (film(dtype), words(4, 6), LENGTHS, FRAMES),
+        lambda dtype, lengths=SHOTS if shots else FRAMES: (film(dtype), words(4, 6), LENGTHS, lengths),
         more_film,
         lambda inputs: inputs[:3],
     )
-    for fusion in ("additive", "bilinear")
+    for fusion, shots in (("additive", False), ("bilinear", False), ("additive", True))
 }

@@ -13,10 +13,10 @@ FUSIONS = ("additive", "product", "bilinear")
 LENGTHS = torch.tensor([4, 2, 3])
 
 
-def make(fusion: str) -> VideoQuestionAnswering:
+def make(fusion: str, **of_film: bool) -> VideoQuestionAnswering:
     torch.manual_seed(0)
-    model = VideoQuestionAnswering(11, 3, fusion=fusion, embed_dim=5, hidden_dim=6, fused_dim=7, channels=(4, 8))
-    return model.double().eval()
+    sizes = {"embed_dim": 5, "hidden_dim": 6, "fused_dim": 7, "channels": (4, 8)}
+    return VideoQuestionAnswering(11, 3, fusion=fusion, **sizes, **of_film).double().eval()
 
 
 def draw() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -86,6 +86,23 @@ def test_weights_of_frames():
         make("product").weights(videos, words, lengths, index, LENGTHS)
 
 
+@pytest.mark.parametrize("fusion", ["additive", "bilinear"])
+def test_of_films_in_shots(fusion):
+    model, (videos, *questions) = make(fusion, bidirectional=True, shots=True), draw()
+    shots = torch.tensor([[2, 2, 0], [2, 0, 0], [1, 1, 1]])
+    logits = model(videos, *questions, shots)
+    behind = torch.arange(4) >= shots.sum(1, keepdim=True)
+    garbage = videos.masked_fill(behind[..., None, None, None], torch.nan)
+    torch.testing.assert_close(model(garbage, *questions, shots), logits, **FLOAT64)
+    cut = shots.clone()
+    cut[0] = torch.tensor([1, 3, 0])  # where shots are cut counts, for the two questions about this film
+    changed = model(videos, *questions, cut)
+    assert not torch.allclose(changed[:2], logits[:2])
+    torch.testing.assert_close(changed[2:], logits[2:], **FLOAT64)
+    logits.square().sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
 def test_the_question_alone():
     model, (_, words, lengths, _) = make("none"), draw()
     assert model(None, words, lengths).shape == (5, 3)
@@ -100,3 +117,5 @@ def test_errors_name_the_argument():
         model(videos[:, 0], *questions)
     with pytest.raises(ValueError, match=r"lengths must have shape \(3\), got \(2\)"):
         model(videos, *questions, LENGTHS[:2])
+    with pytest.raises(ValueError, match=r"lengths must have shape \(3, N\), got \(3\)"):
+        make("additive", shots=True)(videos, *questions, LENGTHS)
