@@ -371,7 +371,8 @@ WRONG = {
     ),
     "mask": (
         {"mask": torch.ones(3, 5)}, TypeError,
-        "mask must be a boolean tensor (True = may be attended), got torch.float32; what is added to scores is `score_bias`",
+        "mask must be a boolean tensor (True = may be attended), got torch.float32; "
+        "what is added to scores is `score_bias`",
     ),
     "mask's shape": (
         {"mask": MASK[:2]}, ValueError, "mask must be (3, 5) or broadcastable to (3, 1, 5), got (2, 5)"
