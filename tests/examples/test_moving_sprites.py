@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+pytest.importorskip("sklearn")
 from examples.data import moving_sprites as sprites
 
 

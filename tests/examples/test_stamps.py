@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+
+pytest.importorskip("PIL")
 from PIL import Image
 
 from examples.data import stamps

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -22,6 +21,9 @@ from hybridops.reference.additive_attention import PreparedKeys
 from hybridops.reference.attention_decoder import DecoderState
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # the exporter's own warnings are many
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
 
 MASK = torch.tensor([[True, True, True, False, False], [True, True, True, True, True]])
 
