@@ -24,7 +24,7 @@ from hybridops.layers.shots import by_shot
 from hybridops.models import VideoQuestionAnswering
 
 SYSTEM = "video question answering"
-PLAN = Plan(epochs=14, batch_size=32, learning_rate=5e-3)  # batches of films, each with all its questions
+PLAN = Plan(epochs=32, batch_size=16, learning_rate=5e-3)  # batches of films, each with all its questions
 FUSIONS = {  # of VideoQuestionAnswering: what it is
     "additive": "temporal attention",
     "product": "mean of frames, product",
@@ -50,8 +50,8 @@ def encode(films: Films, vocabulary: Vocabulary) -> Questions:
 def make_model(fusion: str, words: int, encoder: nn.Module | None = None) -> VideoQuestionAnswering:
     encoder = sprite_films.map_encoder() if encoder is None else encoder
     return VideoQuestionAnswering(
-        words, len(answers()), fusion=fusion, embed_dim=128, hidden_dim=64, fused_dim=96, encoder=encoder,
-        regions=REGIONS, dropout=0.1,
+        words, len(answers()), fusion=fusion, embed_dim=64, hidden_dim=96, fused_dim=96, encoder=encoder,
+        regions=REGIONS, bidirectional=True, shots=True,
     )  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def inputs(part: Questions) -> tuple[Tensor, ...]:
     """What a model takes."""
     films, each = part.words.shape[:2]
     index = torch.arange(films).repeat_interleave(each)
-    return part.maps, part.words.flatten(0, 1), part.word_counts.flatten(), index, part.lengths.sum(1)
+    return part.maps, part.words.flatten(0, 1), part.word_counts.flatten(), index, part.lengths
 
 
 def loss(model: nn.Module, part: Questions) -> Tensor:
