@@ -25,9 +25,9 @@ _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def on_config(config: Any) -> Any:
-    for part in config.nav:
-        for pages in (pages for title, pages in part.items() if title == "Systems") if isinstance(part, dict) else ():
-            pages[1:1] = [f"systems/{page.name}" for page in sorted((ROOT / "docs/systems").glob("*.md"))]
+    """Under Systems, behind the first page, one for each."""
+    (systems,) = [part["Systems"] for part in config.nav if "Systems" in part]
+    systems[1:1] = [f"systems/{page.name}" for page in sorted((ROOT / "docs/systems").glob("*.md"))]
     return config
 
 

@@ -53,8 +53,8 @@ class EfficientNetLite0(nn.Module):
 
 @dataclass(frozen=True)
 class Part:
-    images: Tensor
-    features: Tensor  # (N, CHANNELS, GRID, GRID)
+    images: Tensor  # uint8 (N, 3, 224, 224)
+    features: Tensor  # (N, CHANNELS, GRID, GRID); of what is trained on, and then of its mirror images, (2N, ...)
     captions: list[str]
 
 
@@ -84,15 +84,19 @@ def load(smoke: bool = False) -> Data:
         features = cached("stamp_features", lambda: _features(data.images))[order]
         mirrored = cached("stamp_features_mirrored", lambda: _features(data.images.flip(3)))[order]
     captions = [data.captions[number] for number in order]
-    parts = []
-    for kept in (lambda n: n % 5 > 1, lambda n: n % 5 == 1, lambda n: n % 5 == 0):
-        places = [n for n in range(count) if kept(n)]
-        parts.append(Part(data.images[order[places]], features[places].float(), [captions[n] for n in places]))
-        if len(parts) == 1:
-            both = torch.cat([parts[0].features, mirrored[places].float()])
-            parts[0] = Part(parts[0].images.repeat(2, 1, 1, 1), both, 2 * parts[0].captions)
-    counts = Counter(word for text in parts[0].captions for word in text.split())
-    return Data(*parts, ["<pad>", "<start>", "<end>", "<unknown>", *(word for word, _ in counts.most_common())])
+    fifth = torch.arange(count) % 5
+
+    def part(kept: Tensor, features: Tensor) -> Part:
+        places = kept.nonzero().squeeze(1)
+        return Part(data.images[order[places]], features[places].float(), [captions[n] for n in places])
+
+    train, validation, test = (part(kept, features) for kept in (fifth > 1, fifth == 1, fifth == 0))
+    mirrored_train = part(fifth > 1, mirrored)
+    train = Part(train.images, torch.cat([train.features, mirrored_train.features]), 2 * train.captions)
+    counts = Counter(word for text in train.captions for word in text.split())
+    return Data(
+        train, validation, test, ["<pad>", "<start>", "<end>", "<unknown>", *(word for word, _ in counts.most_common())]
+    )
 
 
 @torch.no_grad()
