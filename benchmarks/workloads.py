@@ -166,6 +166,23 @@ class AdditiveAttentionWorkload:
 
 
 @dataclass(frozen=True)
+class MaskedAttentionWorkload(AdditiveAttentionWorkload):
+    """The attention alone, of which each batch entry has a mask that leaves some keys, here and there."""
+
+    attended: int = 1
+
+    tasks: ClassVar[tuple[str, ...]] = ("attention inference", "attention training")
+
+    def operations(self, task: str) -> float:
+        return super().operations(task) * self.attended / self.keys
+
+    def function(self, task: str, variant: str, place: Place) -> Callable[..., Tensor]:
+        order = torch.rand(self.batch, self.keys, generator=torch.Generator().manual_seed(0)).argsort(1)
+        mask = order.lt(self.attended).to(place["device"])
+        return partial(super().function(task, variant, place), mask=mask)
+
+
+@dataclass(frozen=True)
 class DecodingLoopWorkload:
     """A decoder's attention over some steps, as it stands in text books: weights by concatenation, which projects the
     encoder's outputs anew at every step; then the context. Fused, they are prepared once.
@@ -238,6 +255,7 @@ WORKLOADS: dict[str, tuple[Workload, ...]] = {
         AdditiveAttentionWorkload("decode", 32, 1, 50, 512, 512),
         AdditiveAttentionWorkload("decode128", 32, 1, 200, 128, 128),
         AdditiveAttentionWorkload("long", 1, 256, 2048, 256, 256),
+        MaskedAttentionWorkload("masked", 8, 50, 196, 512, 2048, attended=16),
         DecodingLoopWorkload("decoder", 32, 50, 50, 512),
     ),
     "attention_decoder": decoders.WORKLOADS,
@@ -247,6 +265,7 @@ if SMOKE:
         "conv_lstm": (ConvLSTMWorkload("tiny", 2, 4, 3, 8, 10, 3),),
         "additive_attention": (
             AdditiveAttentionWorkload("tiny", 2, 1, 7, 32, 16),
+            MaskedAttentionWorkload("masked", 2, 8, 7, 32, 16, attended=2),
             DecodingLoopWorkload("decoder", 2, 3, 7, 16),
         ),
         "attention_decoder": decoders.SMOKE_WORKLOADS,
@@ -395,8 +414,8 @@ def plain_scores(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.tanh(q[:, :, None] + k[:, None]) @ v
 
 
-def plain_attention(q: Tensor, k: Tensor, value: Tensor, v: Tensor) -> Tensor:
-    return torch.softmax(plain_scores(q, k, v), -1) @ value
+def plain_attention(q: Tensor, k: Tensor, value: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    return masked_softmax(plain_scores(q, k, v), mask) @ value
 
 
 def fusible_scores(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -404,8 +423,12 @@ def fusible_scores(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (torch.tanh(q[:, :, None] + k[:, None]) * v).sum(-1)
 
 
-def fusible_attention(q: Tensor, k: Tensor, value: Tensor, v: Tensor) -> Tensor:
-    return torch.softmax(fusible_scores(q, k, v), -1) @ value
+def fusible_attention(q: Tensor, k: Tensor, value: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    return masked_softmax(fusible_scores(q, k, v), mask) @ value
+
+
+def masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
+    return torch.softmax(scores if mask is None else scores.masked_fill(~mask[:, None], -torch.inf), -1)
 
 
 # ----------------------------------------------------------------------------------------------------------- accuracy

@@ -91,6 +91,8 @@ class AttentionInputs(NamedTuple):
 
 
 class AdditiveAttentionImpl(Protocol):
+    """One with `takes_attended_keys = True` is given on a CPU only the keys that may be attended, where few are."""
+
     def additive_scores_forward(
         self, q: Tensor, k: Tensor, v: Tensor, activation: Activation, prepared: tuple[Tensor, Tensor] | None = None, /
     ) -> Tensor:

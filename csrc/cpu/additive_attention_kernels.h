@@ -51,9 +51,61 @@ void write_scores(const AdditiveScoresArgs<T, A>& a, const Partition& partition,
     });
 }
 
+// Of each batch entry, behind the last key that a query of it may attend to. What is not finite counts as attended: its
+// product with a weight of zero is NaN, which has to come.
+template <class A>
+class AttendedEnds {
+   public:
+    template <class T>
+    AttendedEnds(const AdditiveScoresArgs<T, A>& a, const ContextArgs<T, A>& c) {
+        const AdditiveShape& n = a.shape;
+        const Broadcast<bool>& mask = c.softmax.mask;
+        keys_ = n.keys;
+        if (!mask.data) return;
+        ends_.emplace(n.batch);
+        torch::stable::parallel_for(0, n.batch, 4096 / (n.keys + 1) + 1, [&](int64_t begin, int64_t end) {
+            for (int64_t b = begin; b < end; ++b) {
+                const int64_t first = b * n.keys, attended = attended_end(mask, b, n);
+                const bool finite =
+                    (a.prepared_keys.values
+                         ? all_finite(a.prepared_keys.bound + first + attended, n.keys - attended)
+                         : all_finite(a.k + (first + attended) * n.width, (n.keys - attended) * n.width)) &&
+                    all_finite(c.value + (first + attended) * c.channels, (n.keys - attended) * c.channels);
+                ends_->data()[b] = finite ? attended : n.keys;
+            }
+        });
+    }
+
+    int64_t operator()(int64_t b) const { return ends_ ? ends_->data()[b] : keys_; }
+
+   private:
+    int64_t keys_;
+    std::optional<Buffer<int64_t>> ends_;
+
+    static int64_t attended_end(const Broadcast<bool>& mask, int64_t b, const AdditiveShape& n) {
+        int64_t end = 0;
+        for (int64_t s = 0; s < (mask.query ? n.queries : 1); ++s) {
+            const bool* row = mask.data + b * mask.batch + s * mask.query;
+            int64_t t = n.keys;
+            while (t > end && !row[(t - 1) * mask.key]) --t;
+            end = t;
+        }
+        return end;
+    }
+
+    template <class E>
+    static bool all_finite(const E* x, int64_t count) {
+        LargestMagnitude<A> most;
+        for (int64_t i = 0; i < count; i += lanes<A>) most.see(load_lanes<A>(x + i, lanes_of<A>(count - i)));
+        return most.value() - most.value() == 0;
+    }
+};
+
 template <class A, class T, class Scores>
-void attend(const AdditiveShape& n, const Partition& partition, const Scores& scores, const ContextArgs<T, A>& c,
-            A largest_score) {
+void attend(const AdditiveScoresArgs<T, A>& a, const Partition& partition, const Scores& scores,
+            const ContextArgs<T, A>& c, A largest_score) {
+    const AdditiveShape& n = a.shape;
+    const AttendedEnds<A> ends(a, c);
     const int64_t row = round_up(n.keys, lanes<A>);
     const Softmax<A, T> softmax{c.softmax, n.queries, n.keys, largest_score};
     const Context<A, T> context{c, n.queries, n.keys};
@@ -62,15 +114,17 @@ void attend(const AdditiveShape& n, const Partition& partition, const Scores& sc
             const int64_t count = pairs.s1 - pairs.s0;
             A* weights = scratch_of<A>(count * row + std::max(scores.scratch(count), context.scratch()));
             A* scratch = weights + count * row;
-            scores(pairs, weights, row, scratch);
+            const Pairs attended = before(pairs, ends(pairs.b));
+            scores(attended, weights, row, scratch);
             for (int64_t i = 0; i < count; ++i) softmax(weights + i * row, pairs.b * n.queries + pairs.s0 + i);
-            context(pairs, 0, c.channels, weights, row, scratch);
+            context(attended, 0, c.channels, weights, row, scratch);
         });
     }
     const Buffer<A> all(n.batch * n.queries * row);
     const auto weights = [&](const Pairs& pairs) { return all.data() + (pairs.b * n.queries + pairs.s0) * row; };
     for_each_unit(n, partition, [&](const Pairs& pairs) {
-        scores(pairs, weights(pairs) + pairs.t0, row, scratch_of<A>(scores.scratch(pairs.s1 - pairs.s0)));
+        scores(before(pairs, ends(pairs.b)), weights(pairs) + pairs.t0, row,
+               scratch_of<A>(scores.scratch(pairs.s1 - pairs.s0)));
     });
     torch::stable::parallel_for(0, n.batch * n.queries, 1, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) softmax(all.data() + i * row, i);
@@ -78,7 +132,7 @@ void attend(const AdditiveShape& n, const Partition& partition, const Scores& sc
     const int64_t strips = ceil_div(c.channels, context.strip);
     parallel_for_dynamic(n.batch * strips, [&](WorkQueue& queue) {
         for (int64_t i; queue.take(i);) {
-            const Pairs pairs{i / strips, 0, n.queries, 0, n.keys};
+            const Pairs pairs{i / strips, 0, n.queries, 0, ends(i / strips)};
             const int64_t d0 = i % strips * context.strip;
             context(pairs, d0, std::min(d0 + context.strip, c.channels), weights(pairs), row,
                     scratch_of<A>(context.scratch()));
@@ -92,7 +146,7 @@ void additive_forward(const AdditiveScoresArgs<T, A>& a, const ContextArgs<T, A>
     const AdditiveShape& n = a.shape;
     const Partition partition(n);
     const auto run = [&](const auto& scores, A largest_score) {
-        c ? attend(n, partition, scores, *c, largest_score) : write_scores(a, partition, scores);
+        c ? attend(a, partition, scores, *c, largest_score) : write_scores(a, partition, scores);
     };
     with_activation<A>(n.activation, n.negative_slope, [&](auto act) {
         if constexpr (std::is_same_v<decltype(act), Tanh>) {

@@ -50,14 +50,15 @@ struct Direct {
     }
 };
 
-// `rows` queries from s on against every key; dq (rows,lanes) out, dk added to, dv returned; dq and dk without the factor v.
+// `rows` queries from s on against the keys [0, end); dq (rows,lanes) out, dk added to, dv returned; dq and dk without the
+// factor v.
 template <class A, int rows, class Act>
-HYBRIDOPS_INLINE Simd<A> pair_gradients(A* dq, const Columns<A>& c, const A* grad, int64_t s, int64_t keys,
+HYBRIDOPS_INLINE Simd<A> pair_gradients(A* dq, const Columns<A>& c, const A* grad, int64_t s, int64_t keys, int64_t end,
                                         const Act& act) {
     // dv in two sums: one would be a chain of `rows` dependent additions a key, longer than all the other work
     Simd<A> q[rows], dq_acc[rows] = {}, dv[2] = {};
     for (int i = 0; i < rows; ++i) q[i] = load(c.q + (s + i) * lanes<A>);
-    for (int64_t t = 0; t < keys; ++t) {
+    for (int64_t t = 0; t < end; ++t) {
         const Simd<A> k = load(c.k + t * lanes<A>);
         Simd<A> dk = load(c.dk + t * lanes<A>), value[rows];
         act.values(value, q, k);
@@ -74,15 +75,15 @@ HYBRIDOPS_INLINE Simd<A> pair_gradients(A* dq, const Columns<A>& c, const A* gra
     return dv[0] + dv[1];
 }
 
-// The columns [a0, a0 + count) of batch entry b; dv_out (lanes).
+// The columns [a0, a0 + count) of batch entry b, from the keys [0, end); dv_out (lanes).
 template <class A, class T, class Act>
 void column_gradients(const AdditiveScoresBackwardArgs<T, A>& a, const Columns<A>& c, int64_t b, int64_t a0,
-                      int64_t count, A* dv_out, const Act& act) {
+                      int64_t count, int64_t end, A* dv_out, const Act& act) {
     constexpr int rows = 6;  // what the registers hold
     const AdditiveShape& n = a.shape;
     if constexpr (Act::exponentials) {
         exponential_row<2>(c.q, c.q, n.queries * lanes<A>, n.queries * lanes<A>);
-        exponential_row<-2>(c.k, c.k, n.keys * lanes<A>, n.keys * lanes<A>);
+        exponential_row<-2>(c.k, c.k, end * lanes<A>, end * lanes<A>);
     }
     std::fill(c.dk, c.dk + n.keys * lanes<A>, A(0));
     const A* grad = a.grad + b * n.queries * n.keys;
@@ -91,9 +92,9 @@ void column_gradients(const AdditiveScoresBackwardArgs<T, A>& a, const Columns<A
     A dq[rows * lanes<A>];
     for (int64_t s = 0, step; s < n.queries; s += step) {
         step = n.queries - s >= rows ? rows : n.queries - s >= 2 ? 2 : 1;
-        dv += step == rows ? pair_gradients<A, rows>(dq, c, grad, s, n.keys, act)
-              : step == 2  ? pair_gradients<A, 2>(dq, c, grad, s, n.keys, act)
-                           : pair_gradients<A, 1>(dq, c, grad, s, n.keys, act);
+        dv += step == rows ? pair_gradients<A, rows>(dq, c, grad, s, n.keys, end, act)
+              : step == 2  ? pair_gradients<A, 2>(dq, c, grad, s, n.keys, end, act)
+                           : pair_gradients<A, 1>(dq, c, grad, s, n.keys, end, act);
         for (int64_t i = 0; i < step; ++i)
             store_lanes<A>(a.dq + (b * n.queries + s + i) * n.width + a0, load(dq + i * lanes<A>) * v, count);
     }
@@ -102,11 +103,27 @@ void column_gradients(const AdditiveScoresBackwardArgs<T, A>& a, const Columns<A
     store(dv_out, dv);
 }
 
+// Behind the last key that any query has a gradient of: behind a mask there are only zeros.
+template <class A>
+int64_t end_of_nonzeros(const A* grad, const AdditiveShape& n) {
+    int64_t end = 0;
+    for (int64_t s = 0; s < n.queries; ++s) {
+        int64_t t = n.keys;
+        while (t > end && grad[s * n.keys + t - 1] == 0) --t;
+        end = t;
+    }
+    return end;
+}
+
 // dv: (B,columns), for each batch entry
 template <class T, class A, class Act>
 void gradients(const AdditiveScoresBackwardArgs<T, A>& a, A* dv, const Act& act) {
     const AdditiveShape& n = a.shape;
     const int64_t columns = ceil_div(n.width, lanes<A>);
+    const Buffer<int64_t> ends(n.batch);
+    torch::stable::parallel_for(0, n.batch, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t b = begin; b < end; ++b) ends.data()[b] = end_of_nonzeros(a.grad + b * n.queries * n.keys, n);
+    });
     parallel_for_dynamic(n.batch * columns, [&](WorkQueue& queue) {
         A* scratch = static_cast<A*>(thread_scratch((n.queries + 2 * n.keys) * lanes<A> * sizeof(A)));
         const Columns<A> c{scratch, scratch + n.queries * lanes<A>, scratch + (n.queries + n.keys) * lanes<A>};
@@ -124,12 +141,15 @@ void gradients(const AdditiveScoresBackwardArgs<T, A>& a, A* dv, const Act& act)
             };
             const A q_bound = gather(c.q, a.q, n.queries), k_bound = gather(c.k, a.k, n.keys);
             const auto within = [&](A range) { return q_bound <= range && k_bound <= range; };
+            // What is finite, times zero, is zero; else a NaN has to come
+            const A largest_sum = q_bound + k_bound;
+            const int64_t end = largest_sum - largest_sum == 0 ? ends.data()[b] : n.keys;
             const auto run = [&](const auto& form) {
-                column_gradients(a, c, b, a0, count, dv + unit * lanes<A>, form);
+                column_gradients(a, c, b, a0, count, end, dv + unit * lanes<A>, form);
             };
             if constexpr (std::is_same_v<Act, Tanh>) {
                 // 1 - 2r is right to a last place of 1, which a small tanh is far below: dv would have few digits
-                const bool small = q_bound + k_bound <= A(1) / 8;
+                const bool small = largest_sum <= A(1) / 8;
                 if (!small && within(QuotientRange<A>::paired)) {
                     run(FactoredTanh<A, true>{});
                     continue;

@@ -4,6 +4,12 @@ struct Pairs {  // the queries [s0, s1) and the keys [t0, t1) of batch entry b
     int64_t b, s0, s1, t0, t1;
 };
 
+// Those of them before key `end`.
+inline Pairs before(Pairs pairs, int64_t end) {
+    pairs.t1 = std::max(pairs.t0, std::min(pairs.t1, end));
+    return pairs;
+}
+
 // The quotient by additions alone: r = K/(K + P) with K = e^-2k. So a pair costs no multiplication of its own, and a factor
 // v_a of r is multiplied into K once a key. |q| and |k|, each for itself, may be as large as `merged` for a product of four
 // K + P, between e^-2m and 2 e^2m, to stay finite and normal, with a factor of up to e^2m in front; `paired` for one of

@@ -92,18 +92,18 @@ struct Context {
 
     int64_t scratch() const { return std::max(keys * panel, few_queries * round_up(c.channels, lanes<A>)); }
 
-    // The channels [d0, d1) of some queries; weights (queries, stride)
+    // The channels [d0, d1) of some queries, from the keys [0, t1); weights (queries, stride)
     void operator()(const Pairs& pairs, int64_t d0, int64_t d1, const A* weights, int64_t stride, A* scratch) const {
         const int64_t count = pairs.s1 - pairs.s0;
         const T* value = c.value + pairs.b * keys * c.channels;
         T* context = c.context + (pairs.b * queries + pairs.s0) * c.channels;
-        if (count <= few_queries) return few(context, value, count, d0, d1, weights, stride, scratch);
+        if (count <= few_queries) return few(context, value, pairs.t1, count, d0, d1, weights, stride, scratch);
         int64_t d = d0;
         // Values are put next to each other by the first tile: rows far apart crowd a few sets of the caches. The processor
         // sees no pattern in them: a panel is brought near while the one before is multiplied, and nearer before its use.
         for (; d < d1; d += panel) {
             const int64_t width = std::min(panel, d1 - d), next_width = std::min(panel, d1 - d - width);
-            Prefetch<T> next(value + d + width, next_width, c.channels, next_width > 0 ? keys : 0,
+            Prefetch<T> next(value + d + width, next_width, c.channels, next_width > 0 ? pairs.t1 : 0,
                              ceil_div(count, rows));
             const auto pack = [&](auto whole) {
                 return [&, whole](int64_t t, int j) {
@@ -119,7 +119,7 @@ struct Context {
             for_tiles(count, rows, [&](int64_t i, int64_t size) {
                 next.some();
                 const auto tiles = [&](const auto& values) {
-                    tile_of(size, context + i * c.channels + d, width, weights + i * stride, stride, values);
+                    tile_of(size, context + i * c.channels + d, width, weights + i * stride, stride, pairs.t1, values);
                 };
                 if (i > 0)
                     tiles(packed);
@@ -134,16 +134,16 @@ struct Context {
    private:
     // For few queries, values are read once: where they are and in their order, some keys at a time, while the next ones are
     // brought near. Sums have the order of the tile's, to the same bits.
-    void few(T* context, const T* value, int64_t count, int64_t d0, int64_t d1, const A* weights, int64_t stride,
-             A* sums) const {
+    void few(T* context, const T* value, int64_t end, int64_t count, int64_t d0, int64_t d1, const A* weights,
+             int64_t stride, A* sums) const {
         const int64_t width = round_up(d1 - d0, lanes<A>);
         std::fill(sums, sums + count * width, A(0));
         value += d0;
         int64_t t = 0;
-        for (; t + keys_together <= keys; t += keys_together)
+        for (; t + keys_together <= end; t += keys_together)
             for (int64_t i = 0; i < count; ++i)
                 add_keys<keys_together>(sums + i * width, value + t * c.channels, weights + i * stride + t, d1 - d0);
-        for (; t < keys; ++t)
+        for (; t < end; ++t)
             for (int64_t i = 0; i < count; ++i)
                 add_keys<1>(sums + i * width, value + t * c.channels, weights + i * stride + t, d1 - d0);
         for (int64_t i = 0; i < count; ++i)
@@ -183,10 +183,10 @@ struct Context {
 
     // `width` channels of `size` rows; value(t, j) is the j-th vector of them
     template <int size, class Value>
-    void tile(T* context, int64_t width, const A* weights, int64_t stride, const Value& value) const {
+    void tile(T* context, int64_t width, const A* weights, int64_t stride, int64_t end, const Value& value) const {
         Simd<A> sums[size][vectors];
         clear(sums);
-        for (int64_t t = 0; t < keys; ++t) {
+        for (int64_t t = 0; t < end; ++t) {
             Simd<A> x[vectors];
             for (int j = 0; j < vectors; ++j) x[j] = value(t, j);
             for (int i = 0; i < size; ++i) {

@@ -24,6 +24,7 @@ from hybridops.checks import (
 )
 from hybridops.contract import Activation, AttentionInputs
 from hybridops.formulas.additive_attention import masked_logsumexp, masked_softmax
+from hybridops.functional.attended_keys import attended_keys
 from hybridops.functional.autocast import cast_by_autocast, without_autocast
 
 
@@ -273,6 +274,12 @@ def additive_attention(
     check_number("dropout_p", dropout_p, 0.0, 1.0)
     impl = backends.choose("additive_attention", backend, query)
     exponentials = check_prepared(prepared, key, impl.__name__)
+    attended = None
+    if prepared is None and shared is None and dropout_p == 0:
+        attended = attended_keys(impl, mask, query, key, value, v)
+    if attended is not None:
+        key, value, mask = attended.of_keys(key), attended.of_keys(value), attended.mask
+        score_bias = None if score_bias is None else attended.of_pairs(score_bias)
     act = Activation(activation, float(negative_slope))
     with without_autocast(query):
         if dropout_p == 0:
@@ -287,6 +294,8 @@ def additive_attention(
             weights = F.dropout(masked_softmax(scores, mask), dropout_p).to(value.dtype)
             context = torch.matmul(weights, value)
             lse = masked_logsumexp(scores, mask) if return_lse else None
+        if attended is not None and weights is not None:
+            weights = attended.all_pairs(weights)
     results = (context, weights if return_weights else None, lse if return_lse else None)
     wanted = tuple(result for result in results if result is not None)
     return context if len(wanted) == 1 else wanted

@@ -27,6 +27,7 @@ from hybridops.checks import (
 from hybridops.contract import Activation, AttentionDecoderImpl, DecoderOptions
 from hybridops.formulas.attention_decoder import CELLS, GATES, QUERIES
 from hybridops.functional.additive_attention import PreparedExponentials, check_prepared
+from hybridops.functional.attended_keys import attended_keys
 from hybridops.functional.autocast import cast_by_autocast, without_autocast
 from hybridops.functional.linear import PackedLinear, linear_packed, may_be_packed, pack_linear, step_map
 
@@ -164,6 +165,13 @@ def attention_decoder(
         states = h0.clone() if c0 is None else (h0.clone(), c0.to(dtype_of_c, copy=True))
         weights = x.new_empty(pairs) if return_weights else None
         return x.new_empty(pairs[0], 0, hidden), states, x.new_empty(pairs[0], 0, width), weights
+    keep = _kept_weights(dropout_p, value, pairs)
+    attended = None
+    if location is None and mask is not None:
+        attended = attended_keys(impl, mask[:, None], x, key, value, v, h0)
+    if attended is not None:
+        key, value, mask = attended.of_keys(key), attended.of_keys(value), attended.mask[:, 0]
+        score_bias, keep = (None if pair is None else attended.of_pairs(pair) for pair in (score_bias, keep))
     with without_autocast(x):
         output, h_n, c_n, context, weights = autograd.attention_decoder.run(
             impl,
@@ -171,9 +179,11 @@ def attention_decoder(
                 x, key, value, v, h0, c0, context0, weight_q, bias_q, weight_ih, weight_hh, bias_ih, bias_hh,
                 weight_gate, bias_gate, score_bias, location,
             ),
-            Selection(mask, _kept_weights(dropout_p, value, pairs), lengths),
+            Selection(mask, keep, lengths),
             DecoderOptions(Activation(activation, float(negative_slope)), float(scale), cell, query),
         )  # fmt: skip
+    if attended is not None and return_weights:
+        weights = attended.all_pairs(weights)
     states = h_n if c_n is None else (h_n, c_n.to(dtype_of_c))
     return output, states, context, weights if return_weights else None
 

@@ -11,6 +11,8 @@ from hybridops.checks import ACTIVATIONS, accumulation_dtype
 from hybridops.contract import Activation, AttentionInputs
 from hybridops.native.library import call
 
+takes_attended_keys = True
+
 Prepared = tuple[Tensor, Tensor] | None
 
 

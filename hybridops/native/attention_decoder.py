@@ -15,8 +15,10 @@ from hybridops.native.library import call
 
 __all__ = [
     "additive_scores_backward", "attention_decoder_backward", "attention_decoder_forward", "pack_weights",
-    "prepare_keys",
+    "prepare_keys", "takes_attended_keys",
 ]  # fmt: skip
+
+takes_attended_keys = True
 
 
 def attention_decoder_forward(
