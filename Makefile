@@ -11,7 +11,7 @@ NEED      = @$(PY) .ci/need.py
 FORMAT    = $(PY) -c 'from clang_format import clang_format; clang_format()'
 CXX_FILES = $(filter %.h %.cpp %.cu %.cuh,$(wildcard csrc/* csrc/*/* tests/cuda_shim/* tests/math/*))
 
-.PHONY: help demo systems data test test-fast triton-test triton-check cuda-check cuda-sanitize sanitize oldest bench check lint format docs wheel build env clean
+.PHONY: help demo systems data test test-fast coverage triton-test triton-check cuda-check cuda-sanitize sanitize oldest bench check lint format docs wheel build env clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -36,9 +36,14 @@ test: build ## the tests
 	$(NEED) pytest hypothesis pybind11
 	$(PY) -m pytest -q tests $(ARGS)
 
-test-fast: build ## the tests without those marked slow: an answer in a minute
+test-fast: build ## the tests without those marked slow: an answer in two minutes
 	$(NEED) pytest hypothesis
 	$(PY) -m pytest -q tests -m "not slow" $(ARGS)
+
+# Not in .ci/run, which has no time for it. Lines that only another process runs (commands, workers) count as not run.
+coverage: build ## the tests, and which lines of hybridops they run
+	$(NEED) pytest pytest-cov hypothesis pybind11
+	$(PY) -m pytest -q tests --cov --cov-report=term:skip-covered $(ARGS)
 
 # TRITON=3.6.0 takes that version, from build/triton-3.6.0, in place of the installed one. Before 3.7 its interpreter does
 # not go with NumPy 2.4 or newer, so it has a NumPy of its own.
