@@ -101,7 +101,8 @@ def _interrupts() -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
-def train_on(family: str) -> NoReturn:
+def train_until_interrupted(family: str, seconds: float) -> NoReturn:
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     while True:
         train(family)
 
@@ -112,9 +113,8 @@ def test_interrupted(family):
     """At a time that is another each time: in the forward, in the backward, between them."""
     want = train(family)
     for i in range(8):
-        signal.setitimer(signal.ITIMER_REAL, 0.001 + 0.0037 * i)
         with pytest.raises(KeyboardInterrupt):
-            train_on(family)
+            train_until_interrupted(family, 0.001 + 0.0037 * i)
         torch.testing.assert_close(train(family), want, **tolerances.EXACT)
 
 
