@@ -51,6 +51,19 @@ void write_scores(const AdditiveScoresArgs<T, A>& a, const Partition& partition,
     });
 }
 
+// Behind the last key that a query of the batch entry may attend to.
+inline int64_t attended_end(const Broadcast<bool>& mask, int64_t b, int64_t queries, int64_t keys) {
+    if (!mask.data) return keys;
+    int64_t end = 0;
+    for (int64_t s = 0; s < (mask.query ? queries : 1); ++s) {
+        const bool* row = mask.data + b * mask.batch + s * mask.query;
+        int64_t t = keys;
+        while (t > end && !row[(t - 1) * mask.key]) --t;
+        end = t;
+    }
+    return end;
+}
+
 // Of each batch entry, behind the last key that a query of it may attend to. What is not finite counts as attended: its
 // product with a weight of zero is NaN, which has to come.
 template <class A>
@@ -65,7 +78,7 @@ class AttendedEnds {
         ends_.emplace(n.batch);
         torch::stable::parallel_for(0, n.batch, 4096 / (n.keys + 1) + 1, [&](int64_t begin, int64_t end) {
             for (int64_t b = begin; b < end; ++b) {
-                const int64_t first = b * n.keys, attended = attended_end(mask, b, n);
+                const int64_t first = b * n.keys, attended = attended_end(mask, b, n.queries, n.keys);
                 const bool finite =
                     (a.prepared_keys.values
                          ? all_finite(a.prepared_keys.bound + first + attended, n.keys - attended)
@@ -81,17 +94,6 @@ class AttendedEnds {
    private:
     int64_t keys_;
     std::optional<Buffer<int64_t>> ends_;
-
-    static int64_t attended_end(const Broadcast<bool>& mask, int64_t b, const AdditiveShape& n) {
-        int64_t end = 0;
-        for (int64_t s = 0; s < (mask.query ? n.queries : 1); ++s) {
-            const bool* row = mask.data + b * mask.batch + s * mask.query;
-            int64_t t = n.keys;
-            while (t > end && !row[(t - 1) * mask.key]) --t;
-            end = t;
-        }
-        return end;
-    }
 
     template <class E>
     static bool all_finite(const E* x, int64_t count) {

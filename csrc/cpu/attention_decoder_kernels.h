@@ -33,11 +33,9 @@ struct AttendedKeys {
     int64_t end;  // behind the last of them
     bool all;     // of those before
 
-    AttendedKeys(const Broadcast<bool>& mask, int64_t entry, int64_t keys) : end(keys), all(true) {
-        if (!mask.data) return;
-        const bool* row = mask.data + entry * mask.batch;
-        while (end > 0 && !row[(end - 1) * mask.key]) --end;
-        for (int64_t t = 0; t < end; ++t) all = all && row[t * mask.key];
+    AttendedKeys(const Broadcast<bool>& mask, int64_t entry, int64_t keys)
+        : end(attended_end(mask, entry, 1, keys)), all(true) {
+        for (int64_t t = 0; mask.data && t < end; ++t) all = all && mask.data[entry * mask.batch + t * mask.key];
     }
 };
 
