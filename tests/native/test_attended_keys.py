@@ -155,8 +155,9 @@ def test_all_keys_are_computed(seen, queries, options):
     assert set(seen) <= {None}
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
 def test_captured(seen):
-    """Under torch.compile and vmap nothing depends on what the mask holds."""
+    """Under torch.compile and vmap, and while tracing, nothing depends on what the mask holds."""
     inputs = cast(attention_inputs(queries=QUERIES, keys=30), torch.float64)
     del inputs["score_bias"]
 
@@ -165,8 +166,10 @@ def test_captured(seen):
 
     one, other = few(2, 30), few(2, 30, seed=1)
     compiled = torch.compile(attend, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        traced = torch.jit.trace(attend, (one,), check_trace=False)
     batched = torch.vmap(attend)(torch.stack([one, other]))
     assert set(seen) <= {None}
-    for form in (compiled, lambda mask: batched[int(mask is other)]):
+    for form in (compiled, traced, lambda mask: batched[int(mask is other)]):
         for mask in (one, other):
             torch.testing.assert_close(form(mask), attend(mask), **tolerances.FLOAT64)
