@@ -61,7 +61,11 @@ def attended_keys(
 
 def _may_look_at(mask: Tensor) -> bool:
     """Whether what is in the mask is known here, and reading it waits for no device."""
-    captured = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
+    captured = (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
     return mask.device.type == "cpu" and type(mask) is Tensor and not (captured or autograd.under_transform())
 
 
