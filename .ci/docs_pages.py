@@ -1,5 +1,6 @@
 """A hook of mkdocs: pages that are not files in docs. README.md, CONTRIBUTING.md, CHANGELOG.md and the systems' results
-stay where people look for them; the reference has a page for each package, a gallery all pictures of the systems.
+stay where people look for them; the reference has a page for each package, a gallery all pictures of the systems. A
+tutorial's page shows its notebook as it was last executed (make tutorials).
 
 A link from one of them to another leads to its page; one to a file that is no page becomes its text.
 """
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
+from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {  # file in the repository: page
@@ -38,6 +40,13 @@ def on_files(files: Files, config: Any) -> Files:
     for name in PACKAGES:
         files.append(File.generated(config, f"api/{name}.md", content=f"# hybridops.{name}\n\n::: hybridops.{name}\n"))
     files.append(File.generated(config, "gallery.md", content=gallery()))
+    for notebook in (ROOT / "docs/tutorials").glob("*.ipynb"):
+        text, resources = MarkdownExporter().from_filename(notebook, {"unique_key": notebook.stem})
+        title, rest = text.split("\n", 1)
+        text = f"{title}\n\n[This page as a notebook]({notebook.name}){{: download }}\n{rest}"
+        files.append(File.generated(config, f"tutorials/{notebook.stem}.md", content=text))
+        for name, picture in resources["outputs"].items():
+            files.append(File.generated(config, f"tutorials/{name}", content=picture))
     return files
 
 
