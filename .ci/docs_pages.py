@@ -14,6 +14,7 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 from nbconvert import MarkdownExporter
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {  # file in the repository: page
@@ -40,8 +41,9 @@ def on_files(files: Files, config: Any) -> Files:
     for name in PACKAGES:
         files.append(File.generated(config, f"api/{name}.md", content=f"# hybridops.{name}\n\n::: hybridops.{name}\n"))
     files.append(File.generated(config, "gallery.md", content=gallery()))
+    exporter = MarkdownExporter(preprocessors=[CoalesceStreamsPreprocessor])
     for notebook in (ROOT / "docs/tutorials").glob("*.ipynb"):
-        text, resources = MarkdownExporter().from_filename(notebook, {"unique_key": notebook.stem})
+        text, resources = exporter.from_filename(notebook, {"unique_key": notebook.stem})
         title, rest = text.split("\n", 1)
         text = f"{title}\n\n[This page as a notebook]({notebook.name}){{: download }}\n{rest}"
         files.append(File.generated(config, f"tutorials/{notebook.stem}.md", content=text))
@@ -73,6 +75,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
             return match.group(0)
         path = posixpath.normpath(posixpath.join(posixpath.dirname(here), target))
         found = PAGES.get(path) or PAGES.get(f"{path}/README.md") or path.removeprefix("docs/")
+        if not here.startswith("docs/tutorials/"):  # whose pages link to the notebook itself, to download
+            found = found.replace(".ipynb", ".md")
         if files.get_file_from_path(found) is None:
             return words if not picture else ""
         to = posixpath.relpath(found, posixpath.dirname(page.file.src_uri) or ".")
