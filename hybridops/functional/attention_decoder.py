@@ -318,7 +318,7 @@ def attention_decoder_step(
     Gives h, c or None, context, weights (m·B, T); or None where there is more to do than it does.
     """
     tensors = (h, context, key, value)
-    if len(x) == 0 or key.numel() == 0 or len(x) % len(key) or not may_be_packed(x):
+    if x.shape[0] == 0 or key.numel() == 0 or x.shape[0] % key.shape[0] or not may_be_packed(x):
         return None
     if not all(type(t) in (Tensor, torch.nn.Parameter) and t.dtype == x.dtype for t in tensors):
         return None

@@ -209,7 +209,7 @@ class RecurrentTokenDecoder(TokenDecoder):
         check_positive_int("vocab_size", vocab_size)
         self.pooled_at = check_choice("pooled_at", pooled_at, ("initial", "first", "every"))
         self.num_layers = check_positive_int("num_layers", num_layers)
-        check_choice("cell", cell, ("lstm", "gru"))
+        self.cell = check_choice("cell", cell, ("lstm", "gru"))
         self.embedding = nn.Embedding(vocab_size, check_positive_int("embed_dim", embed_dim), padding_idx=pad)
         self.rnn = (nn.LSTM if cell == "lstm" else nn.GRU)(
             2 * embed_dim if pooled_at == "every" else embed_dim, hidden_dim, num_layers, batch_first=True,
@@ -229,7 +229,7 @@ class RecurrentTokenDecoder(TokenDecoder):
         h = pooled.new_zeros(self.num_layers, pooled.shape[0], self.rnn.hidden_size)
         if self.pooled_at == "initial":
             h = torch.tanh(pooled).unflatten(1, (self.num_layers, -1)).transpose(0, 1).contiguous()
-        c = torch.zeros_like(h) if isinstance(self.rnn, nn.LSTM) else None
+        c = torch.zeros_like(h) if self.cell == "lstm" else None
         state = RecurrentState(h, c, pooled, pooled.shape[0])
         if self.pooled_at == "first":
             _, state = self._call(pooled[:, None], state)

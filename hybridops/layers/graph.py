@@ -16,6 +16,8 @@ from hybridops.formulas.additive_attention import masked_softmax
 from hybridops.layers.encoders import Memory
 from hybridops.layers.masks import mask_padding
 from hybridops.layers.pooling import MeanPooling
+from hybridops.modules.additive_attention import reason_not_a_row
+from hybridops.modules.parts import recompute_weights
 
 BOX_RELATIONS = 5
 
@@ -30,7 +32,8 @@ class RelationGraph(nn.Module):
     Shape: nodes (B, N, D), boxes (B, N, 4) or None, nodes_mask None or boolean (B, N); gives (B, N, N), whose rows sum
     to 1 over the objects that are there. Those that are not neither give nor take: zeros.
 
-    Without boxes the score is the additive one of `functional.additive_scores`, and fused; with them a (B, N, N, H) is.
+    Without boxes the score is the additive one of `functional.additive_scores`, and fused where `score` is no more than
+    its weight; with them a (B, N, N, H) is made.
 
     Raises:
         TypeError, ValueError: an argument, or the shape of an input, is not as said here.
@@ -50,12 +53,15 @@ class RelationGraph(nn.Module):
         if (boxes is None) != (self.boxes is None):
             raise ValueError(f"boxes must be {'None' if self.boxes is None else '(B, N, 4)'}, as the graph was made")
         taker, giver = self.taker(nodes), self.giver(nodes)
-        if boxes is None or self.boxes is None:
+        if self.boxes is None and reason_not_a_row(self.score) is None:
+            recompute_weights(self.score)
             scores = HF.additive_scores(taker, giver, self.score.weight[0], activation="relu")
         else:
-            check_shape("boxes", boxes, (*nodes.shape[:2], 4))
-            pairs = self.boxes(box_relations(boxes, nodes_mask))
-            scores = self.score(torch.relu(taker[:, :, None] + giver[:, None] + pairs)).squeeze(3)
+            pairs = taker[:, :, None] + giver[:, None]
+            if boxes is not None and self.boxes is not None:
+                check_shape("boxes", boxes, (*nodes.shape[:2], 4))
+                pairs = pairs + self.boxes(box_relations(boxes, nodes_mask))
+            scores = self.score(torch.relu(pairs)).squeeze(3)
         return edges(scores, nodes_mask)
 
 

@@ -82,7 +82,7 @@ class MusicGenerator(nn.Module):
         check_shape("seed", seed, ("B", "S"))
         if seed.shape[1] == 0:
             raise ValueError(f"seed must have at least one note, got shape {tuple(seed.shape)}")
-        zeros = self.embedding.weight.new_zeros(self.lstm.num_layers, len(seed), self.lstm.hidden_size)
+        zeros = self.embedding(seed).new_zeros(self.lstm.num_layers, len(seed), self.lstm.hidden_size)
         state = MelodyState(zeros, zeros, len(seed))
         if seed.shape[1] > 1:  # the last note of the seed is what the first step reads
             _, (h, c) = self(seed[:, :-1])

@@ -123,7 +123,7 @@ def _checked(tokens: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | N
     if lengths is None:
         return tokens, None
     check_lengths(lengths, tokens)
-    if len(lengths) > 0 and not torch.compiler.is_compiling():
+    if lengths.shape[0] > 0 and not torch.compiler.is_compiling():
         longest = int(lengths.max())
         if longest > tokens.shape[1]:
             raise ValueError(f"lengths must be at most {tokens.shape[1]}, the steps of tokens, got {longest}")

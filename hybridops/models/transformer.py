@@ -167,7 +167,7 @@ class TransformerTokenDecoder(TokenDecoder):
 
 def _hidden_keys(mask: Tensor | None) -> Tensor | None:
     """As PyTorch's layers want it, True = may not be attended; None without a row, where they fail on a mask."""
-    return None if mask is None or len(mask) == 0 else ~mask
+    return None if mask is None or mask.shape[0] == 0 else ~mask
 
 
 class _PositionedEmbedding(nn.Module):

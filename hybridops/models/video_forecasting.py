@@ -76,7 +76,7 @@ class ConvLSTMForecaster(nn.Module):
         check_number("sampling", sampling, 0.0, 1.0)
         steps = None if steps is None else check_positive_int("steps", steps)
         x = to_patches("frames", frames, self.in_channels, self.patch)
-        if len(x) == 0:
+        if x.shape[0] == 0:
             raise ValueError(f"frames must have at least one step, got shape {tuple(frames.shape)}")
         origin = x[-1:] if self.relative else x.new_zeros(())
         x = x - origin

@@ -12,6 +12,7 @@ from hybridops.checks import check_choice, check_shape
 from hybridops.modules.parts import (
     CONVOLUTIONS,
     check_backend,
+    reason_not_numbers,
     reason_not_plain,
     recompute_weights,
     runs_plain,
@@ -83,7 +84,7 @@ class FusedConvLSTMCell(ConvLSTMCell):
         if is_unbatched(x_t, 1 + self.spatial_dims):
             return of_one(self.forward, x_t, states)
         check_shape("x_t", x_t, ("B", self.input_dim, *self._space()))
-        reasons = {"conv": reason_not_plain(self.conv, CONVOLUTIONS)}
+        reasons = {"cell": reason_not_numbers(self), "conv": reason_not_plain(self.conv, CONVOLUTIONS)}
         if runs_plain("conv_lstm", self.backend, x_t, reasons, self.spatial_dims):
             return super().forward(x_t, states)
         if states is not None:

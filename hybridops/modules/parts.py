@@ -1,7 +1,8 @@
 """What a fused module asks of a part before it reads the part's weights in place of calling it.
 
 A part that is more than its weights (another class, as LoRA and quantisation put there; hooks; a forward of its own;
-another padding) has to be called: the fused module then runs the plain forward, through its parts.
+another padding; a weight of another class, as quantisation puts there too) has to be called: the fused module then runs
+the plain forward, through its parts.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn.modules import module as nn_module
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
@@ -23,6 +26,9 @@ from hybridops.checks import autocast_is_on
 # Hooks before a forward that compute a weight and look at no input: `recompute_weights` runs them.
 RECOMPUTING_HOOKS = (BasePruningMethod, SpectralNorm, WeightNorm)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# Of what class a weight may be that is read, exactly: numbers, or what PyTorch has in their place while it traces. What
+# another stands for only its own operations know.
+TENSORS = (Tensor, nn.Parameter, FakeTensor, FunctionalTensor)
 
 
 def check_backend(backend: str | None) -> str | None:
@@ -66,8 +72,17 @@ def reason_not_plain(part: nn.Module, kinds: tuple[type[nn.Module], ...] = (nn.L
         return "has a forward of its own"
     if has_hooks(part):
         return "has hooks"
-    if isinstance(part, CONVOLUTIONS):
-        return _reason_not_same(part)
+    return reason_not_numbers(part) or (_reason_not_same(part) if isinstance(part, CONVOLUTIONS) else None)
+
+
+def reason_not_numbers(part: nn.Module) -> str | None:
+    """None where the part's own parameters are plain tensors; else what one of them is."""
+    own = part.parameters() if parametrize.is_parametrized(part) else part._parameters.values()
+    for weight in own:
+        if weight is not None and type(weight) not in TENSORS:
+            return f"has a parameter that is a {type(weight).__name__}"
+        if weight is not None and weight.layout is not torch.strided:
+            return f"has a parameter of the layout {weight.layout}"
     return None
 
 

@@ -47,6 +47,15 @@ def test_relations_are_an_mlp_of_pairs(with_boxes):
             torch.testing.assert_close(found[b, i], torch.softmax(torch.stack(scores), 0), **FLOAT64)
 
 
+def test_a_score_that_is_more_than_its_weight_is_called():
+    nodes, graph = draw(2, 4, 3), RelationGraph(3, 5, boxes=False).double()
+    before = graph(nodes)
+    graph.score.register_forward_hook(lambda score, args, out: out)
+    torch.testing.assert_close(graph(nodes), before, **FLOAT64)
+    graph.score.register_forward_hook(lambda score, args, out: 0 * out)
+    torch.testing.assert_close(graph(nodes), torch.full((2, 4, 4), 0.25, dtype=torch.float64), **FLOAT64)
+
+
 def test_box_relations_by_hand():
     """A wide box, and a square of half its height to the right of it and below, that it covers by a quarter."""
     boxes = torch.tensor([[[0.0, 0.0, 4.0, 2.0], [3.5, 1.5, 4.5, 2.5]]], dtype=torch.float64)

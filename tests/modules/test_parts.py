@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations
@@ -102,6 +103,32 @@ def test_changed_parts(kind, path, how):
         change(module, path, how)
         assert_agree(plain, module, *inputs)
     assert_agree(plain, hybridops.fuse(copy.deepcopy(plain)) if how is not patched else plain, *inputs)
+
+
+class Doubled(Tensor):
+    """Stands for twice its numbers, as a quantised weight for its own times a scale, and only layers know."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func in (F.linear, F.conv2d):
+            return func(*(2 * arg.as_subclass(Tensor) if isinstance(arg, cls) else arg for arg in args), **kwargs or {})
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def wrapped(owner: nn.Module, name: str) -> None:
+    part = getattr(owner, name)
+    part.weight = nn.Parameter(part.weight.detach().as_subclass(Doubled))
+
+
+@pytest.mark.parametrize(("kind", "path"), PARTS)
+def test_a_weight_of_another_class(kind, path):
+    arguments, inputs = examples()[kind]
+    plain, fused = pair(kind, **arguments)
+    before = results(fused, inputs)[0]
+    for module in (plain, fused):
+        change(module, path, wrapped)
+    assert_agree(plain, fused, *inputs)
+    assert any((a - b).abs().max() > 1e-3 for a, b in zip(before, results(fused, inputs)[0], strict=True))
 
 
 @pytest.mark.parametrize("how", [circular, dilated], ids=lambda how: how.__name__)

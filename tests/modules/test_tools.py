@@ -15,7 +15,9 @@ from hybridops import (
     FusedConcatAttention,
     FusedConvLSTM,
     FusedConvLSTMCell,
+    native,
 )
+from tests.native.recorder import Recorder
 
 MADE = {
     FusedConvLSTMCell: ((2, 3, 3), (torch.randn(2, 2, 5, 6),)),
@@ -84,19 +86,27 @@ def test_fx_with_the_fused_module_as_a_leaf():
     torch.testing.assert_close(traced(frames), model(frames))
 
 
+def dynamic(model: nn.Module) -> nn.Module:
+    return torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear, nn.LSTMCell}, torch.qint8)
+
+
+def of_torchao(model: nn.Module) -> nn.Module:
+    torchao, quantised = pytest.importorskip("torchao.quantization"), copy.deepcopy(model)
+    torchao.quantize_(quantised, torchao.Int8WeightOnlyConfig())
+    return quantised
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated")
+@pytest.mark.parametrize("how", [dynamic, of_torchao])
 @pytest.mark.parametrize("kind", [FusedAdditiveAttention, FusedConcatAttention, FusedAttentionDecoder])
-def test_parts_quantised_to_int8_are_called(kind):
+def test_parts_quantised_to_int8_are_called(kind, how):
     """The numbers are those of the plain forward on the same quantised parts, near those of before."""
     arguments, inputs = MADE[kind]
     model = Parent(kind(*arguments)).eval()
     with torch.no_grad():
-        before = model(*inputs)
-        quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear, nn.LSTMCell}, torch.qint8)
+        before, quantised = model(*inputs), how(model)
         after = quantised(*inputs)
-    assert any("quantized" in type(part).__module__ for part in quantised.modules())
-    assert 0 < (after - before).abs().max() < 0.1
-    with torch.no_grad():
+        assert 0 < (after - before).abs().max() < 0.1
         torch.testing.assert_close(after, plain_copy(quantised)(*inputs), rtol=1e-4, atol=1e-5)
 
 
@@ -123,3 +133,85 @@ def test_low_rank_adapters_train(name):
     assert adapter.a.grad is not None
     assert adapter.a.grad.abs().sum() > 0
     assert adapter.base.weight.grad is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "targets"),
+    [
+        (FusedConvLSTMCell, {"target_modules": ["conv"]}),
+        (FusedConvLSTM, {"target_modules": ["conv"]}),
+        (FusedConcatAttention, {"target_modules": ["attn", "v"]}),
+        (FusedAdditiveAttention, {"target_modules": ["query_proj"]}),
+        (FusedAdditiveAttention, {"target_modules": ["key_proj", "v"]}),
+        (FusedAttentionDecoder, {"target_modules": ["query_proj", "key_proj", "v"]}),
+        (FusedAttentionDecoder, {"target_modules": [], "target_parameters": ["cell.weight_ih", "cell.weight_hh"]}),
+    ],
+)
+def test_peft_trains_adapters_and_merges_them(kind, targets):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    arguments, inputs = MADE[kind]
+    model = Parent(kind(*arguments))
+    before, base = model(*inputs).detach(), {name: value.clone() for name, value in model.named_parameters()}
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, **targets))
+    torch.testing.assert_close(adapted(*inputs), before)
+    adapters, aim, losses = [p for p in adapted.parameters() if p.requires_grad], torch.randn_like(before), []
+    optimizer = torch.optim.Adam(adapters, 5e-2)
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = (adapted(*inputs) - aim).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.95 * losses[0]
+    frozen = {id(p) for p in adapters}
+    held = [p for p in adapted.parameters() if id(p) not in frozen]
+    assert len(held) == len(base)
+    assert all(any(torch.equal(p, value) for value in base.values()) for p in held)
+    found = adapted(*inputs).detach()
+    merged = adapted.merge_and_unload()
+    assert {type(part) for part in merged.modules()} == {type(part) for part in Parent(kind(*arguments)).modules()}
+    torch.testing.assert_close(merged(*inputs), found, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("kind", MADE)
+def test_accelerate_loads_offloaded_weights(kind, together, tmp_path):
+    """A part at a time, which the plain forward runs through; or of a whole module, which is fused then."""
+    accelerate = pytest.importorskip("accelerate")
+    arguments, inputs = MADE[kind]
+    model = Parent(kind(*arguments)).eval()
+    with torch.no_grad():
+        before = model(*inputs)
+        whole = {"preload_module_classes": [kind.__name__]} if together else {}
+        model = accelerate.cpu_offload(model, execution_device="cpu", **whole)
+        assert all(p.is_meta for p in model.part.parameters())
+        with Recorder("hybridops") as recorder:
+            torch.testing.assert_close(model(*inputs), before)
+    assert bool(recorder.calls) == (together and native.unavailable_reason() is None)
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_summaries_count_what_they_count_of_the_plain_module(kind):
+    torchinfo, fvcore = pytest.importorskip("torchinfo"), pytest.importorskip("fvcore.nn")
+    arguments, inputs = MADE[kind]
+    model, counts = Parent(kind(*arguments)).eval(), []
+    before = model(*inputs)
+    for each in model, plain_copy(model):
+        summary = torchinfo.summary(each, input_data=inputs, verbose=0)
+        flops = fvcore.FlopCountAnalysis(each, inputs).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        counts.append((summary.total_params, summary.total_mult_adds, flops.total()))
+    assert counts[0] == counts[1]
+    assert torch.equal(model(*inputs), before)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("kind", MADE)
+def test_torchscript_trace_without_gradients(kind, tmp_path):
+    """Saved and loaded, at another batch."""
+    arguments, inputs = MADE[kind]
+    model = Parent(kind(*arguments)).eval()
+    with torch.no_grad():
+        torch.jit.save(torch.jit.trace(model, inputs), tmp_path / "model.pt")
+        inputs = tuple(torch.cat([each, each[:1]]) for each in inputs)
+        torch.testing.assert_close(torch.jit.load(tmp_path / "model.pt")(*inputs), model(*inputs))
