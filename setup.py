@@ -30,7 +30,10 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
+from setuptools.modified import newer_group
 
+# Pip builds in an environment of its own, out of sight of the one it installs into: torch is in that.
+sys.path.append(sysconfig.get_path("purelib"))
 try:
     import torch
     from torch.utils import cpp_extension
@@ -146,7 +149,7 @@ def why_left_out() -> str | None:
 
 def native_extensions() -> list[Extension]:
     if left_out:
-        hint = "" if torch else "; if torch is installed, pip needs --no-build-isolation"
+        hint = "" if torch else "; if torch is installed, the build needs --no-build-isolation"
         part = "the native ops: the slower back ends still work"
         return without(part, "HYBRIDOPS_REQUIRE_NATIVE", left_out + hint)
     return ([] if os.environ.get("HYBRIDOPS_CUDA") == "only" else cpu_extensions()) + cuda_extensions()
@@ -160,6 +163,14 @@ def build_ext() -> type:
             forced = self.force
             super().finalize_options()
             self.force = forced
+
+        def run(self) -> None:
+            if not (self.editable_mode and all(map(self.is_in_place, self.extensions))):
+                super().run()
+
+        def is_in_place(self, extension: Extension) -> bool:
+            """Whether the checkout has it, as new as its sources: an editable install would compile it anew."""
+            return not newer_group([*extension.sources, *extension.depends], self.get_ext_fullpath(extension.name))
 
         def build_extensions(self) -> None:
             if torch.version.cuda is None:  # then torch does not tell ninja which headers a .cu includes

@@ -17,7 +17,7 @@ from examples.systems import SYSTEMS
 from hybridops import backends, native, triton
 from hybridops.cli import check, checkout, demo, systems
 from hybridops.native.library import BUILD
-from tests.processes import ROOT, copy_uncompiled, run_python
+from tests.processes import ROOT, copy_uncompiled
 
 pytestmark = pytest.mark.slow
 
@@ -186,68 +186,3 @@ def test_demo_trains_and_draws_both_tasks(tmp_path):
     assert all(picture.read_bytes().startswith(PNG) for picture in pictures)
     for name in ("moving digits", "grapheme to phoneme"):
         assert f"\n{name}, {tmp_path}" in done.stdout
-
-
-@pytest.fixture
-def sources(tmp_path) -> Path:
-    """A copy of what a build reads."""
-    for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / file, tmp_path)
-    (tmp_path / "csrc").mkdir()
-    return copy_uncompiled(tmp_path)
-
-
-def built(sources: Path, **environment: str) -> Path:
-    """The folder of what would be installed, but for the libraries."""
-    pytest.importorskip("setuptools")
-    done = subprocess.run(
-        [sys.executable, "setup.py", "-q", "build_py", "--build-lib", "lib"],
-        cwd=sources,
-        env=os.environ | {"HYBRIDOPS_REQUIRE_NATIVE": "0"} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return sources / "lib"
-
-
-SAY = "import hybridops; print(hybridops.__file__); print(hybridops.native.unavailable_reason())"
-
-
-def test_what_a_build_left_out_and_why_is_said_after_pip_hid_it(sources):
-    """As pip does it without --no-build-isolation: torch is there, but not for the build."""
-    hidden = sources / "hidden" / "torch"
-    hidden.mkdir(parents=True)
-    (hidden / "__init__.py").write_text("raise ImportError('no torch in sight')")
-    lib = built(sources, PYTHONPATH=str(hidden.parent))
-    file, said = run_python(SAY, root=lib).splitlines()
-    assert file.startswith(str(lib))
-    assert said == f"hybridops._C is not compiled (the build saw no torch: no torch in sight): {BUILD}"
-    assert "pip install --no-build-isolation" in BUILD
-    assert not list((sources / "hybridops").glob("*.txt"))
-
-
-def test_no_compiler_is_said_too(sources):
-    _, said = run_python(SAY, root=built(sources, CXX="no-such-c++")).splitlines()
-    assert said == f"hybridops._C is not compiled (the build found no C++ compiler: CXX=no-such-c++): {BUILD}"
-    _, said = run_python(SAY, root=built(sources)).splitlines()  # built again, with one
-    assert said == f"hybridops._C is not compiled: {BUILD}"
-
-
-FLAGS = """
-import runpy, setuptools
-setuptools.setup = lambda **options: print(*options["ext_modules"][-1].extra_compile_args{which})
-runpy.run_path("setup.py")
-"""
-
-
-@pytest.mark.parametrize("compiler", ["c++", "nvcc"])
-def test_sources_are_compiled_as_c_plus_plus_20(compiler):
-    """Torch 2.10 and 2.11 would say c++17, if nothing was said."""
-    pytest.importorskip("setuptools")
-    if shutil.which(compiler) is None:
-        pytest.skip(f"there is no {compiler}")
-    which, cuda = ("['nvcc']", "1") if compiler == "nvcc" and torch.version.cuda is None else ("", "0")
-    flags = run_python(FLAGS.format(which=which), HYBRIDOPS_CUDA=cuda).split()
-    assert [flag for flag in flags if flag.startswith("-std")] == ["-std=c++20"]

@@ -17,7 +17,7 @@ OPS = (
     "attention_decoder_pack", "attention_decoder_forward", "attention_decoder_backward",
     "linear_pack", "linear_packed", "cpu_isa",
 )  # fmt: skip
-BUILD = "build it with `pip install --no-build-isolation -e .` or `python setup.py build_ext --inplace`"
+BUILD = "build it with `pip install .` where torch is installed, or in place with `python setup.py build_ext --inplace`"
 
 
 def _load(name: str) -> str | None:
