@@ -188,7 +188,8 @@ def test_accelerate_loads_offloaded_weights(kind, together, tmp_path):
         assert all(p.is_meta for p in model.part.parameters())
         with Recorder("hybridops") as recorder:
             torch.testing.assert_close(model(*inputs), before)
-    assert bool(recorder.calls) == (together and native.unavailable_reason() is None)
+    fused = [op for op, _ in recorder.calls if "forward" in op.name()]  # keys are prepared for either
+    assert bool(fused) == (together and native.unavailable_reason() is None)
 
 
 @pytest.mark.parametrize("kind", MADE)
