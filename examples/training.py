@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,7 +69,7 @@ def fit(
         loss: (model, a batch) -> a scalar.
         score: of the model in evaluation mode, on validation data; higher is better.
         collate: makes a batch of examples, as in `DataLoader`.
-        sampler: in place of a random order; not under torchrun.
+        sampler: in place of a random order, told of each epoch if it has a `set_epoch`; not under torchrun.
     """
     with _processes() as (rank, count):
         generator = torch.Generator().manual_seed(plan.seed)
@@ -83,13 +83,12 @@ def fit(
             [p for p in model.parameters() if p.requires_grad], plan.learning_rate, weight_decay=plan.weight_decay
         )
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, plan.learning_rate, total_steps=plan.epochs * _steps(loader), pct_start=0.1
+            optimizer, plan.learning_rate, total_steps=_steps(loader, plan.epochs), pct_start=0.1
         )
         history, best, first = _resume(plan.checkpoint, model, optimizer, schedule, generator)
         with _progress(title, plan.epochs, rank == 0) as show:
             for epoch in range(first, plan.epochs):
-                if isinstance(sampler, DistributedSampler):
-                    sampler.set_epoch(epoch)
+                _set_epoch(loader, epoch)
                 start = time.perf_counter()
                 model.train()
                 for batch in loader:
@@ -119,8 +118,18 @@ def fit(
         return history
 
 
-def _steps(loader: Sized) -> int:
-    return max(len(loader), 1)
+def _set_epoch(loader: DataLoader[Any], epoch: int) -> None:
+    if hasattr(loader.sampler, "set_epoch"):
+        loader.sampler.set_epoch(epoch)
+
+
+def _steps(loader: DataLoader[Any], epochs: int) -> int:
+    """Of all epochs, which a sampler may make longer and longer."""
+    total = 0
+    for epoch in range(epochs):
+        _set_epoch(loader, epoch)
+        total += len(loader)
+    return max(total, 1)
 
 
 def _resume(

@@ -89,7 +89,7 @@ def trained(name: str, data: Data, options: Options) -> tuple[ImageCaptioner, Hi
 
 def weight_of_the_sentinel(model: ImageCaptioner, data: Data, function: bool) -> float:
     """The mean β of the words that the model writes about test scenes, function words or all others."""
-    found = model.generate(data.test.drawn.images, max_length=LONGEST)
+    found = model.generate(data.test.drawn.images, max_length=LONGEST, need_weights=True)
     beta = 1 - found.weights.sum(2)
     numbers = torch.tensor([data.vocabulary.words.index(word) for word in FUNCTION_WORDS])
     written = (torch.arange(beta.shape[1]) < found.lengths[:, None]) & (found.tokens != Vocabulary.END)
@@ -112,7 +112,7 @@ def draw_captions(
 def draw_attention(options: Options, name: str, model: ImageCaptioner, data: Data, count: int = 2) -> None:
     """Where it looks at each word; the number beside a word is how much of it comes from there."""
     images = data.test.drawn.images[:count]
-    found = model.generate(images, max_length=LONGEST)
+    found = model.generate(images, max_length=LONGEST, need_weights=True)
     for number, (image, words, weights) in enumerate(zip(images, found.tokens, found.weights, strict=True)):
         text = data.vocabulary.decode(words).split()
         titles = [f"{word} {share:.2f}" for word, share in zip(text, weights.sum(1).tolist(), strict=False)]

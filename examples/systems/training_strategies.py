@@ -76,15 +76,16 @@ class Curriculum(Sampler[int]):
     """Epochs that are all as long: what the curriculum has so far comes more than once."""
 
     def __init__(self, difficulty: Tensor, seed: int) -> None:
-        self.count, self.epoch = len(difficulty), 0
+        self.count = len(difficulty)
         self.sampler = CurriculumSampler(difficulty, EPOCHS - 1, start=0.3, seed=seed)
 
     def __len__(self) -> int:
         return self.count
 
+    def set_epoch(self, epoch: int) -> None:
+        self.sampler.set_epoch(epoch)
+
     def __iter__(self) -> Iterator[int]:
-        self.sampler.set_epoch(self.epoch)
-        self.epoch += 1
         return islice(cycle(self.sampler), self.count)
 
 

@@ -98,7 +98,7 @@ def error_rate(model: Seq2Seq, words: Words, beam_size: int = 1) -> float:
 def draw(model: Seq2Seq, lexicon: Lexicon, test: Words, histories: dict[str, History], options: Options) -> None:
     """Attention of some words, and the validation curves."""
     some = test.rows(slice(6))
-    found = model.generate(some.letters, some.lengths, max_length=LONGEST)
+    found = model.generate(some.letters, some.lengths, max_length=LONGEST, need_weights=True)
     assert found.weights is not None
     with save_figure(options.out / "translation_attention.png", rows=2, columns=3, size=3) as axes:
         for ax, word, tokens, weights in zip(axes.flat, lexicon.words, found.tokens, found.weights, strict=False):

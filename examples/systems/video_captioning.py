@@ -177,7 +177,7 @@ def run(options: Options) -> list[Row]:
 def draw_attention(model: VideoCaptioner, data: Data, options: Options, number: int = 0) -> None:
     """Where each word of the model's own caption of a test film looks."""
     film = data.test.take(torch.tensor([number]))
-    found = model.generate(film.maps, frames_of(model, film.shots.lengths), max_length=LONGEST)
+    found = model.generate(film.maps, frames_of(model, film.shots.lengths), max_length=LONGEST, need_weights=True)
     words = data.words.decode(found.tokens[0]).split()
     if words and found.weights is not None:
         path = options.out / f"video_captioning_{model.context}.png"

@@ -56,7 +56,7 @@ def search_best(
 ) -> Hypotheses:
     """The best sentence of each entry: by `greedy_search`, or by `beam_search` where beam_size > 1."""
     if check_positive_int("beam_size", beam_size) == 1:
-        return greedy_search(step, state, start, end=end, max_length=max_length)
+        return greedy_search(step, state, start, end=end, max_length=max_length, need_weights=need_weights)
     return beam_search(
         step, state, start, end=end, max_length=max_length, beam_size=beam_size, length_penalty=length_penalty,
         need_weights=need_weights,
@@ -64,7 +64,9 @@ def search_best(
 
 
 @torch.no_grad()
-def greedy_search(step: Step[S], state: S, start: Tensor, *, end: int, max_length: int) -> Hypotheses:
+def greedy_search(
+    step: Step[S], state: S, start: Tensor, *, end: int, max_length: int, need_weights: bool = False
+) -> Hypotheses:
     """The likeliest word at each step.
 
     Args:
@@ -72,8 +74,9 @@ def greedy_search(step: Step[S], state: S, start: Tensor, *, end: int, max_lengt
         start: int64 (B,), the word that each sentence begins with; it is not part of the result.
         end: the word that ends a sentence.
         max_length: steps, then sentences end as they are.
+        need_weights: whether the attention's weights are kept.
     """
-    return _follow(step, state, start, end, max_length, lambda log_p: log_p.argmax(1))
+    return _follow(step, state, start, end, max_length, need_weights, lambda log_p: log_p.argmax(1))
 
 
 @torch.no_grad()
@@ -88,6 +91,7 @@ def sample(
     temperature: float = 1.0,
     top_k: int | None = None,
     generator: torch.Generator | None = None,
+    need_weights: bool = False,
 ) -> Hypotheses:
     """Words drawn from softmax(logits / temperature), of the `top_k` likeliest alone if given.
 
@@ -110,7 +114,7 @@ def sample(
     if num_samples > 1:
         index = torch.arange(len(start), device=start.device).repeat_interleave(num_samples)
         state, start = state.reorder(index), start[index]
-    return _follow(step, state, start, end, max_length, draw, rows=num_samples)
+    return _follow(step, state, start, end, max_length, need_weights, draw, rows=num_samples)
 
 
 def _follow(
@@ -119,6 +123,7 @@ def _follow(
     start: Tensor,
     end: int,
     max_length: int,
+    need_weights: bool,
     pick: Callable[[Tensor], Tensor],
     rows: int = 1,
 ) -> Hypotheses:
@@ -141,7 +146,7 @@ def _follow(
         word = torch.where(ended, end, word)
         tokens[going, position] = word
         scores[going] += torch.where(ended, 0.0, chosen)
-        if weights is not None:
+        if need_weights and weights is not None:
             if all_weights is None:
                 all_weights = weights.new_zeros(count, max_length, weights.shape[1])
             all_weights[going, position] = torch.where(ended[:, None], 0.0, weights)
@@ -183,9 +188,8 @@ def beam_search(
     Gives sentences (B, beam_size); where there are fewer, the rest have length 0 and score -inf.
 
     Args:
-        step, state, start, end, max_length: as in `greedy_search`.
+        step, state, start, end, max_length, need_weights: as in `greedy_search`.
         length_penalty: 0 compares log-probabilities, which favours short sentences; 1 their mean over the words.
-        need_weights: whether the attention's weights are kept.
     """
     check_shape("start", start, ("B",))
     check_positive_int("max_length", max_length)

@@ -12,6 +12,7 @@ from torch.utils.data import SequentialSampler, TensorDataset
 pytest.importorskip("rich")
 
 from examples.training import Plan, fit
+from hybridops.training import CurriculumSampler
 from tests.processes import run_python
 
 DATA = TensorDataset(torch.linspace(-1, 1, 64)[:, None], 3 * torch.linspace(-1, 1, 64)[:, None] + 1)
@@ -95,6 +96,18 @@ def test_a_sampler():
 
     fit(make_model(), DATA, note, score, Plan(epochs=1, batch_size=32), sampler=SequentialSampler(DATA))
     assert first == [DATA[0][0].item(), DATA[32][0].item()]
+
+
+def test_a_sampler_is_told_of_the_epoch_and_may_make_it_longer():
+    sizes = []
+
+    def note(model, batch):
+        sizes.append(len(batch[0]))
+        return loss(model, batch)
+
+    sampler = CurriculumSampler(DATA.tensors[0][:, 0], epochs=2, start=0.25)
+    fit(make_model(), DATA, note, score, Plan(epochs=3, batch_size=16), sampler=sampler)
+    assert sizes == [16, 16, 16, 15, 16, 16, 16, 16]  # of 16, 47 and 64 examples
 
 
 TORCHRUN = """

@@ -118,7 +118,7 @@ def test_a_state_is_searched():
     start = torch.ones(B, dtype=torch.int64)
     with torch.no_grad():
         nn.init.normal_(model.vocabulary.weight)  # so that sentences differ, and end
-    greedy = greedy_search(model.step, model.start(read), start, end=2, max_length=12)
+    greedy = greedy_search(model.step, model.start(read), start, end=2, max_length=12, need_weights=True)
     beam = beam_search(
         model.step, model.start(read), start, end=2, max_length=12, beam_size=4, length_penalty=0.0, need_weights=True
     ).best()

@@ -137,9 +137,9 @@ def test_the_coldest_samples_are_greedy(decoder, memory):
 def test_weights_are_those_of_the_sentence(memory, beam_size):
     torch.manual_seed(0)
     decoder = DECODERS["attention"]().double().eval()
-    found = search_best(
-        decoder.step, decoder.start(memory), start(3), end=END, max_length=LIMIT, beam_size=beam_size, need_weights=True
-    )
+    options = {"end": END, "max_length": LIMIT, "beam_size": beam_size}
+    assert search_best(decoder.step, decoder.start(memory), start(3), **options).weights is None
+    found = search_best(decoder.step, decoder.start(memory), start(3), **options, need_weights=True)
     for row in range(3):
         length = found.lengths[row]
         alone = Memory(memory.values[row : row + 1], memory.mask[row : row + 1], memory.pooled[row : row + 1])

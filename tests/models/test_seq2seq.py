@@ -54,7 +54,7 @@ def test_some_words_of_its_own():
 
 
 def test_attention_sees_no_padding(model):
-    found = model.generate(SOURCE, LENGTHS, max_length=4)
+    found = model.generate(SOURCE, LENGTHS, max_length=4, need_weights=True)
     if found.weights is not None:
         assert found.weights[1, :, 2:].eq(0).all()
         torch.testing.assert_close(found.weights[1, 0].sum(), torch.tensor(1.0))
