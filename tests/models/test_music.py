@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from hybridops.models import MusicGenerator
 from hybridops.models.music import MelodyState
@@ -57,6 +58,14 @@ def test_melodies_end(model):
     ended = (notes == end).cumsum(1) > 0
     assert ended.any()
     assert (notes[ended] == end).all()
+
+
+def test_an_embedding_that_has_no_weight_of_its_own(model):
+    """As one of another class, or one whose weights are elsewhere until it is called."""
+    seed = torch.tensor([[3], [5]])
+    before = model.generate(seed, 5, top_k=1)
+    model.embedding = nn.Sequential(model.embedding)
+    assert torch.equal(model.generate(seed, 5, top_k=1), before)
 
 
 def test_what_is_drawn_follows_the_model(model):
