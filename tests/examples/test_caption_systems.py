@@ -70,7 +70,10 @@ def test_an_untrained_captioner_attends_to_all(options):
 def test_a_curriculum_s_epochs_are_as_long_and_start_easy():
     difficulty = torch.arange(100)
     sampler = Curriculum(difficulty, seed=0)
-    epochs = [list(sampler) for _ in range(EPOCHS)]
+    epochs = []
+    for epoch in range(EPOCHS):
+        sampler.set_epoch(epoch)
+        epochs.append(list(sampler))
     assert all(len(epoch) == len(sampler) == 100 for epoch in epochs)
     assert max(epochs[0]) < 40
     assert sorted(epochs[-1]) == difficulty.tolist()

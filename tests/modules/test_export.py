@@ -1,4 +1,4 @@
-"""torch.export of inference: sizes by name; every size a symbol, saved and run again in a process that imports the package."""
+"""torch.export of inference: sizes by name; every size a symbol, saved, and run again in a process of its own."""
 
 from __future__ import annotations
 
