@@ -15,6 +15,7 @@ from hybridops import (
     FusedConvLSTMCell,
     native,
 )
+from hybridops.models import SentimentClassifier, TextClassifier
 from tests.modules.agreement import examples, pair
 from tests.processes import run_python
 
@@ -100,3 +101,12 @@ def test_sizes_by_name(name):
         program = torch.export.export(module, first, dynamic_shapes=sizes).module()
         for inputs in first, other:
             torch.testing.assert_close(program(*inputs), module(*inputs))
+
+
+@pytest.mark.parametrize("make", [lambda: TextClassifier(9, 4, 3, 5), lambda: SentimentClassifier(9, 4, 5, 3)])
+def test_texts_of_any_batch(make):
+    model = make().eval()
+    first, other = (torch.randint(9, (batch, 12)) for batch in (4, 3))
+    program = torch.export.export(model, (first, torch.tensor([12, 5, 7, 3])), dynamic_shapes=({0: Dim("batch")},) * 2)
+    for tokens, lengths in (first, torch.tensor([12, 5, 7, 3])), (other, torch.tensor([4, 12, 1])):
+        torch.testing.assert_close(program.module()(tokens, lengths), model(tokens, lengths))
