@@ -207,6 +207,8 @@ class DecoderGradients(NamedTuple):
 
 
 class AttentionDecoderImpl(Protocol):
+    """`takes_attended_keys` as of AdditiveAttentionImpl."""
+
     def attention_decoder_forward(self, inputs: DecoderInputs, options: DecoderOptions, save: bool, /) -> DecoderStates:
         """Of at least one step. Where there is `pack_weights`, it may be given what `prepare_keys` and that made."""
         ...

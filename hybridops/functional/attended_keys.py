@@ -15,7 +15,7 @@ MOST_ATTENDED, FEWEST_QUERIES = 0.5, 8
 
 
 class AttendedKeys(NamedTuple):
-    """Where the keys are that may be attended, T' of each batch entry: the most of one."""
+    """Where the keys are that may be attended: T' of each batch entry, as many as the entry with the most has."""
 
     rows: Tensor  # (B·T'), of the keys (B·T, ·): those that may be attended in their order, then others up to T'
     mask: Tensor  # (B, 1, T'), those that may be attended

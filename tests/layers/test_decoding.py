@@ -1,4 +1,4 @@
-"""Decoders of words: what is not said by the models that are made of them."""
+"""Decoders of words, by themselves: what the models that they are part of do not test."""
 
 from __future__ import annotations
 

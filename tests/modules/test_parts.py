@@ -129,6 +129,9 @@ def test_a_weight_of_another_class(kind, path):
         change(module, path, wrapped)
     assert_agree(plain, fused, *inputs)
     assert any((a - b).abs().max() > 1e-3 for a, b in zip(before, results(fused, inputs)[0], strict=True))
+    left_alone = type(plain)
+    assert type(hybridops.fuse(plain)) is left_alone
+    assert_agree(plain, fused, *inputs)
 
 
 @pytest.mark.parametrize("how", [circular, dilated], ids=lambda how: how.__name__)
