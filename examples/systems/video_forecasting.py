@@ -1,5 +1,4 @@
 """The next frames (Shi et al. 2015): of two digits that bounce, of three short films, and of a climate model's years.
-And what moves how in a clip, by the same layers.
 
 A forecast is held against the last frame, copied, which is hard to beat where little moves, and temperatures against
 the mean of the years that were trained on too. Films and years are split in time: trained on the first part, validated
@@ -16,17 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from examples.data import air_temperature, clips, moving_sprites
-from examples.data.moving_sprites import MOTIONS, Clips
+from examples.data import air_temperature, clips
 from examples.figures import save_figure
 from examples.moving_digits import HELD_OUT, bounce, load_glyphs
 from examples.systems.table import Options, Row, Speed, plain_copy, time_in_turn
 from examples.training import Plan, fit
-from hybridops.models import ConvLSTMClassifier, ConvLSTMForecaster
+from hybridops.models import ConvLSTMForecaster
 
 SYSTEM = "ConvLSTMForecaster"
 Curves = tuple[str, dict[str, Tensor]]  # unit, and by name the error of each step (S,)
@@ -167,7 +164,7 @@ def run(options: Options) -> list[Row]:
         curves |= errors
         draw_frames(task, model, options.out / f"video_forecasting_{name}.png")
     draw_errors(curves, options)
-    return rows + classify(options)
+    return rows
 
 
 def compare(task: Task, options: Options) -> tuple[list[Row], dict[str, Curves], ConvLSTMForecaster]:
@@ -225,48 +222,7 @@ def rows_of(task: Task, source: str, errors: Tensor, compared: dict[str, Tensor]
     return rows
 
 
-# ------------------------------------------------------------------------------------------------------- what moves how
-CLIPS = {"train": 2000, "validation": 200, "test": 500}
-CLASSIFIER = Plan(6, batch_size=16, learning_rate=5e-3)
-
-
-def make_classifier() -> ConvLSTMClassifier:
-    """Of digit × motion."""
-    return ConvLSTMClassifier(1, 10 * len(MOTIONS), 32, patch=4)
-
-
-def classifier_loss(model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
-    frames, labels = batch
-    return F.cross_entropy(model(frames / 255.0), labels)
-
-
-@torch.no_grad()
-def predict(model: nn.Module, data: Clips) -> Tensor:
-    return torch.cat([model(some / 255.0).argmax(1) for some in data.frames.split(100)])
-
-
-def classify(options: Options) -> list[Row]:
-    parts = {part: moving_sprites.clips(part, 32 if options.smoke else count) for part, count in CLIPS.items()}
-    torch.manual_seed(options.seed)
-    model = make_classifier()
-    plan = replace(CLASSIFIER, epochs=1 if options.smoke else CLASSIFIER.epochs, seed=options.seed)
-
-    def accuracy(model: nn.Module) -> float:
-        return (predict(model, parts["validation"]) == parts["validation"].label).double().mean().item()
-
-    some = TensorDataset(parts["train"].frames, parts["train"].label)
-    history = fit(model, some, classifier_loss, accuracy, plan, title="moving sprites")
-    test = parts["test"]
-    found = predict(model, test)
-    right = found == test.label, found % len(MOTIONS) == test.motion
-    scores = dict(zip(("digit and motion", "motion"), (part.double().mean().item() for part in right), strict=True))
-    note = f"best of {len(history.scores)} epochs: {history.best_epoch + 1}, {history.seconds:.0f} s"
-    return [
-        Row(
-            "ConvLSTMClassifier", "moving sprites", f"accuracy, {what}", score, 0.25, f">= {must}", score >= must, note
-        )
-        for (what, score), must in zip(scores.items(), (0.75, 0.95), strict=True)
-    ]  # fmt: skip
+# ------------------------------------------------------------------------------------------------ speed and pictures
 
 
 def speed(options: Options) -> list[Speed]:
@@ -275,23 +231,17 @@ def speed(options: Options) -> list[Speed]:
     for make in TASKS.values():
         task = make(replace(options, smoke=True))
         model, windows = task.make_model(), task.validation[: 2 if options.smoke else 8]
-        speeds.append(time_training(f"{SYSTEM}, {task.title}", model, task.loss, windows, seconds))
-    few = moving_sprites.clips("train", 2 if options.smoke else 16)
-    batch = few.frames, few.label
-    return [*speeds, time_training("ConvLSTMClassifier", make_classifier(), classifier_loss, batch, seconds)]
+        speeds.append(time_training(task, model, windows, seconds))
+    return speeds
 
 
-def time_training(
-    system: str, model: nn.Module, loss: Callable[[nn.Module, Any], Tensor], batch: Any, seconds: float
-) -> Speed:
+def time_training(task: Task, model: nn.Module, windows: Tensor, seconds: float) -> Speed:
     def step(model: nn.Module) -> None:
         model.zero_grad()
-        loss(model, batch).backward()
+        task.loss(model, windows).backward()
 
-    return time_in_turn(system, "training step", partial(step, plain_copy(model)), partial(step, model), seconds)
-
-
-# ------------------------------------------------------------------------------------------------------------- pictures
+    calls = partial(step, plain_copy(model)), partial(step, model)
+    return time_in_turn(f"{SYSTEM}, {task.title}", "training step", *calls, seconds)
 
 
 def draw_frames(task: Task, model: nn.Module, path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -123,31 +123,48 @@ class ConvEncoder(nn.Module):
     """A convolutional network over images: for each size in `channels` a 3×3 convolution, batch norm, ReLU and a
     halving of the image (2×2 maxima); `pool_last=False` leaves out the last halving.
 
+    Args:
+        strided: the convolutions halve, in strides of 2 and upwards what is odd: a quarter of the work.
+
     Shape: images (B, C, Y, X), at least 2 pixels high and wide for each halving. Gives a Memory: values (B, Y'·X', D),
-    the regions row by row, D the last of `channels`; mask None; pooled (B, D), their mean.
+    the regions row by row, D the last of `channels`; mask None; pooled (B, D), their mean. `map` gives (B, D, Y', X').
 
     Raises:
         TypeError, ValueError: an argument, or the shape of an input, is not as said here.
     """
 
-    def __init__(self, in_channels: int, channels: Sequence[int] = (32, 64, 128), *, pool_last: bool = True) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        channels: Sequence[int] = (32, 64, 128),
+        *,
+        pool_last: bool = True,
+        strided: bool = False,
+    ) -> None:
         super().__init__()
         if not channels:
             raise ValueError("channels must have a size for each layer, got none")
         check_bool("pool_last", pool_last)
+        check_bool("strided", strided)
         self.in_channels = check_positive_int("in_channels", in_channels)
         sizes = [self.in_channels, *(check_positive_int("channels", size) for size in channels)]
         layers: list[nn.Module] = []
         for number, (before, after) in enumerate(pairwise(sizes), start=1):
-            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-            if pool_last or number < len(channels):
+            halves = pool_last or number < len(channels)
+            conv = nn.Conv2d(before, after, 3, stride=2 if halves and strided else 1, padding=1, bias=False)
+            layers += [conv, nn.BatchNorm2d(after), nn.ReLU()]
+            if halves and not strided:
                 layers.append(nn.MaxPool2d(2))
         self.layers = nn.Sequential(*layers)
         self.dim = sizes[-1]
 
     def forward(self, images: Tensor) -> Memory:
+        return regions(self.map(images))
+
+    def map(self, images: Tensor) -> Tensor:
         check_shape("images", images, ("B", self.in_channels, "Y", "X"))
-        return regions(self.layers(images))
+        features: Tensor = self.layers(images)
+        return features
 
 
 class PretrainedEncoder(nn.Module):
@@ -159,7 +176,8 @@ class PretrainedEncoder(nn.Module):
         frozen: it is not trained: no gradients, its parameters do not ask for any, and it stays in evaluation mode, so
             that statistics of its batch norms stay too.
 
-    Gives a Memory: values (B, Y·X, D), (B, T, D) or (B, 1, D); mask None; pooled (B, D), their mean.
+    Gives a Memory: values (B, Y·X, D), (B, T, D) or (B, 1, D); mask None; pooled (B, D), their mean. `map` gives the
+    features as they are, where they are (B, D, Y, X).
 
     Raises:
         TypeError, ValueError: an argument, or what the backbone gives, is not as said here.
@@ -179,9 +197,17 @@ class PretrainedEncoder(nn.Module):
             self.backbone.eval()
         return self
 
-    def forward(self, images: Tensor) -> Memory:
+    def map(self, images: Tensor) -> Tensor:
+        features: Tensor = self._features(images)
+        check_shape("what the backbone gives", features, (images.shape[0], self.dim, "Y", "X"))
+        return features
+
+    def _features(self, images: Tensor) -> Any:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            features = self.backbone(images)
+            return self.backbone(images)
+
+    def forward(self, images: Tensor) -> Memory:
+        features = self._features(images)
         if isinstance(features, Tensor) and features.dim() == 4:
             check_shape("what the backbone gives", features, (images.shape[0], self.dim, "Y", "X"))
             return regions(features)

@@ -5,7 +5,7 @@ What is behind the end of a clip may be anything and changes nothing: batch norm
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ class FrameEncoder(nn.Module):
 
     Args:
         encoder: gives a Memory of images (N, C, Y, X), and has its channels as `dim`; a `ConvEncoder`, say, or a
-            `PretrainedEncoder`.
+            `PretrainedEncoder`. For `maps` it has a `map` of images too, (N, D, Y', X').
         regions: None: a frame is the encoder's `pooled`. R: it is the encoder's R values side by side, which say what
             is where, as motion needs it; of images of one size.
 
@@ -46,16 +46,14 @@ class FrameEncoder(nn.Module):
     def forward(self, frames: Tensor, lengths: Tensor | None = None) -> Memory:
         check_clips(frames, lengths)
         mask = length_mask(lengths, frames.shape[1])
-        images, there = frames.flatten(0, 1), None
-        if mask is not None:
-            there = mask.flatten().nonzero().squeeze(1)
-            images = images[there]
-        if images.shape[0] == 0:
-            values = frames.new_zeros(*frames.shape[:2], self.dim)
-        else:
-            features = self._encode(images)
-            values = (features if there is None else _put(features, there, frames)).unflatten(0, frames.shape[:2])
+        values = _each_frame(self._encode, frames, mask, (self.dim,))
         return Memory(values, mask, self.pool(values, mask))
+
+    def maps(self, frames: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The encoder's `map` of each frame, (B, T, D, Y', X'), zeros behind the end; 1×1 zeros if no clip has one."""
+        check_clips(frames, lengths)
+        network: Any = self.encoder
+        return _each_frame(network.map, frames, length_mask(lengths, frames.shape[1]), (network.dim, 1, 1))
 
     def _encode(self, images: Tensor) -> Tensor:
         """(N, D)."""
@@ -162,6 +160,25 @@ def check_clips(frames: Tensor, lengths: Tensor | None, channels: int | str = "C
     check_shape("frames", frames, ("B", "T", channels, "Y", "X"))
     if lengths is not None:
         check_lengths(lengths, frames)
+
+
+def _each_frame(
+    network: Callable[[Tensor], Tensor], frames: Tensor, mask: Tensor | None, shape: tuple[int, ...]
+) -> Tensor:
+    """What the network gives of the frames that are there, in one call, (B, T, *); zeros for the others, of this shape
+    if none is there.
+    """
+    images, there = frames.flatten(0, 1), None
+    if mask is not None:
+        there = mask.flatten().nonzero().squeeze(1)
+        images = images[there]
+    if images.shape[0] == 0:
+        return frames.new_zeros(*frames.shape[:2], *shape)
+    features = network(images)
+    if there is not None:
+        features = _put(features, there, frames)
+    found: Tensor = features.unflatten(0, frames.shape[:2])
+    return found
 
 
 def _put(features: Tensor, there: Tensor, frames: Tensor) -> Tensor:

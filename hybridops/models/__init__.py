@@ -12,9 +12,9 @@ from hybridops.models.seq2seq import Seq2Seq
 from hybridops.models.sequence import MLP, ConvClassifier, SequenceClassifier
 from hybridops.models.text import SentimentClassifier, TextClassifier
 from hybridops.models.transformer import TransformerSeq2Seq
-from hybridops.models.video import Conv3dClassifier, VideoClassifier
+from hybridops.models.video import Conv3dClassifier, ConvLSTMClassifier, VideoClassifier
 from hybridops.models.video_captioning import VideoCaptioner
-from hybridops.models.video_forecasting import ConvLSTMClassifier, ConvLSTMForecaster
+from hybridops.models.video_forecasting import ConvLSTMForecaster
 from hybridops.models.video_fusion import SegmentClassifier, TwoStreamClassifier
 from hybridops.models.video_question_answering import VideoQuestionAnswering
 from hybridops.models.video_transformer import GraphRecurrentClassifier, SpaceTimeClassifier, ViTRecurrentClassifier

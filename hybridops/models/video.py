@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from hybridops.checks import check_choice, check_number, check_positive_int
-from hybridops.layers.encoders import ConvEncoder, Memory, RNNEncoder
+from hybridops.layers.encoders import ConvEncoder, Memory, RNNEncoder, length_mask
 from hybridops.layers.frames import Conv3dEncoder, FrameEncoder
-from hybridops.layers.pooling import AttentionPooling, MeanPooling
+from hybridops.layers.pooling import AttentionPooling, LastState, MeanPooling
+from hybridops.modules import FusedConvLSTM
 
 POOLINGS = ("last", "mean", "attention", "none")
 
@@ -96,6 +97,57 @@ class VideoClassifier(nn.Module):
     def _encode(self, frames: Tensor, lengths: Tensor | None) -> Memory:
         memory: Memory = self.frames(frames, lengths)
         return memory if self.recurrent is None else self.recurrent(self.dropout(memory.values), lengths)
+
+
+class ConvLSTMClassifier(nn.Module):
+    """Frames → CNN → ConvLSTM → pooling: states are maps, so that how things move is seen where they are.
+
+        v_t = CNN(frame_t)        h_t = ConvLSTM(v)_t        logits = W dropout(BN(mean over space of h_T)) + b
+
+    h_T is of the last layer, after the last frame. The batch norm is there because most of a map shows background:
+    means over it differ little from clip to clip, and a linear layer alone learns slowly from them.
+
+    Args:
+        in_channels, num_classes: of a frame, of the logits.
+        hidden_dim, kernel_size, num_layers: of the ConvLSTM.
+        channels: of the strided `ConvEncoder`, all but the last of which halve the frame.
+        encoder: another encoder of images in its place, with a `map`, see `FrameEncoder`.
+        dropout: of what is pooled, in training.
+
+    Shape: frames (B, T, C, Y, X), lengths None or integers (B,); gives logits (B, num_classes). What stands behind the
+    end of a clip changes nothing. In training B is at least 2.
+
+    Raises:
+        TypeError, ValueError: an argument, or the shape of an input, is not as said here.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        hidden_dim: int = 32,
+        kernel_size: int = 3,
+        num_layers: int = 1,
+        *,
+        channels: Sequence[int] = (16, 32, 32),
+        encoder: nn.Module | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.frames = FrameEncoder(
+            ConvEncoder(in_channels, channels, pool_last=False, strided=True) if encoder is None else encoder
+        )
+        self.recurrent = FusedConvLSTM(self.frames.dim, hidden_dim, kernel_size, num_layers)
+        self.pool = LastState()
+        self.norm = nn.BatchNorm1d(hidden_dim)
+        self.dropout = nn.Dropout(check_number("dropout", dropout, 0.0, 1.0))
+        self.classifier = nn.Linear(hidden_dim, check_positive_int("num_classes", num_classes))
+
+    def forward(self, frames: Tensor, lengths: Tensor | None = None) -> Tensor:
+        h, _ = self.recurrent(self.frames.maps(frames, lengths))
+        found = self.pool(h.mean((3, 4)), length_mask(lengths, frames.shape[1]))
+        logits: Tensor = self.classifier(self.dropout(self.norm(found)))
+        return logits
 
 
 class Conv3dClassifier(nn.Module):

@@ -1,4 +1,4 @@
-"""Frames of a video, or fields of any other kind, read by ConvLSTMs: what comes next, and what is seen."""
+"""Frames of a video, or fields of any other kind, read by ConvLSTMs: what comes next."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybridops.checks import check_bool, check_lengths, check_number, check_positive_int, check_shape
-from hybridops.layers.encoders import length_mask
-from hybridops.layers.pooling import LastState
+from hybridops.checks import check_bool, check_number, check_positive_int, check_shape
 from hybridops.modules import FusedConvLSTM
 
 
@@ -115,55 +113,6 @@ class ConvLSTMForecaster(nn.Module):
             forecast, states = self._write(read, states)
             forecasts.append(forecast)
         return torch.cat(forecasts)
-
-
-class ConvLSTMClassifier(nn.Module):
-    """ConvLSTM layers that read frames, and a linear layer on what they end with.
-
-        logits = W mean over space of h^L_T + b        h^L_T: of the last layer, after the true last frame
-
-    Args:
-        in_channels, num_classes: C of a frame, of the logits.
-        hidden_dim, kernel_size, num_layers: of the ConvLSTM.
-        patch: pixels a side that become channels, see `ConvLSTMForecaster`.
-        dropout: of the mean, in training.
-
-    Shape: frames (B, T, C, Y, X), Y and X multiples of patch, lengths None or integers (B,); gives (B, num_classes).
-    Frames behind a row's end may be any.
-
-    Raises:
-        TypeError, ValueError: an argument, or the shape of an input, is not as said here.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        num_classes: int,
-        hidden_dim: int = 32,
-        kernel_size: int = 3,
-        num_layers: int = 2,
-        *,
-        patch: int = 1,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.in_channels = check_positive_int("in_channels", in_channels)
-        self.patch = check_positive_int("patch", patch)
-        self.encoder = FusedConvLSTM(in_channels * patch**2, hidden_dim, kernel_size, num_layers, batch_first=False)
-        self.pool = LastState()
-        self.dropout = nn.Dropout(check_number("dropout", dropout, 0.0, 1.0))
-        self.classifier = nn.Linear(hidden_dim, check_positive_int("num_classes", num_classes))
-
-    def forward(self, frames: Tensor, lengths: Tensor | None = None) -> Tensor:
-        x = to_patches("frames", frames, self.in_channels, self.patch)
-        if lengths is not None:
-            check_lengths(lengths, frames)
-        mask = length_mask(lengths, frames.shape[1])
-        if mask is not None:
-            x = x.masked_fill(~mask.T[..., None, None, None], 0.0)
-        hidden, _ = self.encoder(x.movedim(4, 2))
-        logits: Tensor = self.classifier(self.dropout(self.pool(hidden.mean((3, 4)).transpose(0, 1), mask)))
-        return logits
 
 
 def to_patches(name: str, frames: Tensor, channels: int, patch: int) -> Tensor:

@@ -15,7 +15,7 @@ pytest.importorskip("rich")
 from examples.data.moving_sprites import MOTIONS
 from examples.systems import SYSTEMS, video, video_training
 from examples.systems.table import Options, Row
-from hybridops.models import Conv3dClassifier, VideoClassifier
+from hybridops.models import Conv3dClassifier, ConvLSTMClassifier, VideoClassifier
 from tests.tolerances import FLOAT64
 
 
@@ -24,7 +24,7 @@ def test_it_runs(tmp_path):
     assert "video" in SYSTEMS
     rows = video.run(Options(smoke=True, out=tmp_path))
     assert all(isinstance(row, Row) for row in rows)
-    assert sum(row.must != "" for row in rows) == 10
+    assert sum(row.must != "" for row in rows) == 12
     assert {path.name for path in tmp_path.iterdir()} == {"video_attention.png", "video_flow.png", "video_lengths.md"}
 
 
@@ -40,7 +40,7 @@ def test_frames_of_half_the_size():
     torch.testing.assert_close(halved[0, 1, 1, 0, 2], flow[0, 1, 1, :2, 4:].float().mean().half())
 
 
-@pytest.mark.parametrize("kind", [VideoClassifier, Conv3dClassifier])
+@pytest.mark.parametrize("kind", [VideoClassifier, Conv3dClassifier, ConvLSTMClassifier])
 def test_channels_last_is_the_same_network(kind):
     model, clips = kind(1, 3, channels=(2, 4)).double().eval(), torch.rand(2, 3, 1, 8, 8, dtype=torch.float64)
     logits = model(clips)

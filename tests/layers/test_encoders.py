@@ -77,6 +77,17 @@ def test_nothing_to_read(shape):
     assert memory.pooled.shape == (shape[0], 4)
 
 
+@pytest.mark.parametrize(("pool_last", "sizes"), [(True, (2, 3)), (False, (4, 5))])
+def test_strides_halve_upwards(pool_last, sizes):
+    encoder = ConvEncoder(1, (2, 3), pool_last=pool_last, strided=True).eval()
+    images = torch.rand(2, 1, 8, 9)
+    assert encoder.map(images).shape == (2, 3, *sizes)
+    assert torch.equal(encoder(images).values, encoder.map(images).flatten(2).transpose(1, 2))
+    conv, norm = encoder.layers[:2]
+    everywhere = norm(nn.functional.conv2d(images, conv.weight, padding=1)).relu()
+    torch.testing.assert_close(encoder.layers[:3](images), everywhere[..., ::2, ::2])
+
+
 def test_regions_are_row_by_row():
     encoder = ConvEncoder(3, (5, 7)).eval()
     images = torch.randn(2, 3, 8, 12)
@@ -128,6 +139,7 @@ def test_one_that_is_not_frozen_is_trained():
         (lambda: RNNEncoder(3, 4)(torch.zeros(2, 5, 3), torch.tensor([1])), "lengths must have shape"),
         (lambda: ConvEncoder(3)(torch.zeros(2, 1, 16, 16)), "images must have shape"),
         (lambda: PretrainedEncoder(nn.Conv2d(3, 5, 1), 6)(torch.zeros(2, 3, 4, 4)), "what the backbone gives"),
+        (lambda: PretrainedEncoder(nn.Conv2d(3, 5, 1), 6).map(torch.zeros(2, 3, 4, 4)), "what the backbone gives"),
     ],
 )
 def test_errors(make, message):

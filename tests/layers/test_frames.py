@@ -89,6 +89,18 @@ def test_regions_say_what_is_where():
     assert not torch.allclose(encoder(clips.flip(4)).pooled, encoder(clips).pooled)
 
 
+def test_maps_are_of_each_frame():
+    encoder = FrameEncoder(ConvEncoder(2, (3, 6))).double().eval()
+    padded, clips = draw()
+    maps = encoder.maps(padded, LENGTHS)
+    assert maps.shape == (4, 5, 6, 2, 2)
+    there = torch.arange(5) < LENGTHS[:, None]
+    torch.testing.assert_close(maps[there], encoder.encoder.layers(clips[there]), **FLOAT64)
+    assert maps[~there].eq(0).all()
+    torch.testing.assert_close(encoder.maps(clips)[0], maps[0], **FLOAT64)
+    assert encoder.maps(padded, torch.zeros(4, dtype=torch.int64)).eq(0).all()
+
+
 def plain_conv3d(encoder: Conv3dEncoder, pool_time: bool) -> nn.Sequential:
     """As one would write it for a clip (1, C, T, Y, X) without padding, with the encoder's weights."""
     layers = []

@@ -185,6 +185,9 @@ CASES |= {
     "Conv3dClassifier": Case(
         lambda: models.Conv3dClassifier(2, 3, channels=(4, 8)), clips, more_frames, without_lengths
     ),
+    "ConvLSTMClassifier": Case(
+        lambda: models.ConvLSTMClassifier(2, 3, 8, channels=(4, 8)), clips, more_frames, without_lengths
+    ),
     "SegmentClassifier": Case(lambda: models.SegmentClassifier(video(), 3), clips, more_frames, without_lengths),
     "TwoStreamClassifier": Case(
         lambda: models.TwoStreamClassifier(video(), video(4), learned=True),
@@ -233,9 +236,6 @@ CASES |= {
     "ConvLSTMForecaster, conditional": Case(
         lambda: models.ConvLSTMForecaster(2, 8, num_layers=1, conditional=True),
         lambda dtype: (frames(dtype), frames(dtype)),
-    ),
-    "ConvLSTMClassifier": Case(
-        lambda: models.ConvLSTMClassifier(2, 3, 8, patch=2), clips, more_frames, without_lengths
     ),
 }
 

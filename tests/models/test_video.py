@@ -6,10 +6,17 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridops.layers import PretrainedEncoder
-from hybridops.models import Conv3dClassifier, SegmentClassifier, TwoStreamClassifier, VideoClassifier
+from hybridops.models import (
+    Conv3dClassifier,
+    ConvLSTMClassifier,
+    SegmentClassifier,
+    TwoStreamClassifier,
+    VideoClassifier,
+)
 from hybridops.models.video_fusion import split
 from tests.tolerances import FLOAT64
 
@@ -106,6 +113,51 @@ def test_another_encoder():
     assert model.recurrent.input_dim == 9
 
 
+def textbook_step(cell: nn.Module, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    f, i, g, o = F.conv2d(torch.cat([x, h], 1), cell.conv.weight, cell.conv.bias, padding=1).chunk(4, 1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
+@pytest.mark.parametrize("lengths", [None, [6, 2, 0, 9]])
+def test_conv_lstm_is_a_loop_over_frames(lengths):
+    """Two layers over maps of half the size; the state after the last frame, averaged over space and normed."""
+    model, clips = ConvLSTMClassifier(2, 3, 5, num_layers=2, channels=(4, 6)).double().train(), draw()
+    model(clips)  # so that the statistics of batch norm are some
+    model.eval()
+    expected = []
+    for row, length in enumerate(lengths or [6] * 4):
+        states = [(torch.zeros(1, 5, 4, 4, dtype=torch.float64),) * 2] * 2
+        for t in range(min(length, 6)):
+            x = model.frames.encoder.layers(clips[row, t][None])
+            assert x.shape == (1, 6, 4, 4)
+            for layer, cell in enumerate(model.recurrent.cell_list):
+                states[layer] = textbook_step(cell, x, *states[layer])
+                x = states[layer][0]
+        expected.append(model.classifier(model.norm(states[-1][0].mean((2, 3)))))
+    found = model(clips, None if lengths is None else torch.tensor(lengths))
+    torch.testing.assert_close(found, torch.cat(expected), **FLOAT64)
+
+
+def test_behind_the_end_a_conv_lstm_has_no_gradient():
+    model, clips = ConvLSTMClassifier(2, 3, 5, channels=(4,)).double(), draw()
+    there = torch.arange(6) < LENGTHS[:, None]
+    clips[~there] = torch.nan
+    model(clips.requires_grad_(), LENGTHS)[:, 0].square().sum().backward()
+    assert clips.grad[~there].eq(0).all()
+    assert clips.grad[there].ne(0).flatten(1).any(1).all()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_conv_lstm_over_another_encoder():
+    encoder = PretrainedEncoder(nn.Conv2d(2, 9, 4, stride=4), 9)
+    model = ConvLSTMClassifier(2, 3, 7, encoder=encoder)
+    model(draw().float(), LENGTHS).square().sum().backward()
+    assert all(p.grad is None for p in encoder.parameters())
+    assert model.recurrent.cell_list[0].conv.weight.shape == (28, 16, 3, 3)
+    assert model.recurrent.cell_list[0].conv.weight.grad.any()
+
+
 def test_conv3d_pools_what_it_found():
     model, clips = Conv3dClassifier(2, 3, channels=(4, 6), dropout=0.5).double().eval(), draw()
     pooled = model.encoder(clips, LENGTHS).pooled
@@ -170,6 +222,12 @@ def test_a_learned_mixture():
         (lambda: make()(draw(), LENGTHS[:2]), r"lengths must have shape \(4\), got \(2\)"),
         (lambda: make().weights(draw()), "pooling must be 'attention' for there to be weights, got 'last'"),
         (lambda: Conv3dClassifier(2, 0), "num_classes must be a positive int"),
+        (lambda: ConvLSTMClassifier(2, 0), "num_classes must be a positive int"),
+        (lambda: ConvLSTMClassifier(2, 3, dropout=2.0), "dropout must be"),
+        (lambda: ConvLSTMClassifier(2, 3)(draw()[0]), r"frames must have shape \(B, T, C, Y, X\), got \(6, 2, 8, 8\)"),
+        (lambda: ConvLSTMClassifier(2, 3)(draw(3).float()), r"images must have shape \(B, 2, Y, X\)"),
+        (lambda: ConvLSTMClassifier(2, 3)(draw(), LENGTHS[:2]), r"lengths must have shape \(4\), got \(2\)"),
+        (lambda: ConvLSTMClassifier(2, 3)(draw(), LENGTHS.float()), "lengths must be a tensor of int"),
         (lambda: SegmentClassifier(make(), 0), "segments must be a positive int"),
         (lambda: SegmentClassifier(make(pooling="none"), 2)(draw()), r"what the classifier gives must have shape"),
         (lambda: TwoStreamClassifier(make(), make(4), alpha=1.5), r"alpha must be a number in \[0, 1\]"),

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridops.models import ConvLSTMClassifier, ConvLSTMForecaster
+from hybridops.models import ConvLSTMForecaster
 from hybridops.models.video_forecasting import from_patches, to_patches
 from tests import tolerances
 
@@ -146,33 +146,6 @@ def test_patches(sizes):
         assert torch.equal(patches.permute(1, 0, 4, 2, 3), F.pixel_unshuffle(frames, patch))
 
 
-@pytest.mark.parametrize("patch", [1, 2])
-@pytest.mark.parametrize("lengths", [None, [1, 4, 0, 9]])
-def test_classes_are_of_the_state_after_the_true_last_frame(patch, lengths):
-    torch.manual_seed(0)
-    model = ConvLSTMClassifier(2, 3, 5, patch=patch).double()
-    frames = frames_of(5, batch=4)
-    states = plain_states(list(model.encoder.cell_list), frames, patch)
-    zeros = torch.zeros_like(states[0][-1][0])
-    last = [zeros, *(of_layers[-1][0] for of_layers in states)]
-    ends = [5] * 4 if lengths is None else [min(length, 5) for length in lengths]
-    expected = torch.stack([model.classifier(last[end][row].mean((1, 2))) for row, end in enumerate(ends)])
-    found = model(frames, None if lengths is None else torch.tensor(lengths))
-    torch.testing.assert_close(found, expected, **tolerances.FLOAT64)
-
-
-def test_what_is_behind_the_end_has_no_gradient():
-    torch.manual_seed(0)
-    model, frames, lengths = ConvLSTMClassifier(2, 3, 5).double(), frames_of(5), torch.tensor([2, 5])
-    frames[0, 2:] = torch.nan
-    frames.requires_grad_()
-    model(frames, lengths).sum().backward()
-    assert (frames.grad[0, 2:] == 0).all()
-    assert frames.grad.isfinite().all()
-    assert (frames.grad[0, :2] != 0).any()
-    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
-
-
 X = torch.rand(2, 3, 1, 4, 6)
 
 
@@ -194,11 +167,6 @@ X = torch.rand(2, 3, 1, 4, 6)
         (lambda: ConvLSTMForecaster(conditional=True)(X, X, steps=4), ValueError, r"future must have shape \(2, 4, 1"),
         (lambda: ConvLSTMForecaster(conditional=True)(X, X[:1]), ValueError, r"future must have shape \(2, S, 1"),
         (lambda: ConvLSTMForecaster(conditional=True)(X, X, sampling=1.1), ValueError, "sampling"),
-        (lambda: ConvLSTMClassifier(1, 0), ValueError, "num_classes"),
-        (lambda: ConvLSTMClassifier(1, 3, dropout=2.0), ValueError, "dropout"),
-        (lambda: ConvLSTMClassifier(1, 3)(X[0]), ValueError, "frames must have shape"),
-        (lambda: ConvLSTMClassifier(1, 3)(X, torch.tensor([1])), ValueError, "lengths must have shape"),
-        (lambda: ConvLSTMClassifier(1, 3)(X, torch.tensor([1.0, 2.0])), TypeError, "lengths must be a tensor of int"),
     ],
 )
 def test_errors(call, error, message):
