@@ -14,6 +14,8 @@ from hybridops import models
 from tests import tolerances
 from tests.models.cases import CASES, Case
 
+QUANTISED = (nn.Linear, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell)
+
 
 @pytest.fixture(params=CASES)
 def case(request) -> Case:
@@ -113,9 +115,26 @@ def test_compile(case):
 
 @pytest.mark.slow
 def test_export(case):
+    """For any number of examples, more than one."""
     model, inputs = case.make().eval(), case.exported(case.inputs(torch.float32))
-    program = torch.export.export(model, inputs).module()
-    torch.testing.assert_close(program(*inputs), model(*inputs))
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(model, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs)).module()
+    for rows in (torch.arange(4), torch.tensor([2, 0, 1])):
+        some = tuple(part[rows] for part in inputs)
+        torch.testing.assert_close(program(*some), model(*some))
+
+
+@pytest.mark.filterwarnings("ignore:.*quantization is deprecated:DeprecationWarning")
+def test_quantised_to_int8(case):
+    """PyTorch's dynamic quantization of linear layers and recurrent ones: the model runs on the parts that it gets."""
+    model, inputs = case.make().eval(), case.inputs(torch.float32)
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.TransformerEncoderLayer)]
+    left = {part for layer in layers for part in layer.modules()}  # PyTorch's layer reads the weights of its parts
+    names = {name for name, part in model.named_modules() if type(part) in QUANTISED and part not in left}
+    quantised = torch.ao.quantization.quantize_dynamic(model, names)
+    with torch.no_grad():
+        logits, want = quantised(*inputs), model(*inputs)
+    assert 0 < (logits - want).abs().max() < 0.1 * want.abs().max()
 
 
 def test_no_example(case):

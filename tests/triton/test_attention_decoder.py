@@ -24,7 +24,7 @@ from tests.decoder_problems import (
 from tests.problems import DTYPES, cast, with_gradients
 
 pytest.importorskip("triton")
-from hybridops.triton import attention_decoder
+from hybridops.triton import attention_decoder_steps
 from hybridops.triton.launch import Config
 
 interpreted = pytest.mark.interpreted
@@ -89,7 +89,7 @@ def test_blocks_of_any_size(monkeypatch, cell, query):
     inputs = cast(decoder_inputs(cell=cell, query=query, gate=True), torch.float32)
     options = {"cell": cell, "query": query, "mask": MASK, "lengths": LENGTHS, "backend": "triton"}
     want = with_gradients(fused_decoder, inputs, **options)
-    monkeypatch.setattr(attention_decoder, "POINTWISE", Config({"BLOCK": 4}, num_warps=1))
+    monkeypatch.setattr(attention_decoder_steps, "POINTWISE", Config({"BLOCK": 4}, num_warps=1))
     torch.testing.assert_close(with_gradients(fused_decoder, inputs, **options), want, **tolerances.EXACT)
 
 
