@@ -40,7 +40,13 @@ from hybridops.contract import (
     StateGradients,
 )
 from hybridops.formulas.attention_decoder import CELLS, GATES, QUERIES
-from hybridops.triton import additive_attention, attention_decoder, attention_decoder_kernels, conv_lstm
+from hybridops.triton import (
+    additive_attention,
+    attention_decoder,
+    attention_decoder_kernels,
+    attention_decoder_steps,
+    conv_lstm,
+)
 from hybridops.triton.launch import Config, options
 
 # Bytes of shared memory that a block may have, by compute capability (CUDA C++ Programming Guide, technical
@@ -50,7 +56,7 @@ POINTERS = {
     torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.bool: "*i1",
 }  # fmt: skip
 FAMILIES = {
-    "conv_lstm": conv_lstm, "additive_attention": additive_attention, "attention_decoder": attention_decoder,
+    "conv_lstm": conv_lstm, "additive_attention": additive_attention, "attention_decoder": attention_decoder_steps,
 }  # fmt: skip
 # Of queries, keys and channels: strides and sizes that are multiples of a vector, and that are not.
 SIZES = {"even": 64, "odd": 63}
@@ -86,10 +92,13 @@ class Usage(NamedTuple):
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, choices=SHARED_MEMORY, nargs="+", default=list(SHARED_MEMORY))
-    parser.add_argument("--only", default="", help="kernels and cases whose name has this in it")
+    parser.add_argument("--only", default="", help="modules, kernels and cases whose name has this in it")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     args = parser.parse_args()
-    launches = {repr(launch): launch for launch in all_launches() if args.only in launch.name}.values()  # each once
+    named = ((f"{launch.module}, {launch.name}", launch) for launch in all_launches())
+    launches = {repr(launch): launch for name, launch in named if args.only in name}.values()  # each once
+    if not launches:
+        parser.error(f"no module, kernel or case has {args.only!r} in its name")
     wanted = [(launch, arch) for launch in launches for arch in args.arch]
     failed = 0
     print(f"Triton {triton.__version__}\n{'registers':>9} {'shared':>7} {'stack':>6}")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from tests.processes import run_python
@@ -42,3 +46,11 @@ def test_too_much_shared_memory():
     said = softmax(block=512, warps=4, limits={80: 0})
     assert "512, 4 warps, 2 stages  TOO MUCH SHARED MEMORY" in said
     assert said.endswith("1 of 1 do not fit\nstatus 1\n")
+
+
+def test_nothing_is_called_so():
+    """It does not say that all of nothing fits."""
+    command = [sys.executable, "-m", "hybridops.triton.check", "--only", "no such kernel"]
+    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "0"}, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "no module, kernel or case has 'no such kernel' in its name" in done.stderr
