@@ -45,17 +45,20 @@ class Task:
     unit: str = "10⁻³"
     climatology: Tensor | None = None  # (1, Y, X), the mean of all frames trained on
 
-    def make_model(self, num_layers: int = 2) -> ConvLSTMForecaster:
-        steps = self.validation.shape[1] - self.read
-        model = ConvLSTMForecaster(num_layers=num_layers, steps=steps, logits=False, relative=True, **self.model)
+    def make_model(self, num_layers: int = 2, **options: Any) -> ConvLSTMForecaster:
+        options |= {"steps": self.validation.shape[1] - self.read, "logits": False, "relative": True}
+        model = ConvLSTMForecaster(num_layers=num_layers, **self.model, **options)
         nn.init.zeros_(model.head.weight)  # begin with the last frame
         nn.init.zeros_(model.head.bias)
         return model
 
-    def loss(self, model: nn.Module, windows: Tensor) -> Tensor:
-        """In units of what copying costs at each step: else it is mostly the loss of cuts, which nobody foresees."""
-        read, truth = windows.split([self.read, windows.shape[1] - self.read], 1)
-        error, copied = ((truth - each).square().mean((2, 3, 4)) for each in (model(read), read[:, -1:]))
+    def loss(self, model: nn.Module, windows: Tensor, sampling: float | None = None) -> Tensor:
+        """In units of what copying costs at each step: else it is mostly the loss of cuts, which nobody foresees.
+        `sampling`: of a conditional model that is shown the true frames.
+        """
+        read, truth = windows[:, : self.read], windows[:, self.read :]
+        forecasts = model(read) if sampling is None else model(read, truth, sampling=sampling)
+        error, copied = ((truth - each).square().mean((2, 3, 4)) for each in (forecasts, read[:, -1:]))
         return (error / (copied + STILL)).mean()
 
     @torch.no_grad()
@@ -141,16 +144,21 @@ def temperatures(options: Options) -> Task:
 TASKS = {"digits": moving_digits, "films": films, "temperatures": temperatures}
 
 
-def train(task: Task, num_layers: int, options: Options) -> tuple[ConvLSTMForecaster, str]:
+Loss = Callable[[nn.Module, Tensor], Tensor]
+
+
+def train(
+    task: Task, num_layers: int, options: Options, loss: Loss | None = None, **arguments: Any
+) -> tuple[ConvLSTMForecaster, str]:
     torch.manual_seed(options.seed)
-    model = task.make_model(num_layers)
+    model = task.make_model(num_layers, **arguments)
     plan = replace(task.plan, epochs=1 if options.smoke else task.plan.epochs, seed=options.seed)
 
     def score(model: nn.Module) -> float:
         return -torch.stack([task.loss(model, some) for some in task.validation.split(16)]).mean().item()
 
-    title = f"{task.title}, {num_layers} layer{'s' if num_layers > 1 else ''}"
-    history = fit(model, task.train, task.loss, score, plan, collate=task.collate, title=title)
+    title = ", ".join((task.title, f"{num_layers} layer{'s' if num_layers > 1 else ''}", *arguments))
+    history = fit(model, task.train, loss or task.loss, score, plan, collate=task.collate, title=title)
     return model, f"best of {len(history.scores)} epochs: {history.best_epoch + 1}, {history.seconds:.0f} s"
 
 
@@ -163,6 +171,8 @@ def run(options: Options) -> list[Row]:
         rows += found
         curves |= errors
         draw_frames(task, model, options.out / f"video_forecasting_{name}.png")
+        if name == "digits":
+            rows += conditional(task, model, options)
     draw_errors(curves, options)
     return rows
 
@@ -191,6 +201,22 @@ def two_against_one(title: str, errors: Sequence[dict[str, Tensor]], note: str) 
     )
     metric = "share of the last frame's error, two layers against one"
     return Row(SYSTEM, title, metric, two, one, "not above one layer", two <= one, note)
+
+
+def conditional(task: Task, unconditional: nn.Module, options: Options) -> list[Row]:
+    """Forecasters that read the frame before, the true one in training (teacher forcing) or every other time their own
+    (scheduled sampling); when they forecast, they only have their own.
+    """
+    rows = []
+    for source, windows in task.test.items():
+        baseline = task.errors(task.forecast(unconditional, windows), windows).mean().item()
+        for how, sampling in (("teacher forcing", 0.0), ("scheduled sampling", 0.5)):
+            loss = partial(task.loss, sampling=sampling)
+            model, note = train(task, 2, options, loss, conditional=True)
+            score = task.errors(task.forecast(model, windows), windows).mean().item()
+            metric = f"squared error, all frames, {task.unit}, reads the frame before, {how}"
+            rows.append(Row(SYSTEM, source, metric, score, baseline, "as it is", True, note))
+    return rows
 
 
 def baselines(task: Task, windows: Tensor) -> dict[str, Tensor]:
