@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -174,17 +175,19 @@ def test_peft_trains_adapters_and_merges_them(kind, targets):
     torch.testing.assert_close(merged(*inputs), found, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("to", ["memory", "disk"])
 @pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("kind", MADE)
-def test_accelerate_loads_offloaded_weights(kind, together, tmp_path):
+def test_accelerate_loads_offloaded_weights(kind, together, to, tmp_path):
     """A part at a time, which the plain forward runs through; or of a whole module, which is fused then."""
     accelerate = pytest.importorskip("accelerate")
     arguments, inputs = MADE[kind]
     model = Parent(kind(*arguments)).eval()
     with torch.no_grad():
         before = model(*inputs)
+        offload = partial(accelerate.disk_offload, offload_dir=tmp_path) if to == "disk" else accelerate.cpu_offload
         whole = {"preload_module_classes": [kind.__name__]} if together else {}
-        model = accelerate.cpu_offload(model, execution_device="cpu", **whole)
+        model = offload(model, execution_device="cpu", **whole)
         assert all(p.is_meta for p in model.part.parameters())
         with Recorder("hybridops") as recorder:
             torch.testing.assert_close(model(*inputs), before)
@@ -204,6 +207,23 @@ def test_summaries_count_what_they_count_of_the_plain_module(kind):
         counts.append((summary.total_params, summary.total_mult_adds, flops.total()))
     assert counts[0] == counts[1]
     assert torch.equal(model(*inputs), before)
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_lightning_sums_up_what_it_sums_up_of_the_plain_module(kind):
+    lightning = pytest.importorskip("lightning.pytorch")
+    summaries = pytest.importorskip("lightning.pytorch.utilities.model_summary")
+    arguments, inputs = MADE[kind]
+    found = []
+    part = Parent(kind(*arguments)).eval()
+    for each in part, plain_copy(part):
+        model = lightning.LightningModule()
+        model.model, model.forward, model.example_input_array = each, each.forward, inputs
+        summary = summaries.ModelSummary(model, max_depth=-1)
+        found.append(
+            (summary.param_nums, summary.layer_names, summary.in_sizes, summary.out_sizes, summary.total_flops)
+        )
+    assert found[0] == found[1]
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
