@@ -39,7 +39,8 @@ class Plan:
 
     epochs: at most; patience: how many without a better score end it (None: never).
     learning_rate: the highest, of Adam under a one-cycle schedule; clip: the largest norm of a step's gradients.
-    checkpoint: a file to which each epoch is written, and from which training goes on if it is there.
+    checkpoint: a file to which each epoch is written, and from which training goes on if it is there, as if it had not
+        been cut short: PyTorch's random numbers (of dropout, of noise on examples) go on where they were.
     """
 
     epochs: int
@@ -69,7 +70,8 @@ def fit(
         loss: (model, a batch) -> a scalar.
         score: of the model in evaluation mode, on validation data; higher is better.
         collate: makes a batch of examples, as in `DataLoader`.
-        sampler: in place of a random order, told of each epoch if it has a `set_epoch`; not under torchrun.
+        sampler: in place of a random order, told of each epoch if it has a `set_epoch`; not under torchrun. What it
+            draws at random has to follow from the epoch, as in `CurriculumSampler`: no checkpoint has its state.
     """
     with _processes() as (rank, count):
         generator = torch.Generator().manual_seed(plan.seed)
@@ -110,7 +112,8 @@ def fit(
                 if plan.checkpoint is not None and rank == 0:
                     parts = model, optimizer, schedule
                     state = [part.state_dict() for part in parts]
-                    torch.save((history, best, state, generator.get_state()), plan.checkpoint)
+                    random = generator.get_state(), torch.get_rng_state()
+                    torch.save((history, best, state, random), plan.checkpoint)
                 if plan.patience is not None and epoch - history.best_epoch >= plan.patience:
                     break
         model.load_state_dict(best)
@@ -138,10 +141,11 @@ def _resume(
     """History, best weights, and the epoch to go on with."""
     if path is None or not path.exists():
         return History(), copy.deepcopy(model.state_dict()), 0
-    history, best, state, order = torch.load(path, weights_only=False)  # a file this loop wrote
+    history, best, state, (order, others) = torch.load(path, weights_only=False)  # a file this loop wrote
     for part, values in zip((model, optimizer, schedule), state, strict=True):
         part.load_state_dict(values)
     generator.set_state(order)
+    torch.set_rng_state(others)
     return history, best, len(history.scores)
 
 

@@ -163,21 +163,24 @@ def encode(reviews: Reviews, vocabulary: Vocabulary, part: Part) -> Texts:
 
 class LengthSampler(Sampler[int]):
     """A random order in which batches of `batch_size` have texts of one length, as far as there are enough of it: no
-    padding is computed on.
+    padding is computed on. Another order in each epoch, the same for the same seed: see `set_epoch`.
     """
 
     def __init__(self, texts: Texts, batch_size: int, seed: int) -> None:
         self.lengths = torch.tensor([len(numbers) for numbers, _ in texts])
-        self.batch_size = batch_size
-        self.generator = torch.Generator().manual_seed(seed)
+        self.batch_size, self.seed, self.epoch = batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        order = torch.randperm(len(self.lengths), generator=self.generator)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator)
         *batches, last = order[self.lengths[order].argsort(stable=True)].split(self.batch_size)
-        for batch in torch.randperm(len(batches), generator=self.generator).tolist():
+        for batch in torch.randperm(len(batches), generator=generator).tolist():
             yield from batches[batch].tolist()
         yield from last.tolist()  # which may be smaller, so that the others stay whole
 

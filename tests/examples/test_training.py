@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import SequentialSampler, TensorDataset
+from torch.utils.data import Sampler, SequentialSampler, TensorDataset
 
 pytest.importorskip("rich")
 
@@ -56,10 +56,20 @@ def test_patience():
     assert len(history.scores) == 3
 
 
-def test_a_run_that_was_cut_short_goes_on_as_if_it_had_not_been(tmp_path):
-    plan = Plan(epochs=4, batch_size=16, checkpoint=tmp_path / "checkpoint.pt")
-    whole = make_model()
-    fit(whole, DATA, loss, score, Plan(epochs=4, batch_size=16))
+def length_sampler() -> Sampler[int]:
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    from examples.systems.sentiment import LengthSampler
+
+    return LengthSampler([(torch.zeros(1 + number % 3), 0) for number in range(len(DATA))], batch_size=16, seed=0)
+
+
+@pytest.mark.parametrize("make_sampler", [lambda: None, length_sampler], ids=["random order", "LengthSampler"])
+def test_a_run_that_was_cut_short_goes_on_as_if_it_had_not_been(make_sampler, tmp_path):
+    def train(judge, **options):
+        model = nn.Sequential(make_model(), nn.Dropout(0.5))
+        plan = Plan(epochs=4, batch_size=16, **options)
+        return model, fit(model, DATA, loss, judge, plan, sampler=make_sampler())
 
     class CutError(Exception):
         pass
@@ -70,13 +80,23 @@ def test_a_run_that_was_cut_short_goes_on_as_if_it_had_not_been(tmp_path):
             raise CutError
         return score(model)
 
+    whole, _ = train(score)
     with pytest.raises(CutError):
-        fit(make_model(), DATA, loss, cut, plan)
-    resumed = make_model()
-    history = fit(resumed, DATA, loss, score, plan)
+        train(cut, checkpoint=tmp_path / "checkpoint.pt")
+    resumed, history = train(score, checkpoint=tmp_path / "checkpoint.pt")
     assert len(history.scores) == 4
-    assert torch.equal(resumed.weight, whole.weight)
-    assert torch.equal(resumed.bias, whole.bias)
+    assert torch.equal(resumed[0].weight, whole[0].weight)
+    assert torch.equal(resumed[0].bias, whole[0].bias)
+
+
+def test_the_order_of_batches_of_a_length_follows_from_the_epoch():
+    sampler = length_sampler()
+    orders = []
+    for epoch in (0, 1, 1):
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(len(DATA)))
+    assert orders[0] != orders[1] == orders[2]
 
 
 def test_frozen_parameters_are_left_alone():
