@@ -83,8 +83,8 @@ def trained(name: str, data: Data, options: Options) -> tuple[ImageCaptioner, Hi
     checkpoint = None if options.smoke else options.out / f"captioner {name}.pt"
     if checkpoint is not None and checkpoint.exists():
         print(f"{name}: goes on from {checkpoint}")
-    loss = partial(scene_captions.caption_loss, penalty=penalty)
-    return model, scene_captions.train(model, data, options, loss=loss, title=name, checkpoint=checkpoint)
+    loss, score = partial(scene_captions.caption_loss, penalty=penalty), partial(scene_captions.match, data=data)
+    return model, scene_captions.train(model, data, options, loss=loss, score=score, title=name, checkpoint=checkpoint)
 
 
 def weight_of_the_sentinel(model: ImageCaptioner, data: Data, function: bool) -> float:

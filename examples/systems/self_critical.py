@@ -31,9 +31,8 @@ def run(options: Options) -> list[Row]:
     freeze(model.encoder)
     loss = partial(reward_loss, data=data, metric=CiderD(references(data, range(len(data.train)))))
     scene_captions.train(
-        model, data, options, epochs=EPOCHS, loss=loss, score=partial(cider, data=data), learning_rate=LEARNING_RATE,
-        title="self-critical",
-    )  # fmt: skip
+        model, data, options, epochs=EPOCHS, loss=loss, learning_rate=LEARNING_RATE, title="self-critical"
+    )
     after = scene_captions.judge(scene_captions.describe(model, data.test, data), data.test)
     where, note = f"{len(data.train)} drawn scenes, {EPOCHS} epochs", "baseline: before, by cross-entropy"
     rows = [
@@ -77,11 +76,6 @@ def references(data: Data, numbers: list[int] | range) -> list[list[str]]:
 def spell(vocabulary: Vocabulary, words: Tensor) -> str:
     """With the end token if it came: without it in the reward captions stop anywhere."""
     return vocabulary.decode(words) + (" <end>" if len(words) and words[-1] == Vocabulary.END else "")
-
-
-def cider(model: ImageCaptioner, data: Data) -> float:
-    captions = scene_captions.describe(model, data.validation, data)
-    return scene_captions.judge(captions, data.validation)["cider"]
 
 
 def speed(options: Options) -> list[Speed]:
