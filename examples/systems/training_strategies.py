@@ -56,22 +56,28 @@ def plain(model: ImageCaptioner, data: Data, options: Options) -> None:
 
 def multi_task(model: ImageCaptioner, data: Data, options: Options) -> None:
     """The encoder also has to say which objects there are, from left to right, and where."""
-    model.class_head, model.box_head = ClassHead(FEATURES, len(NAMES), MOST), BoxHead(FEATURES, MOST)
+    add_heads(model)
     total = MultiTaskLoss(WEIGHTS)
 
     def loss(model: ImageCaptioner, batch: Batch) -> Tensor:
-        memory, words = model.encode(batch.images), batch.words.flatten(0, 1)
-        logits, _ = model.decoder(words[:, :-1], repeat(memory, batch.words.shape[1]))
-        features = memory.values.flatten(1)
-        return total(
-            {
-                "caption": scene_captions.cross_entropy(logits, words),
-                "class": F.cross_entropy(model.class_head(features)[batch.mask], batch.classes[batch.mask]),
-                "box": box_loss(model.box_head(features), batch.boxes / IMAGE, batch.mask),
-            }
-        )
+        return total(losses_of_tasks(model, batch))
 
     scene_captions.train(model, data, options, epochs=EPOCHS, loss=loss, title="multi-task")
+
+
+def add_heads(model: ImageCaptioner) -> None:
+    model.class_head, model.box_head = ClassHead(FEATURES, len(NAMES), MOST), BoxHead(FEATURES, MOST)
+
+
+def losses_of_tasks(model: ImageCaptioner, batch: Batch) -> dict[str, Tensor]:
+    memory, words = model.encode(batch.images), batch.words.flatten(0, 1)
+    logits, _ = model.decoder(words[:, :-1], repeat(memory, batch.words.shape[1]))
+    features = memory.values.flatten(1)
+    return {
+        "caption": scene_captions.cross_entropy(logits, words),
+        "class": F.cross_entropy(model.class_head(features)[batch.mask], batch.classes[batch.mask]),
+        "box": box_loss(model.box_head(features), batch.boxes / IMAGE, batch.mask),
+    }
 
 
 class Curriculum(Sampler[int]):

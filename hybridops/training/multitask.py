@@ -22,6 +22,8 @@ class MultiTaskLoss(nn.Module):
         learned   L = Σ_i exp(−s_i) L_i + s_i / 2        s_i = log σ_i², a parameter; half of L_i for a regression
 
     Give the parameters of a learned one to the optimizer too, without weight decay.
+    Learned weights balance losses, not what these do to the network that the tasks share: where the norms of its
+    gradients differ much from task to task, give weights that make them alike.
 
     Args:
         tasks: names of tasks, for learned weights; or their weights by name.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from examples.systems import SYSTEMS, scene_captions
 from examples.systems.ablations import PooledTokenDecoder
 from examples.systems.scene_captions import Vocabulary
 from examples.systems.table import Options, Row
-from examples.systems.training_strategies import EPOCHS, Curriculum
+from examples.systems.training_strategies import EPOCHS, WEIGHTS, Curriculum, add_heads, losses_of_tasks
 from hybridops.layers import Memory
 from tests import tolerances
 
@@ -77,6 +78,35 @@ def test_a_curriculum_s_epochs_are_as_long_and_start_easy():
     assert all(len(epoch) == len(sampler) == 100 for epoch in epochs)
     assert max(epochs[0]) < 40
     assert sorted(epochs[-1]) == difficulty.tolist()
+
+
+def test_of_epochs_without_an_exact_match_the_better_captions_are_kept(options, monkeypatch):
+    data = scene_captions.load(options)
+    right = [scene.captions[0] for scene in data.validation.drawn.scenes]
+    shares = iter([0.3, 0.9, 0.6])  # of each caption's words, in three epochs
+
+    def describe(*args):
+        share = next(shares)
+        captions = [" ".join(text.split()[: int(share * len(text.split()))]) for text in right]
+        assert scene_captions.exact(captions, data.validation) == 0
+        return captions
+
+    monkeypatch.setattr(scene_captions, "describe", describe)
+    model = scene_captions.captioner("spatial", len(data.vocabulary))
+    assert scene_captions.train(model, data, replace(options, smoke=False), epochs=3).best_epoch == 1
+
+
+def test_weights_of_tasks_make_gradients_of_the_encoder_as_large(options):
+    data = scene_captions.load(options)
+    torch.manual_seed(0)
+    model = scene_captions.captioner("spatial", len(data.vocabulary))
+    add_heads(model)
+    losses = losses_of_tasks(model, next(iter(scene_captions.batches(data.train))))
+    norms = []
+    for task, weight in WEIGHTS.items():
+        gradients = torch.autograd.grad(weight * losses[task], list(model.encoder.parameters()), retain_graph=True)
+        norms.append(torch.cat([gradient.flatten() for gradient in gradients]).norm().item())
+    assert max(norms) < 2 * min(norms)
 
 
 def test_the_decoder_without_recurrence_steps_as_it_reads():
