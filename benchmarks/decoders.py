@@ -138,14 +138,14 @@ def beam_search(
     first = torch.arange(batch, device=memory.device)[:, None]
     words = torch.zeros(batch, dtype=torch.int64, device=memory.device)
     output, _, _, state = decoder.step(embedding(words), decoder.start(memory, vocabulary=vocabulary))
-    scores, words = state.logits(output).log_softmax(1).topk(BEAMS)
+    scores, words = state.likeliest(output, BEAMS)
     state = state.reorder(first.repeat_interleave(BEAMS))
     for _ in range(steps - 1):
         output, _, _, state = decoder.step(embedding(words.flatten()), state)
-        log_probabilities = state.logits(output).log_softmax(1).unflatten(0, (batch, BEAMS))
-        scores, best = (scores[..., None] + log_probabilities).flatten(1).topk(BEAMS)
-        words = best % log_probabilities.shape[2]
-        state = state.reorder((first * BEAMS + best // log_probabilities.shape[2]).flatten())
+        found, likely = (each.unflatten(0, (batch, BEAMS)) for each in state.likeliest(output, BEAMS))
+        scores, best = (scores[..., None] + found).flatten(1).topk(BEAMS)
+        words = likely.flatten(1).gather(1, best)
+        state = state.reorder((first * BEAMS + best // BEAMS).flatten())
     return scores
 
 

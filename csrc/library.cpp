@@ -98,6 +98,8 @@ STABLE_TORCH_LIBRARY(hybridops, m) {
     m.def("linear_pack(Tensor weight) -> Tensor");
     // x (M,K), packed of a weight (N,K), bias (N) -> x W^T + b (M,N)
     m.def("linear_packed(Tensor x, Tensor packed, Tensor? bias, int outputs) -> Tensor");
+    // the `count` largest of log softmax of that, (M,count) acc, and where they are, int64
+    m.def("linear_likeliest(Tensor x, Tensor packed, Tensor? bias, int outputs, int count) -> (Tensor, Tensor)");
 
     // the instruction set the CPU kernels run on: 0 portable, 1 avx2, 2 avx512, 3 avx512_bf16
     m.def("cpu_isa() -> int");

@@ -158,12 +158,16 @@ def linear_packed(x: Shape, packed: Any, bias: Any, outputs: int, *_: Any, **__:
     return 2 * math.prod(x) * outputs
 
 
+def linear_likeliest(x: Shape, packed: Any, bias: Any, outputs: int, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(x) * outputs
+
+
 OPS: dict[str, Callable[..., int]] = {  # of torch.ops.hybridops
     formula.__name__: formula
     for formula in (
         conv_lstm_forward, conv_lstm_backward, conv_lstm_backward_from_states, conv_input_gradient,
         conv_weight_gradient, additive_scores_forward, additive_attention_forward,
         additive_attention_step, additive_scores_backward, attention_decoder_forward, attention_decoder_backward,
-        linear_packed,
+        linear_packed, linear_likeliest,
     )
 }  # fmt: skip

@@ -152,7 +152,9 @@ def test_attention_decoder(cell, query, gated):
 def test_a_packed_product():
     x, weight = torch.randn(3, 6), torch.randn(5, 6)
     packed = torch.ops.hybridops.linear_pack(weight)
-    assert flops(lambda: torch.ops.hybridops.linear_packed(x, packed, None, 5)) == flops(lambda: x @ weight.T)
+    product = flops(lambda: x @ weight.T)
+    assert flops(lambda: torch.ops.hybridops.linear_packed(x, packed, None, 5)) == product
+    assert flops(lambda: torch.ops.hybridops.linear_likeliest(x, packed, None, 5, 2)) == product
 
 
 def test_every_op_has_a_formula():

@@ -1,16 +1,19 @@
-// linear_pack and linear_packed: products of few rows with a weight that many calls share, as a decoder's vocabulary. On the
-// CPU alone; the kernels of the processor's instruction set run.
+// linear_pack, linear_packed and linear_likeliest: products of few rows with a weight that many calls share, as a decoder's
+// vocabulary. On the CPU alone; the kernels of the processor's instruction set run.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <mutex>
 #include <optional>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -29,7 +32,6 @@ struct LinearArgs {
     const T* x;  // (rows,inputs)
     std::byte* packed;
     const T* bias;  // (outputs), null = zeros
-    T* out;         // (rows,outputs)
 };
 
 }  // namespace hybridops
@@ -65,27 +67,55 @@ Tensor linear_pack(const Tensor& weight) {
     return packed;
 }
 
+struct LinearInputs {
+    Arguments arguments;
+    Tensor x, packed;
+    std::optional<Tensor> bias;
+    int64_t outputs;
+
+    LinearInputs(const char* op, const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias,
+                 int64_t outputs)
+        : arguments(op, "x", x, {any_size, any_size}), x(dense(x)), packed(packed), bias(bias), outputs(outputs) {
+        const ScalarType type = x.scalar_type();
+        const int64_t inputs = x.size(1);
+        arguments.require(outputs >= 0, "outputs", "be 0 or more", outputs);
+        check_packed(arguments, packed, packed_header(type, outputs, inputs), packed_bytes(type, outputs, inputs));
+        arguments.like("bias", bias, {outputs}, Memory::contiguous);
+    }
+
+    int64_t rows() const { return x.size(0); }
+
+    template <class T>
+    LinearArgs<T> args() const {
+        return {rows(), outputs, x.size(1), data<const T>(x), behind_header(packed), data<const T>(bias)};
+    }
+};
+
 Tensor linear_packed(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias, int64_t outputs) {
-    const Arguments arguments("linear_packed", "x", x, {any_size, any_size});
+    const LinearInputs inputs("linear_packed", x, packed, bias, outputs);
     const ScalarType type = x.scalar_type();
-    const int64_t rows = x.size(0), inputs = x.size(1);
-    arguments.require(outputs >= 0, "outputs", "be 0 or more", outputs);
-    check_packed(arguments, packed, packed_header(type, outputs, inputs), packed_bytes(type, outputs, inputs));
-    arguments.like("bias", bias, {outputs}, Memory::contiguous);
-    const Tensor xc = dense(x);
-    Tensor out = torch::stable::empty({rows, outputs}, type);
+    Tensor out = torch::stable::empty({inputs.rows(), outputs}, type);
     if (out.numel() > 0)
         HYBRIDOPS_DISPATCH_DTYPE(type, "linear_packed", {
-            const LinearArgs<scalar_t> args{rows,
-                                            outputs,
-                                            inputs,
-                                            data<const scalar_t>(xc),
-                                            behind_header(packed),
-                                            data<const scalar_t>(bias),
-                                            data<scalar_t>(out)};
-            HYBRIDOPS_ON_ISA(linear(args));
+            const auto args = inputs.args<scalar_t>();
+            HYBRIDOPS_ON_ISA(linear(args, data<scalar_t>(out)));
         });
     return out;
+}
+
+std::tuple<Tensor, Tensor> linear_likeliest(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias,
+                                            int64_t outputs, int64_t count) {
+    const LinearInputs inputs("linear_likeliest", x, packed, bias, outputs);
+    inputs.arguments.require(count >= 0 && count <= outputs, "count", "be from 0 to the number of outputs", count);
+    const ScalarType type = x.scalar_type();
+    Tensor values = torch::stable::empty({inputs.rows(), count}, accumulator_type(x));
+    Tensor indices = torch::stable::empty({inputs.rows(), count}, ScalarType::Long);
+    if (values.numel() > 0)
+        HYBRIDOPS_DISPATCH_DTYPE(type, "linear_likeliest", {
+            const auto args = inputs.args<scalar_t>();
+            HYBRIDOPS_ON_ISA(likeliest(args, count, data<Accumulator<scalar_t>>(values), data<int64_t>(indices)));
+        });
+    return {values, indices};
 }
 
 }  // namespace
@@ -94,4 +124,5 @@ Tensor linear_packed(const Tensor& x, const Tensor& packed, const std::optional<
 STABLE_TORCH_LIBRARY_IMPL(hybridops, CPU, m) {
     m.impl("linear_pack", TORCH_BOX(&hybridops::linear_pack));
     m.impl("linear_packed", TORCH_BOX(&hybridops::linear_packed));
+    m.impl("linear_likeliest", TORCH_BOX(&hybridops::linear_likeliest));
 }

@@ -27,36 +27,63 @@ void pack_linear(std::byte* to, const WeightMatrix<T>& w, int64_t outputs, int64
     with_operands<T, A>([&](auto e) { linear_in<A, decltype(e)>(to, outputs, inputs).pack(w); });
 }
 
+inline constexpr int64_t max_linear_rows = 48;  // whose sums stay in the L1 cache
+
+// The rows of x as operands.
+template <class T, class A, class E>
+class LinearRows {
+   public:
+    explicit LinearRows(const LinearArgs<T>& a) : memory_(bytes(a)), rows_(a.rows) {
+        Arena arena(memory_.data());
+        const OperandRows<A, E> x(arena, a.rows, a.inputs);
+        for (int64_t i = 0; i < a.rows; ++i) {
+            x.set(i, a.x + i * a.inputs);
+            rows_[i] = x[i];
+        }
+    }
+
+    // f(first, rows, operands), no more than max_linear_rows at a time
+    template <class F>
+    void in_pieces(const F& f) const {
+        const int64_t rows = static_cast<int64_t>(rows_.size());
+        for (int64_t first = 0; first < rows; first += max_linear_rows)
+            f(first, std::min(rows - first, max_linear_rows), rows_.data() + first);
+    }
+
+   private:
+    static int64_t bytes(const LinearArgs<T>& a) {
+        Arena counted;
+        OperandRows<A, E>(counted, a.rows, a.inputs);
+        return counted.size();
+    }
+
+    Buffer<std::byte> memory_;
+    std::vector<const E*> rows_;
+};
+
 // Threads share out the outputs: each reads its part of the weight once, and all of the rows.
 template <class T, class A, class E>
-void linear_with(const LinearArgs<T>& a) {
-    constexpr int64_t max_rows = 48;  // whose sums stay in the L1 cache
+void linear_with(const LinearArgs<T>& a, T* out) {
     const auto product = linear_in<A, E>(a.packed, a.outputs, a.inputs);
-    Arena counted;
-    OperandRows<A, E>(counted, a.rows, a.inputs);
-    const Buffer<std::byte> memory(counted.size());
-    Arena arena(memory.data());
-    const OperandRows<A, E> x(arena, a.rows, a.inputs);
-    std::vector<const E*> rows(a.rows);
-    for (int64_t i = 0; i < a.rows; ++i) {
-        x.set(i, a.x + i * a.inputs);
-        rows[i] = x[i];
-    }
+    const LinearRows<T, A, E> x(a);
     parallel_for_dynamic(product.groups(), [&](WorkQueue& queue) {
-        A* sums =
-            from_thread_scratch([&](Arena& own) { return own.take<A>(product.sums(std::min(a.rows, max_rows))); });
+        A* sums = from_thread_scratch(
+            [&](Arena& own) { return own.take<A>(product.sums(std::min(a.rows, max_linear_rows))); });
         for (int64_t group; queue.take(group);)
-            for (int64_t first = 0; first < a.rows; first += max_rows)
-                product.one_group(sums, rows.data() + first, nullptr, std::min(a.rows - first, max_rows), group,
+            x.in_pieces([&](int64_t first, int64_t rows, const E* const* operands) {
+                product.one_group(sums, operands, nullptr, rows, group,
                                   [&](int64_t row, int64_t at, int64_t count, Simd<A> sum) {
                                       if (a.bias) sum += load_lanes<A>(a.bias + at, count);
-                                      store_lanes<A>(a.out + (first + row) * a.outputs + at, sum, count);
+                                      store_lanes<A>(out + (first + row) * a.outputs + at, sum, count);
                                   });
+            });
     });
 }
 
 template <class T>
-void linear(const LinearArgs<T>& a) {
+void linear(const LinearArgs<T>& a, T* out) {
     using A = Accumulator<T>;
-    with_operands<T, A>([&](auto e) { linear_with<T, A, decltype(e)>(a); });
+    with_operands<T, A>([&](auto e) { linear_with<T, A, decltype(e)>(a, out); });
 }
+
+#include "likeliest_kernels.h"

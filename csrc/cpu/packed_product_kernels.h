@@ -173,6 +173,8 @@ inline constexpr int plain_vectors = HYBRIDOPS_REGISTERS == 32 ? 4 : 2;
 template <class A, class E>
 class PlainProduct {
    public:
+    static constexpr int64_t width = plain_vectors * lanes<A>;  // outputs of a group
+
     PlainProduct(Arena& arena, int64_t outputs, int64_t inputs)
         : outputs_(outputs), w_(arena, inputs, ceil_div(outputs, width)) {}
 
@@ -210,8 +212,6 @@ class PlainProduct {
     }
 
    private:
-    static constexpr int64_t width = plain_vectors * lanes<A>;
-
     int64_t outputs_;
     PackedWeight<A, plain_vectors, E> w_;
     std::optional<PackedWeight<A, plain_vectors, E>> second_;

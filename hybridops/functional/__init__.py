@@ -37,7 +37,7 @@ from hybridops.functional.attention_decoder import (
     pack_decoder_weights,
 )
 from hybridops.functional.conv_lstm import conv_lstm, conv_lstm_cell
-from hybridops.functional.linear import PackedLinear, linear_packed, pack_linear
+from hybridops.functional.linear import PackedLinear, likeliest_packed, linear_packed, pack_linear
 
 __all__ = [
     "MAX_STEP_QUERIES",
@@ -52,6 +52,7 @@ __all__ = [
     "attention_decoder_step",
     "conv_lstm",
     "conv_lstm_cell",
+    "likeliest_packed",
     "linear_packed",
     "location_attention",
     "pack_decoder_weights",

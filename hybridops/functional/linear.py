@@ -37,10 +37,24 @@ def pack_linear(weight: Tensor, bias: Tensor | None, *, backend: str | None) -> 
 
 def linear_packed(x: Tensor, weight: PackedLinear) -> Tensor | None:
     """x (M, K) -> (M, N); None where there is more to do than a product."""
-    if not may_be_packed(x) or x.dim() != 2 or x.shape[1] != weight.inputs or x.dtype != weight.dtype:
+    if not _takes(weight, x):
         return None
     autograd.refuse_forward_mode(x)
     return native.linear.linear(x, weight.packed, weight.bias, weight.outputs)
+
+
+def likeliest_packed(x: Tensor, weight: PackedLinear, count: int) -> tuple[Tensor, Tensor] | None:
+    """x (M, K) -> the `count` largest of log softmax of `linear_packed`, (M, count) in float32 or float64, the largest
+    first, and where they are, int64; scores are never in memory. None as there.
+    """
+    if not _takes(weight, x):
+        return None
+    autograd.refuse_forward_mode(x)
+    return native.linear.likeliest(x, weight.packed, weight.bias, weight.outputs, min(count, weight.outputs))
+
+
+def _takes(weight: PackedLinear, x: Tensor) -> bool:
+    return may_be_packed(x) and x.dim() == 2 and x.shape[1] == weight.inputs and x.dtype == weight.dtype
 
 
 def step_map(backend: str | None) -> Callable[[Tensor], formulas.LinearMap]:

@@ -5,6 +5,7 @@ All have the calls that training and `layers.search` need:
     forward(tokens (B, S), memory)     -> logits (B, S, V) of the word after each, attention weights (B, S, T) or None
     start(memory)                      -> state
     step(tokens (R,), state)           -> logits (R, V), weights (R, T) or None, the state after the step
+    likeliest(tokens (R,), state, k)   -> the k largest log-probabilities (R, k), their words (R, k), and the latter two
 
 A state has `reorder(index)` and `select(index)`, as `reference.DecoderState`.
 """
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from hybridops.checks import check_choice, check_number, check_positive_int
 from hybridops.layers.encoders import Memory
 from hybridops.modules import FusedAttentionDecoder
-from hybridops.reference.attention_decoder import DecoderState
+from hybridops.reference.attention_decoder import DecoderState, likeliest
 
 StateT = TypeVar("StateT", bound="SearchState")
 
@@ -54,6 +55,10 @@ class TokenDecoder(nn.Module):
 
     def step(self, tokens: Tensor, state: Any) -> tuple[Tensor, Tensor | None, Any]:
         raise NotImplementedError
+
+    def likeliest(self, tokens: Tensor, state: Any, count: int) -> tuple[Tensor, Tensor, Tensor | None, Any]:
+        logits, weights, state = self.step(tokens, state)
+        return *likeliest(logits, count), weights, state
 
     def scheduled_sampling(self, tokens: Tensor, memory: Any, probability: float) -> Tensor:
         """Logits (B, S, V), where after the first word the likeliest one so far stands in for that of `tokens` (B, S)
@@ -148,9 +153,20 @@ class AttentionTokenDecoder(TokenDecoder):
         )
 
     def step(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, Tensor | None, DecoderState]:
+        read, weights, state = self._step(tokens, state)
+        return state.logits(read), weights, state
+
+    def likeliest(
+        self, tokens: Tensor, state: DecoderState, count: int
+    ) -> tuple[Tensor, Tensor, Tensor | None, DecoderState]:
+        read, weights, state = self._step(tokens, state)
+        return *state.likeliest(read, count), weights, state
+
+    def _step(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, Tensor | None, DecoderState]:
+        """What the vocabulary is applied to (R, H), weights, the state after the step."""
         x = self.dropout(self.embedding(tokens))
         h, context, weights, state = self.decoder.step(x, state)
-        return state.logits(self._readout(h, context, x)), weights, state
+        return self._readout(h, context, x), weights, state
 
     def _readout(self, h: Tensor, context: Tensor, x: Tensor) -> Tensor:
         out: Tensor = self.dropout(torch.tanh(self.readout(torch.cat([h, context, x], -1))))

@@ -1,22 +1,47 @@
-"""Search for the words of a sentence, one step at a time, over any decoder's `step` and state (see `layers.decoding`).
+"""Search for the words of a sentence, one step at a time, over any decoder of words and its state.
 
-step(tokens (R,), state) -> logits (R, V), weights (R, T) or None, the state after the step
+A decoder is a `TokenDecoder` of `layers.decoding`, what `token_step` gives, or a function of one step:
+
+    step(tokens (R,), state) -> logits (R, V), weights (R, T) or None, the state after the step
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from hybridops.checks import check_number, check_positive_int, check_shape
 from hybridops.layers.decoding import SearchState
-from hybridops.reference.attention_decoder import AttentionDecoder, DecoderState
+from hybridops.reference.attention_decoder import AttentionDecoder, DecoderState, likeliest
 
 S = TypeVar("S", bound=SearchState)
 Step = Callable[[Tensor, S], tuple[Tensor, "Tensor | None", S]]
+
+
+class Steps(Protocol[S]):
+    """A decoder of words: `layers.decoding` says what each gives."""
+
+    def step(self, tokens: Tensor, state: S) -> tuple[Tensor, Tensor | None, S]: ...
+    def likeliest(self, tokens: Tensor, state: S, count: int) -> tuple[Tensor, Tensor, Tensor | None, S]: ...
+
+
+@dataclass(frozen=True)
+class StepsOfFunction(Generic[S]):
+    """Of one that gives logits."""
+
+    step: Step[S]
+
+    def likeliest(self, tokens: Tensor, state: S, count: int) -> tuple[Tensor, Tensor, Tensor | None, S]:
+        logits, weights, state = self.step(tokens, state)
+        return *likeliest(logits, count), weights, state
+
+
+def steps_of(decoder: Steps[S] | Step[S]) -> Steps[S]:
+    return StepsOfFunction(decoder) if not hasattr(decoder, "likeliest") else decoder  # type: ignore[return-value]
 
 
 class Hypotheses(NamedTuple):
@@ -33,18 +58,29 @@ class Hypotheses(NamedTuple):
         return Hypotheses(self.tokens[:, 0], self.lengths[:, 0], self.scores[:, 0], weights)
 
 
-def token_step(decoder: AttentionDecoder, embedding: nn.Module) -> Step[DecoderState]:
-    """A step on tokens of a `FusedAttentionDecoder`, whose state was started with a vocabulary."""
+def token_step(decoder: AttentionDecoder, embedding: nn.Module) -> Steps[DecoderState]:
+    """A decoder of words of a `FusedAttentionDecoder`, whose state is to be started with a vocabulary."""
+    return StepsOfEmbedded(decoder, embedding)
 
-    def step(tokens: Tensor, state: DecoderState) -> tuple[Tensor, Tensor | None, DecoderState]:
-        output, _, weights, state = decoder.step(embedding(tokens), state)
+
+@dataclass(frozen=True)
+class StepsOfEmbedded:
+    decoder: AttentionDecoder
+    embedding: nn.Module
+
+    def step(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, Tensor | None, DecoderState]:
+        output, _, weights, state = self.decoder.step(self.embedding(tokens), state)
         return state.logits(output), weights, state
 
-    return step
+    def likeliest(
+        self, tokens: Tensor, state: DecoderState, count: int
+    ) -> tuple[Tensor, Tensor, Tensor | None, DecoderState]:
+        output, _, weights, state = self.decoder.step(self.embedding(tokens), state)
+        return *state.likeliest(output, count), weights, state
 
 
 def search_best(
-    step: Step[S],
+    decoder: Steps[S] | Step[S],
     state: S,
     start: Tensor,
     *,
@@ -56,32 +92,39 @@ def search_best(
 ) -> Hypotheses:
     """The best sentence of each entry: by `greedy_search`, or by `beam_search` where beam_size > 1."""
     if check_positive_int("beam_size", beam_size) == 1:
-        return greedy_search(step, state, start, end=end, max_length=max_length, need_weights=need_weights)
+        return greedy_search(decoder, state, start, end=end, max_length=max_length, need_weights=need_weights)
     return beam_search(
-        step, state, start, end=end, max_length=max_length, beam_size=beam_size, length_penalty=length_penalty,
+        decoder, state, start, end=end, max_length=max_length, beam_size=beam_size, length_penalty=length_penalty,
         need_weights=need_weights,
     ).best()  # fmt: skip
 
 
 @torch.no_grad()
 def greedy_search(
-    step: Step[S], state: S, start: Tensor, *, end: int, max_length: int, need_weights: bool = False
+    decoder: Steps[S] | Step[S], state: S, start: Tensor, *, end: int, max_length: int, need_weights: bool = False
 ) -> Hypotheses:
     """The likeliest word at each step.
 
     Args:
-        step, state: a decoder's `step`, and what its `start` gave.
+        decoder: a `TokenDecoder`, or one of the others that this module begins with.
+        state: what its `start` gave.
         start: int64 (B,), the word that each sentence begins with; it is not part of the result.
         end: the word that ends a sentence.
         max_length: steps, then sentences end as they are.
         need_weights: whether the attention's weights are kept.
     """
-    return _follow(step, state, start, end, max_length, need_weights, lambda log_p: log_p.argmax(1))
+    steps = steps_of(decoder)
+
+    def likeliest_word(tokens: Tensor, state: S) -> tuple[Tensor, Tensor, Tensor | None, S]:
+        log_p, words, weights, state = steps.likeliest(tokens, state, 1)
+        return words.squeeze(1), log_p.squeeze(1), weights, state
+
+    return _follow(likeliest_word, state, start, end, max_length, need_weights)
 
 
 @torch.no_grad()
 def sample(
-    step: Step[S],
+    decoder: Steps[S] | Step[S],
     state: S,
     start: Tensor,
     *,
@@ -105,29 +148,35 @@ def sample(
     if top_k is not None:
         check_positive_int("top_k", top_k)
 
-    def draw(log_p: Tensor) -> Tensor:
+    steps = steps_of(decoder)
+
+    def draw(tokens: Tensor, state: S) -> tuple[Tensor, Tensor, Tensor | None, S]:
+        logits, weights, state = steps.step(tokens, state)
+        log_p = logits.float().log_softmax(1)
         scores = log_p / temperature
         if top_k is not None and top_k < scores.shape[1]:
             scores = scores.masked_fill(scores < scores.topk(top_k, 1).values[:, -1:], -torch.inf)
-        return torch.multinomial(scores.softmax(1), 1, generator=generator).squeeze(1)
+        word = torch.multinomial(scores.softmax(1), 1, generator=generator)
+        return word.squeeze(1), log_p.gather(1, word).squeeze(1), weights, state
 
     if num_samples > 1:
         index = torch.arange(len(start), device=start.device).repeat_interleave(num_samples)
         state, start = state.reorder(index), start[index]
-    return _follow(step, state, start, end, max_length, need_weights, draw, rows=num_samples)
+    return _follow(draw, state, start, end, max_length, need_weights, rows=num_samples)
 
 
 def _follow(
-    step: Step[S],
+    next_word: Callable[[Tensor, S], tuple[Tensor, Tensor, Tensor | None, S]],
     state: S,
     start: Tensor,
     end: int,
     max_length: int,
     need_weights: bool,
-    pick: Callable[[Tensor], Tensor],
     rows: int = 1,
 ) -> Hypotheses:
-    """One word after the other, as `pick` takes them from log-probabilities (R, V). `rows` of the state an entry."""
+    """One word after the other. next_word(tokens (R,), state) -> the next ones (R,), their log-probabilities (R,),
+    weights, the state after the step; `rows` of the state an entry.
+    """
     check_shape("start", start, ("B",))
     check_positive_int("max_length", max_length)
     count, device = len(start), start.device
@@ -139,13 +188,10 @@ def _follow(
     ended = torch.zeros(count, dtype=torch.bool, device=device)  # of those
     before = start
     for position in range(max_length if count else 0):
-        logits, weights, state = step(before, state)
-        log_p = logits.float().log_softmax(1)
-        word = pick(log_p)
-        chosen = log_p.gather(1, word[:, None]).squeeze(1)
+        word, log_p, weights, state = next_word(before, state)
         word = torch.where(ended, end, word)
         tokens[going, position] = word
-        scores[going] += torch.where(ended, 0.0, chosen)
+        scores[going] += torch.where(ended, 0.0, log_p.float())
         if need_weights and weights is not None:
             if all_weights is None:
                 all_weights = weights.new_zeros(count, max_length, weights.shape[1])
@@ -169,7 +215,7 @@ def _follow(
 
 @torch.no_grad()
 def beam_search(
-    step: Step[S],
+    decoder: Steps[S] | Step[S],
     state: S,
     start: Tensor,
     *,
@@ -188,7 +234,7 @@ def beam_search(
     Gives sentences (B, beam_size); where there are fewer, the rest have length 0 and score -inf.
 
     Args:
-        step, state, start, end, max_length, need_weights: as in `greedy_search`.
+        decoder, state, start, end, max_length, need_weights: as in `greedy_search`.
         length_penalty: 0 compares log-probabilities, which favours short sentences; 1 their mean over the words.
     """
     check_shape("start", start, ("B",))
@@ -204,16 +250,15 @@ def beam_search(
     live.scores[:, 1:] = -torch.inf  # all k are the same sentence until the first word
     done = _Beams.start(batch, k, max_length, end, start.device)
     done.scores.fill_(-torch.inf)
-    words = start.repeat_interleave(k)
+    words, steps = start.repeat_interleave(k), steps_of(decoder)
     for position in range(max_length):
-        logits, weights, state = step(words, state)
+        log_p, likely, weights, state = steps.likeliest(words, state, 2 * k)  # none behind them is among the best 2k
         if not need_weights:
             weights = None
-        log_p = logits.float().log_softmax(1).unflatten(0, (batch, k))
-        vocabulary = log_p.shape[2]
-        candidates = (live.scores[..., None] + log_p).flatten(1)
-        scores, best = candidates.topk(min(2 * k, k * vocabulary), 1)  # half of them may end
-        parent, word = best // vocabulary, best % vocabulary
+        each = log_p.shape[1]
+        candidates = (live.scores[..., None] + log_p.float().unflatten(0, (batch, k))).flatten(1)
+        scores, best = candidates.topk(min(2 * k, k * each), 1)  # half of them may end
+        parent, word = best // each, likely.unflatten(0, (batch, k)).flatten(1).gather(1, best)
         grown = live.grow(parent, word, scores, position, weights)
         ends = word == end
         finished = grown.with_scores(torch.where(ends, scores / (position + 1) ** length_penalty, -torch.inf))

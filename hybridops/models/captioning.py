@@ -135,7 +135,7 @@ class ImageCaptioner(nn.Module):
         start = torch.full((images.shape[0],), self.start_token, device=images.device)
         state = self.decoder.start(self.encode(images, boxes, box_mask))
         return search_best(
-            self.decoder.step, state, start, end=self.end_token, max_length=max_length, beam_size=beam_size,
+            self.decoder, state, start, end=self.end_token, max_length=max_length, beam_size=beam_size,
             length_penalty=length_penalty, need_weights=need_weights,
         )  # fmt: skip
 

@@ -93,6 +93,6 @@ class Seq2Seq(nn.Module):
         start = source.new_full((source.shape[0],), self.start_token)
         state = self.decoder.start(self.encode(source, source_lengths))
         return search_best(
-            self.decoder.step, state, start, end=self.end_token, max_length=max_length, beam_size=beam_size,
+            self.decoder, state, start, end=self.end_token, max_length=max_length, beam_size=beam_size,
             length_penalty=length_penalty, need_weights=need_weights,
         )  # fmt: skip

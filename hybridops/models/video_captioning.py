@@ -124,6 +124,6 @@ class VideoCaptioner(nn.Module):
         start = torch.full((frames.shape[0],), self.start_token, device=frames.device)
         state = self.decoder.start(self.encode(frames, lengths))
         return search_best(
-            self.decoder.step, state, start, end=self.end_token, max_length=max_length, beam_size=beam_size,
+            self.decoder, state, start, end=self.end_token, max_length=max_length, beam_size=beam_size,
             length_penalty=length_penalty, need_weights=need_weights,
         )  # fmt: skip

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import hybridops.functional as HF
+from hybridops.checks import check_positive_int
 from hybridops.modules.additive_attention import (
     FusedAdditiveAttention,
     are_as_they_stand,
@@ -34,6 +35,16 @@ class FusedDecoderState(DecoderState):
         if self.packed_vocabulary is not None and _may_be_read(self.vocabulary):
             scores = HF.linear_packed(output, self.packed_vocabulary)
         return super().logits(output) if scores is None else scores
+
+    def likeliest(self, output: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Where the vocabulary was packed, in one op, which rounds no logits to half precision; of equal ones, the
+        first word comes first.
+        """
+        found = None
+        if self.packed_vocabulary is not None and _may_be_read(self.vocabulary):
+            check_positive_int("count", count)
+            found = HF.likeliest_packed(output, self.packed_vocabulary, count)
+        return super().likeliest(output, count) if found is None else found
 
 
 def _may_be_read(vocabulary: nn.Module | None) -> bool:

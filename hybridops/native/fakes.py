@@ -119,6 +119,11 @@ if unavailable_reason() is None:
     def _(x: Tensor, packed: Tensor, bias: Maybe, outputs: int) -> Tensor:
         return x.new_empty(x.shape[0], outputs)
 
+    @torch.library.register_fake("hybridops::linear_likeliest")
+    def _(x: Tensor, packed: Tensor, bias: Maybe, outputs: int, count: int) -> tuple[Tensor, Tensor]:
+        shape = (x.shape[0], count)
+        return x.new_empty(shape, dtype=accumulation_dtype(x.dtype)), x.new_empty(shape, dtype=torch.int64)
+
     @torch.library.register_fake("hybridops::attention_decoder_forward")
     def _(
         x_gates: Tensor, key: Tensor, value: Tensor, v: Tensor, h0: Tensor, cell0: Maybe, context0: Maybe, w_q: Tensor,

@@ -15,7 +15,7 @@ OPS = (
     "additive_prepare_keys", "additive_scores_forward", "additive_attention_forward",
     "additive_attention_step", "additive_scores_backward",
     "attention_decoder_pack", "attention_decoder_forward", "attention_decoder_backward",
-    "linear_pack", "linear_packed", "cpu_isa",
+    "linear_pack", "linear_packed", "linear_likeliest", "cpu_isa",
 )  # fmt: skip
 BUILD = "build it with `pip install .` where torch is installed, or in place with `python setup.py build_ext --inplace`"
 

@@ -16,3 +16,8 @@ def pack(weight: Tensor) -> Tensor:
 def linear(x: Tensor, packed: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
     """x (M,K) -> (M,N)"""
     return call(torch.ops.hybridops.linear_packed.default, x, packed, bias, outputs)
+
+
+def likeliest(x: Tensor, packed: Tensor, bias: Tensor | None, outputs: int, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest of log softmax of `linear`, (M,count) acc, the largest first, and where they are, int64."""
+    return call(torch.ops.hybridops.linear_likeliest.default, x, packed, bias, outputs, count)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridops.checks import (
+    accumulation_dtype,
     broadcast_mask,
     check_bool,
     check_choice,
@@ -50,6 +51,12 @@ class DecoderState:
         scores: Tensor = self.vocabulary(output)
         return scores
 
+    def likeliest(self, output: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The `count` largest log-probabilities of the logits, or all, (m·B, count) in float32 or float64, the largest
+        first, and which words they are of, int64.
+        """
+        return likeliest(self.logits(output), count)
+
     def reorder(self, index: Tensor) -> DecoderState:
         """The rows at `index` (m'·B,): the beams of a search that go on.
 
@@ -79,6 +86,14 @@ class DecoderState:
         c, history = (None if t is None else t.index_select(0, index) for t in (self.c, self.history))
         h, context = self.h.index_select(0, index), self.context.index_select(0, index)
         return replace(self, h=h, c=c, context=context, history=history)
+
+
+def likeliest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Of logits (R, V), as `DecoderState.likeliest`."""
+    check_positive_int("count", count)
+    log_probabilities = logits.to(accumulation_dtype(logits.dtype)).log_softmax(1)
+    values, words = log_probabilities.topk(min(count, logits.shape[1]))
+    return values, words
 
 
 class AttentionDecoder(nn.Module):

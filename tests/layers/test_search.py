@@ -190,7 +190,7 @@ def test_beam_finds_what_greedy_misses():
 def test_sentences_that_do_not_end_come_last():
     table = torch.full((4, 4), 1e-9)
     table[1, 3], table[1, 2] = 0.9, 0.1
-    table[3, 3] = 1.0
+    table[3, 3], table[3, 2] = 1.0, 1e-12  # less than any other, so that what ends there is in no beam
     step = chain_step(table / table.sum(1, keepdim=True))
     found = beam_search(step, Chain(torch.arange(1)), start(1), end=2, max_length=3, beam_size=2, length_penalty=0.0)
     assert found.tokens[0, 0, 0] == 2
@@ -225,6 +225,17 @@ def test_finished_sentences_leave_the_state():
 def test_no_sentences(search):
     found = search(chain_step(torch.ones(4, 4)), Chain(torch.arange(0)), start(0), end=2, max_length=3)
     assert len(found.tokens) == len(found.lengths) == len(found.scores) == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("search", [greedy_search, beam_search])
+def test_a_decoder_is_searched_as_its_step_is(decoder, memory, search):
+    """By the likeliest words, which some have without the logits of all."""
+    options = {"end": END, "max_length": LIMIT, "need_weights": True}
+    found, want = (search(how, decoder.start(memory), start(3), **options) for how in (decoder, decoder.step))
+    assert torch.equal(found.tokens, want.tokens)
+    assert torch.equal(found.lengths, want.lengths)
+    torch.testing.assert_close((found.scores, found.weights), (want.scores, want.weights))
 
 
 @torch.no_grad()

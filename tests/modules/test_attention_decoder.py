@@ -644,6 +644,11 @@ def test_logits(cell, backend, bias):
         with torch.set_grad_enabled(grad):
             want, got = (m.step(x[:, 0], m.start(memory, hx, vocabulary=vocabulary)) for m in (plain, fused))
             torch.testing.assert_close(got[3].logits(got[0]), vocabulary(want[0]), **tolerances.FLOAT64)
+            for count in (4, 99):  # or all, where there are fewer
+                found, sought = (state.likeliest(output, count) for output, _, _, state in (got, want))
+                torch.testing.assert_close(found, sought, **tolerances.FLOAT64)
+    with pytest.raises(ValueError, match=r"^count must be a positive int"):
+        got[3].likeliest(got[0], 0)
     with pytest.raises(ValueError, match=r"^vocabulary must be given to start"):
         fused.start(memory, hx).logits(got[0])
 
@@ -676,6 +681,8 @@ def test_a_vocabulary_that_is_more_is_called():
         with torch.no_grad():
             output, _, _, state = fused.step(x[:, 0], fused.start(memory, hx, vocabulary=vocabulary))
             torch.testing.assert_close(state.logits(output), vocabulary(output), **tolerances.EXACT)
+            want = vocabulary(output).log_softmax(1).topk(3)
+            torch.testing.assert_close(state.likeliest(output, 3), tuple(want), **tolerances.EXACT)
     late = nn.Linear(SIZES["hidden_dim"], 11, dtype=torch.float64)
     with torch.no_grad():
         state = fused.start(memory, hx, vocabulary=late)

@@ -29,6 +29,7 @@ FREE = {
     ("linear_pack", "weight", 0),
     ("linear_pack", "weight", 1),
     ("linear_packed", "x", 0),
+    ("linear_likeliest", "x", 0),
 }
 # From these the sizes of the others follow: where one is wrong, another may be named.
 SOURCES = {
@@ -43,6 +44,7 @@ SOURCES = {
     "additive_attention_step": {"k", "projection", "query"},
     "attention_decoder_pack": {"w_q", "w_c"},
     "linear_packed": {"x"},
+    "linear_likeliest": {"x"},
     "attention_decoder_forward": {"x_gates", "key", "value", "h0"},
     "attention_decoder_backward": {"gates", "key", "value", "h0"},
 }
@@ -97,6 +99,7 @@ def arguments(op: str, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
         "additive_scores_backward": {**pairs, "grad": (B, S, K)},
         "linear_pack": {"weight": (A, Q)},
         "linear_packed": {"x": (MORE, Q), "bias": (A,)},
+        "linear_likeliest": {"x": (MORE, Q), "bias": (A,)},
         "attention_decoder_pack": decoder,
         "attention_decoder_forward": decoder,
         "attention_decoder_backward": {**decoder, **decoder_saved, **decoder_grads},
@@ -125,8 +128,8 @@ def arguments(op: str, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
         k = given["key" if op.startswith("attention_decoder") else "k"]
         prepared = additive_attention.prepare_keys(k, "tanh") or (None, None)  # none where the GPU's ops run
         given["key_exponentials"], given["key_bounds"] = prepared
-    if op == "linear_packed":
-        given |= {"outputs": A, "packed": torch.ops.hybridops.linear_pack(randn(A, Q))}
+    if op in ("linear_packed", "linear_likeliest"):
+        given |= {"outputs": A, "count": 2, "packed": torch.ops.hybridops.linear_pack(randn(A, Q))}
     elif "packed" in names:
         weights = [given[name] for name in ("w_q", "w_c", "w_h", "w_beta")]
         given["packed"] = attention_decoder.pack_weights(*weights, "gru" if gru else "lstm")  # none where the GPU's run
