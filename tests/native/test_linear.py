@@ -1,4 +1,4 @@
-"""Products of few rows with a packed weight: PyTorch's `linear`, over odd sizes, dtypes and any number of threads. And the
+"""Products of few rows with a packed weight: PyTorch's `linear`, over odd sizes, dtypes, any number of threads. And the
 likeliest of a vocabulary, by such a product.
 """
 
