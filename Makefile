@@ -71,8 +71,9 @@ triton-check: env $(OTHER_TRITON) ## that the Triton kernels compile for GPUs, a
 # instructions, as in csrc/cpu/isa.h, where the processor has none. The sanitizers' runtimes have to be there before Python is;
 # what Python itself never frees is not looked for. ARGS picks others than the tests of parity.
 SANITIZED := build/sanitize/lib
-PARITY    := tests/functional tests/autograd tests/native/test_ops.py tests/native/test_winograd.py \
-             tests/modules/test_decoding.py -k '(native or decoding) and not compile and not accuracy'
+PARITY    := tests/functional tests/autograd tests/native/test_ops.py tests/native/test_linear.py \
+             tests/native/test_winograd.py tests/modules/test_decoding.py \
+             -k '(native or decoding) and not compile and not accuracy'
 sanitize: env ## the tests of parity under AddressSanitizer and UndefinedBehaviorSanitizer, some ten minutes
 	$(NEED) pytest hypothesis setuptools
 	HYBRIDOPS_SANITIZE=address,undefined HYBRIDOPS_REQUIRE_NATIVE=1 HYBRIDOPS_CUDA=0 \
