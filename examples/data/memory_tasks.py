@@ -18,6 +18,9 @@ from torch import Tensor
 
 from examples.data.moving_sprites import PARTS
 
+WHITE, BLACK = 10, 11  # the classes after those of the digits
+IMAGES = 12  # classes
+
 
 class Task(NamedTuple):
     inputs: Tensor  # (B, T, channels): items' bits, and a channel for each delimiter; images (B, T, 1, 8, 8)
@@ -35,7 +38,7 @@ def copy(count: int, length: int, generator: torch.Generator, *, bits: int = 8) 
 
 def copy_digits(count: int, length: int, generator: torch.Generator, *, part: str = "train") -> Task:
     """`length` of scikit-learn's digits, of a part of PARTS alone, then a white image and as many black ones."""
-    images, classes = (of_all[PARTS[part]] for of_all in _digits())
+    images, classes = _digits(part)
     index = torch.randint(len(classes), (count, length), generator=generator)
     inputs = torch.zeros(count, 2 * length + 1, 1, 8, 8)
     inputs[:, :length, 0] = images[index]
@@ -43,11 +46,23 @@ def copy_digits(count: int, length: int, generator: torch.Generator, *, part: st
     return Task(inputs, classes[index])
 
 
+def single_images(part: str) -> tuple[Tensor, Tensor]:
+    """What the lists of `copy_digits` are made of, (N, 1, 8, 8), and the classes, (N,): each digit of a part once, and
+    white and black as often as a digit comes.
+    """
+    images, classes = _digits(part)
+    often = len(classes) // 10
+    blank = torch.tensor([1.0, 0.0]).repeat_interleave(often)
+    images = torch.cat([images, blank[:, None, None].expand(-1, 8, 8)])
+    return images[:, None], torch.cat([classes, torch.where(blank > 0, WHITE, BLACK)])
+
+
 @cache
-def _digits() -> tuple[Tensor, Tensor]:
-    """(1797, 8, 8) in [0, 1], and which they are, (1797,)."""
+def _digits(part: str) -> tuple[Tensor, Tensor]:
+    """(N, 8, 8) in [0, 1], and which they are, (N,)."""
     data = load_digits()
-    return torch.tensor(data.images, dtype=torch.float32) / 16, torch.tensor(data.target)
+    images, classes = torch.tensor(data.images, dtype=torch.float32) / 16, torch.tensor(data.target)
+    return images[PARTS[part]], classes[PARTS[part]]
 
 
 def associative_recall(count: int, length: int, generator: torch.Generator, *, bits: int = 6, rows: int = 3) -> Task:

@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from matplotlib import pyplot as plt
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from examples.data import memory_tasks
 from examples.data.memory_tasks import Task
 from examples.systems.table import Options, Row, Speed
 from examples.training import Plan, fit
-from hybridops.layers import ConvEncoder, FrameEncoder, Memory, RNNEncoder
+from hybridops.layers import ConvEncoder, FrameEncoder, Memory, PretrainedEncoder, RNNEncoder
 from hybridops.models import NeuralTuringMachine
 
 SYSTEM = "memory"
@@ -37,17 +38,30 @@ class Lists:
     longer: tuple[int, ...]  # not trained on
     batches: int  # in an epoch
     epochs: int
-    make_encoder: Callable[[], nn.Module] | None = None
+    make_encoder: Callable[[Options], nn.Module] | None = None  # trained: both models get it, as it is
+
+
+def digit_encoder(options: Options) -> FrameEncoder:
+    """A CNN that first learned what a single image shows, and is then frozen: 12 scores for each."""
+    cnn = nn.Sequential(ConvEncoder(1, (16, 32)).layers, nn.Flatten(), nn.Linear(128, memory_tasks.IMAGES))
+    train, validation = (TensorDataset(*memory_tasks.single_images(part)) for part in ("train", "validation"))
+    images, classes = validation.tensors
+    fit(
+        cnn,
+        train,
+        lambda cnn, batch: F.cross_entropy(cnn(batch[0]), batch[1]),
+        lambda cnn: float((cnn(images).argmax(1) == classes).double().mean()),
+        Plan(epochs=1 if options.smoke else 15, learning_rate=3e-3, seed=options.seed),
+        title="single images",
+    )
+    return FrameEncoder(PretrainedEncoder(cnn, memory_tasks.IMAGES))
 
 
 LISTS = {
     "copy": Lists(memory_tasks.copy, 9, 8, (1, 10), (20, 40), 250, 12),
     "associative recall": Lists(memory_tasks.associative_recall, 8, 6, (2, 6), (10, 15), 250, 16),
-    "copy digits": Lists(
-        memory_tasks.copy_digits, 128, 10, (1, 6), (12, 24), 250, 20,
-        lambda: FrameEncoder(ConvEncoder(1, (16, 32)), regions=4),
-    ),
-}  # fmt: skip
+    "copy digits": Lists(memory_tasks.copy_digits, 12, 10, (1, 10), (20, 40), 250, 12, digit_encoder),
+}
 
 
 class RecurrentNetwork(nn.Module):
@@ -70,14 +84,12 @@ def count_weights(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def make_models(lists: Lists) -> dict[str, nn.Module]:
-    """Both; the LSTM is the smallest that has at least as many weights."""
-    encoders = [None if lists.make_encoder is None else lists.make_encoder() for _ in range(2)]
-    ntm = NeuralTuringMachine(lists.channels, lists.outputs, CONTROLLER, ROWS, WIDTH, encoder=encoders[0])
-    hidden = CONTROLLER
-    while count_weights(lstm := RecurrentNetwork(lists.channels, lists.outputs, hidden, encoders[1])) < count_weights(
-        ntm
-    ):
+def make_models(lists: Lists, options: Options) -> dict[str, nn.Module]:
+    """Both, with one encoder; the LSTM is the smallest that has at least as many weights."""
+    encoder = None if lists.make_encoder is None else lists.make_encoder(options)
+    ntm = NeuralTuringMachine(lists.channels, lists.outputs, CONTROLLER, ROWS, WIDTH, encoder=encoder)
+    hidden, weights = CONTROLLER, count_weights(ntm)
+    while count_weights(lstm := RecurrentNetwork(lists.channels, lists.outputs, hidden, encoder)) < weights:
         hidden += 1
     return {"NTM": ntm, "LSTM": lstm}
 
@@ -141,7 +153,7 @@ def run(options: Options) -> list[Row]:
     rows = []
     for name, lists in LISTS.items():
         torch.manual_seed(options.seed)
-        models = make_models(lists)
+        models = make_models(lists, options)
         notes = {kind: train(model, lists, options, f"{name}, {kind}") for kind, model in models.items()}
         note = "; ".join(f"{kind}: {note}" for kind, note in notes.items())
         what = "bits" if lists.make_encoder is None else "digits"

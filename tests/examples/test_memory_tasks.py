@@ -43,10 +43,19 @@ def test_copy_digits(part):
     assert task.inputs.shape == (20, 7, 1, 8, 8)
     assert (task.inputs[:, 3] == 1.0).all()
     assert not task.inputs[:, 4:].any()
-    images, classes = memory_tasks._digits()
-    images, classes = images[PARTS[part]], classes[PARTS[part]]
+    images, classes = memory_tasks._digits(part)
     for image, label in zip(task.inputs[:, :3].flatten(0, 1), task.targets.flatten(), strict=True):
         assert label in classes[(images == image).all(2).all(1)]
+
+
+def test_single_images():
+    images, classes = memory_tasks.single_images("validation")
+    digits, which = memory_tasks._digits("validation")
+    assert torch.equal(images[:250, 0], digits)
+    assert torch.equal(classes[:250], which)
+    assert classes[250:].tolist() == [memory_tasks.WHITE] * 25 + [memory_tasks.BLACK] * 25
+    assert (images[250:275] == 1.0).all()
+    assert not images[275:].any()
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +67,10 @@ def system():
     return memory
 
 
-def test_the_lstm_has_as_many_weights(system):
+def test_the_lstm_has_as_many_weights(system, tmp_path):
     for lists in system.LISTS.values():
-        ntm, lstm = (system.count_weights(model) for model in system.make_models(lists).values())
+        models = system.make_models(lists, system.Options(smoke=True, out=tmp_path)).values()
+        ntm, lstm = map(system.count_weights, models)
         assert ntm <= lstm < 1.02 * ntm
 
 
