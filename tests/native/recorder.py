@@ -80,4 +80,6 @@ def _run_decoder(cell: str, query: str, sizes: dict[str, Any], dtype: torch.dtyp
     weights = inputs["weight_q"], inputs["weight_ih"][:, columns:], inputs["weight_hh"], inputs["weight_gate"]
     pack_weights(*weights, cell)
     outputs = len(inputs["weight_hh"])
-    linear.linear(inputs["weight_q"], linear.pack(inputs["weight_hh"]), None, outputs)
+    packed = linear.pack(inputs["weight_hh"])
+    linear.linear(inputs["weight_q"], packed, None, outputs)
+    linear.likeliest(inputs["weight_q"], packed, None, outputs, 1)

@@ -142,12 +142,3 @@ def test_likeliest_of_more_than_there_are(count):
     x, weight, _ = problem(2, 5, 8, torch.float32)
     with pytest.raises(RuntimeError, match=f"count must be from 0 to the number of outputs, got {count}"):
         likeliest(x, weight, None, count)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_opcheck(dtype):
-    x, weight, bias = problem(3, 70, 9, dtype)
-    packed = native.linear.pack(weight)
-    tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(torch.ops.hybridops.linear_packed.default, (x, packed, bias, 70), test_utils=tests)
-    torch.library.opcheck(torch.ops.hybridops.linear_likeliest.default, (x, packed, bias, 70, 4), test_utils=tests)
