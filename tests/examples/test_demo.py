@@ -109,7 +109,15 @@ def press_twice(pressed):
     signal.raise_signal(signal.SIGINT)
 
 
-def test_ctrl_c_twice_interrupts():
+@pytest.fixture
+def sigint():
+    """As in a terminal: what a script starts in the background ignores the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_twice_interrupts(sigint):
     with demo._ctrl_c_noted() as pressed:
         assert not pressed()
         with pytest.raises(KeyboardInterrupt):
