@@ -37,8 +37,8 @@ class FusedDecoderState(DecoderState):
         return super().logits(output) if scores is None else scores
 
     def likeliest(self, output: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Where the vocabulary was packed, in one op, which rounds no logits to half precision; of equal ones, the
-        first word comes first.
+        """Where the vocabulary was packed and count² is not above its size, in one op, which rounds no logits to half
+        precision; of equal ones, the first word comes first.
         """
         found = None
         if self.packed_vocabulary is not None and _may_be_read(self.vocabulary):

@@ -644,13 +644,26 @@ def test_logits(cell, backend, bias):
         with torch.set_grad_enabled(grad):
             want, got = (m.step(x[:, 0], m.start(memory, hx, vocabulary=vocabulary)) for m in (plain, fused))
             torch.testing.assert_close(got[3].logits(got[0]), vocabulary(want[0]), **tolerances.FLOAT64)
-            for count in (4, 99):  # or all, where there are fewer
+            for count in (3, 5, 99):  # by one op, by the scores of all, and all
                 found, sought = (state.likeliest(output, count) for output, _, _, state in (got, want))
                 torch.testing.assert_close(found, sought, **tolerances.FLOAT64)
     with pytest.raises(ValueError, match=r"^count must be a positive int"):
         got[3].likeliest(got[0], 0)
     with pytest.raises(ValueError, match=r"^vocabulary must be given to start"):
         fused.start(memory, hx).logits(got[0])
+
+
+@pytest.mark.skipif("native" not in BACKENDS, reason="the decoder is not compiled")
+@pytest.mark.parametrize(("count", "op"), [(3, "linear_likeliest"), (4, "linear_packed")])
+def test_a_short_list_of_words_is_one_op(count, op):
+    _, fused = decoders(None)
+    x, memory, hx = tensors("lstm")
+    with torch.no_grad():
+        state = fused.start(memory, hx, vocabulary=nn.Linear(SIZES["hidden_dim"], 11, dtype=torch.float64))
+        output, *_ = fused.step(x[:, 0], state)
+        with Recorder("hybridops") as recorder:
+            state.likeliest(output, count)
+    assert [op.name() for op, _ in recorder.calls] == [f"hybridops::{op}"]
 
 
 @cells
