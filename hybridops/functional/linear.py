@@ -47,8 +47,8 @@ def likeliest_packed(x: Tensor, weight: PackedLinear, count: int) -> tuple[Tenso
     """x (M, K) -> the `count` largest of log softmax of `linear_packed`, (M, count) in float32 or float64, the largest
     first, and where they are, int64; scores are never in memory. None as there, and where it takes longer than they do.
     """
-    # A list is kept in order. By way of scores 10 of 10,000 outputs take 2.6 times as long, 100 take 1.4 times, 300 half as
-    # long; 32 of 1,000 take 1.2 times as long, 64 three quarters (2 cores of Zen 4; 320 rows, 128 inputs).
+    # A list is kept in order. By way of scores 10 of 10,000 outputs take 2.6 times as long, 100 take 1.4 times, 300
+    # half as long; 32 of 1,000 take 1.2 times as long, 64 three quarters (2 cores of Zen 4; 320 rows, 128 inputs).
     if not _takes(weight, x) or count**2 > weight.outputs:
         return None
     autograd.refuse_forward_mode(x)
