@@ -43,6 +43,7 @@ inline constexpr TileLimits<A> gradient_limits{std::numeric_limits<A>::infinity(
 
 template <class T>
 int64_t fastest_tile(const ConvShape& shape, int64_t channels, int64_t allowed) {
+    if (has_tiles<T>() && allowed >= 0) return 0;
     return convolution_tile(shape, channels, allowed, has_dot_product<T>() ? 0.5 : 1);
 }
 

@@ -1,6 +1,7 @@
-// 'Same' convolutions of images for one instruction set, with an epilogue: direct, or by Winograd's minimal filtering.
-// Included by conv_lstm_epilogues.h, so inside a namespace.
+// 'Same' convolutions of images for one instruction set, with an epilogue: direct, on AMX, or by Winograd's minimal
+// filtering. Included by conv_lstm_epilogues.h, so inside a namespace.
 
+#include "amx_convolution_kernels.h"
 #include "direct_convolution_kernels.h"
 #include "winograd_convolution_kernels.h"
 
@@ -12,6 +13,10 @@ std::unique_ptr<Convolution<A, E>> make_convolution(const ConvShape& shape, std:
                                                     int64_t groups, int64_t tile, TileLimits<A> limits,
                                                     const Weight& weight) {
     std::unique_ptr<Convolution<A, E>> convolution;
+#ifdef HYBRIDOPS_WIDE
+    if constexpr (is_bfloat16<E>)
+        if (has_tiles<E>()) return std::make_unique<AmxConvolution<N>>(shape, channels, groups, weight);
+#endif
     if constexpr (std::is_same_v<E, float>)
         with_winograd(shape.kernel_h, tile, [&](auto w) {
             using Tiled = WinogradConvolution<A, N, decltype(w)>;

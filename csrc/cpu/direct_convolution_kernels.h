@@ -2,17 +2,20 @@
 // widened to the type of the factors) times weights packed so that P pixels x N vectors of output channels stay in registers
 // while the reduction runs. Included by convolution_kernels.h, so inside a namespace.
 
+#include "amx_tiles.h"
 #include "convolution_tiles.h"
 
-// Taps, packed as [source][group][ky][kx][channel / depth][N][lane][channel % depth].
+// Taps, packed as [source][group][ky][kx][channel / depth][N][lane][channel % depth]; zeros fill up each ky to a multiple
+// of so many channels.
 template <class A, int N, class E>
 class PackedTaps {
    public:
     static constexpr int64_t width = N * lanes<A>, depth = Operands<A, E>::depth;
 
     template <class Weight>
-    PackedTaps(const ConvShape& shape, std::array<int64_t, 2> channels, int64_t groups, const Weight& weight)
-        : taps_(shape.kernel_h * shape.kernel_w), channels_(channels) {
+    PackedTaps(const ConvShape& shape, std::array<int64_t, 2> channels, int64_t groups, const Weight& weight,
+               int64_t row_multiple = depth)
+        : kernel_h_(shape.kernel_h), kernel_w_(shape.kernel_w), row_multiple_(row_multiple), channels_(channels) {
         pack(0, 0, shape, groups, weight);
         pack(1, channels[0], shape, groups, weight);
     }
@@ -20,22 +23,31 @@ class PackedTaps {
     // A source's channels where they are multiplied: zeros fill up the last operand.
     int64_t padded_channels(int source) const { return round_up(channels_[source], depth); }
 
+    // A kernel's row of them: of each tap its channels, side by side.
+    int64_t row_length(int source) const { return round_up(kernel_w_ * padded_channels(source), row_multiple_); }
+
     const E* tap(int source, int64_t group, int64_t tap) const {
-        return packed_[source]->data() + (group * taps_ + tap) * padded_channels(source) * width;
+        return packed_[source]->data() + offset(source, group, tap) * width;
     }
 
    private:
+    int64_t offset(int source, int64_t group, int64_t tap) const {
+        return (group * kernel_h_ + tap / kernel_w_) * row_length(source) + tap % kernel_w_ * padded_channels(source);
+    }
+
     // Some operands at a time, in a small array first: rows of the weights, and the taps in the packed ones, often lie a
     // power of two apart, and would evict each other from the L1 cache.
     template <class Weight>
     void pack(int source, int64_t first, const ConvShape& shape, int64_t groups, const Weight& weight) {
         constexpr int64_t operand = width * depth;
         const int64_t operands = padded_channels(source) / depth;
-        const int64_t together = std::clamp<int64_t>(16 * 1024 / (taps_ * operand * sizeof(E)), 1, 8);
+        const int64_t taps = kernel_h_ * kernel_w_, row = row_length(source) * width;
+        const int64_t together = std::clamp<int64_t>(16 * 1024 / (taps * operand * sizeof(E)), 1, 8);
         const int64_t blocks = ceil_div(operands, together);
-        packed_[source].emplace(groups * taps_ * operands * operand);
+        packed_[source].emplace(groups * kernel_h_ * row);
+        E* const packed = packed_[source]->data();
         torch::stable::parallel_for(0, groups * blocks, 1, [&](int64_t begin, int64_t end) {
-            std::vector<E> memory(together * taps_ * operand);  // the thread's scratch memory may be in use
+            std::vector<E> memory(together * taps * operand);  // the thread's scratch memory may be in use
             E* const block = memory.data();
             for (int64_t j = begin; j < end; ++j) {
                 const int64_t group = j / blocks, o = j % blocks * together, count = std::min(together, operands - o);
@@ -44,20 +56,23 @@ class PackedTaps {
                         const int64_t c = o * depth + d;
                         const auto kernel = c < channels_[source] ? weight(group, column, first + c)
                                                                   : decltype(weight(group, column, c)){};
-                        E* out = block + d / depth * taps_ * operand + column * depth + d % depth;
+                        E* out = block + d / depth * taps * operand + column * depth + d % depth;
                         for (int64_t ky = 0; ky < shape.kernel_h; ++ky)
                             for (int64_t kx = 0; kx < shape.kernel_w; ++kx, out += operand)
                                 *out = static_cast<E>(kernel.at(ky, kx));
                     }
-                for (int64_t k = 0; k < count * taps_; ++k)
-                    std::copy_n(
-                        block + k * operand, operand,
-                        packed_[source]->data() + ((group * taps_ + k % taps_) * operands + o + k / taps_) * operand);
+                for (int64_t k = 0; k < count * taps; ++k)
+                    std::copy_n(block + k * operand, operand,
+                                packed + offset(source, group, k % taps) * width + (o + k / taps) * operand);
+                for (int64_t y = 0; o + count == operands && y < kernel_h_; ++y) {
+                    E* const begin = packed + (group * kernel_h_ + y) * row;
+                    std::fill(begin + kernel_w_ * operands * operand, begin + row, E(0));
+                }
             }
         });
     }
 
-    int64_t taps_;
+    int64_t kernel_h_, kernel_w_, row_multiple_;
     std::array<int64_t, 2> channels_;
     std::optional<Buffer<E>> packed_[2];
 };

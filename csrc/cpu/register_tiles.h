@@ -35,7 +35,7 @@ struct Operands<float, torch::headeronly::BFloat16> {
 template <class T>
 bool has_dot_product() {  // of the processor: two products of T an instruction
 #ifdef HYBRIDOPS_WIDE
-    return is_bfloat16<T> && cpu_isa() == Isa::avx512_bf16;
+    return is_bfloat16<T> && cpu_isa() >= Isa::avx512_bf16;
 #else
     return false;
 #endif
