@@ -3,6 +3,8 @@
 // pixels, so that 16 pixels of an image are one contiguous kilobyte for every tap. Included by convolution_kernels.h, so
 // inside a namespace.
 
+#include "direct_convolution_kernels.h"
+
 #ifdef HYBRIDOPS_WIDE
 template <int N>
 class AmxConvolution final : public Convolution<float, torch::headeronly::BFloat16> {
@@ -174,26 +176,10 @@ class AmxConvolution final : public Convolution<float, torch::headeronly::BFloat
         if constexpr (T > 1) {
             if (count < T) return multiply_tiles<T - 1>(count, registers, sums, tiles, steps, length);
         }
-        constexpr int x = 4, w = 6;  // the first of two registers for factors
-        unrolled<T * N>(HYBRIDOPS_LAMBDA(auto i) {
-            registers.template load<i>(sums + i / N * 16 * width + i % N * lanes<float>, width);
-        });
-        for (const Step* step = steps; step < steps + length; ++step) {
-            const auto load_weights = HYBRIDOPS_LAMBDA(auto n) {
-                registers.template load<w + n % 2>(step->weights + n * 2 * lanes<float>, 2 * width);
-            };
-            if constexpr (T > 1) unrolled<N>(load_weights);
-            unrolled<T>(HYBRIDOPS_LAMBDA(auto t) {
-                registers.template load<x + t % 2>(step->x + tiles[t].x * register_depth, register_depth);
-                unrolled<N>(HYBRIDOPS_LAMBDA(auto n) {
-                    if constexpr (T == 1) load_weights(n);
-                    registers.template multiply<t * N + n, x + t % 2, w + n % 2>();
-                });
-            });
-        }
-        unrolled<T * N>(HYBRIDOPS_LAMBDA(auto i) {
-            registers.template store<i>(sums + i / N * 16 * width + i % N * lanes<float>, width);
-        });
+        add_tile_products<T, N>(
+            registers, length, HYBRIDOPS_LAMBDA(int t, int n) { return sums + t * 16 * width + n * lanes<float>; },
+            width, HYBRIDOPS_LAMBDA(int64_t step, int t) { return steps[step].x + tiles[t].x * register_depth; },
+            HYBRIDOPS_LAMBDA(int64_t step, int n) { return steps[step].weights + n * 2 * lanes<float>; }, 2 * width);
     }
 
     ConvShape shape_;

@@ -83,4 +83,29 @@ class TileRegisters {
     int32_t at_[8][16][16] = {};
 #endif
 };
+
+// M x N registers of sums += the products of M x N factors, step after step; at most four sums. sums(m, n), x(step, m) and
+// y(step, n) say where they lie, with rows as far apart as the strides.
+template <int M, int N, class Sums, class X, class Y>
+HYBRIDOPS_INLINE void add_tile_products(TileRegisters& registers, int64_t steps, const Sums& sums, int64_t sums_stride,
+                                        const X& x, const Y& y, int64_t y_stride) {
+    static_assert(M * N <= 4);
+    constexpr int first_x = 4, first_y = 6;  // of two registers each
+    using E = torch::headeronly::BFloat16;
+    unrolled<M * N>(HYBRIDOPS_LAMBDA(auto i) { registers.template load<i>(sums(i / N, i % N), sums_stride); });
+    for (int64_t step = 0; step < steps; ++step) {
+        const auto load_y = HYBRIDOPS_LAMBDA(auto n) {
+            registers.template load<first_y + n % 2>(static_cast<const E*>(y(step, n)), y_stride);
+        };
+        if constexpr (N <= 2) unrolled<N>(load_y);
+        unrolled<M>(HYBRIDOPS_LAMBDA(auto m) {
+            registers.template load<first_x + m % 2>(static_cast<const E*>(x(step, m)), register_depth);
+            unrolled<N>(HYBRIDOPS_LAMBDA(auto n) {
+                if constexpr (N > 2) load_y(n);
+                registers.template multiply<m * N + n, first_x + m % 2, first_y + n % 2>();
+            });
+        });
+    }
+    unrolled<M * N>(HYBRIDOPS_LAMBDA(auto i) { registers.template store<i>(sums(i / N, i % N), sums_stride); });
+}
 #endif

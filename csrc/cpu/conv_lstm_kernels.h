@@ -181,5 +181,9 @@ void conv_input_gradient(const ConvInputGradientArgs<T, A>& a) {
 
 template <class T, class A>
 void conv_weight_gradient(const ConvWeightGradientArgs<T, A>& a) {
+#ifdef HYBRIDOPS_WIDE
+    if constexpr (is_bfloat16<T>)
+        if (has_tiles<T>() && a.winograd >= 0) return AmxWeightGradient<T>(a).run();
+#endif
     make_weight_gradient(a)->run();
 }

@@ -2,7 +2,6 @@
 // filtering. Included by conv_lstm_epilogues.h, so inside a namespace.
 
 #include "amx_convolution_kernels.h"
-#include "direct_convolution_kernels.h"
 #include "winograd_convolution_kernels.h"
 
 // tile: outputs of Winograd's tiles (winograd_kernels.h), 0 = direct. Direct, too, where the transformed weights would not

@@ -1,6 +1,6 @@
 // The direct convolution for one instruction set: an implicit matrix product. Channels-last patches of the inputs (padded,
 // widened to the type of the factors) times weights packed so that P pixels x N vectors of output channels stay in registers
-// while the reduction runs. Included by convolution_kernels.h, so inside a namespace.
+// while the reduction runs. Included by amx_convolution_kernels.h, so inside a namespace.
 
 #include "amx_tiles.h"
 #include "convolution_tiles.h"

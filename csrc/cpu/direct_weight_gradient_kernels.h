@@ -1,5 +1,5 @@
 // The gradient of a convolution's weights for one instruction set, directly: a matrix product for each tap. Included by
-// weight_gradient_kernels.h, so inside a namespace.
+// amx_weight_gradient_kernels.h, so inside a namespace.
 
 #include "weight_gradient_tiles.h"
 

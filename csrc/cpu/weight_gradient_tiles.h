@@ -60,6 +60,50 @@ struct OuterLayout {
     }
 };
 
+// Who sums what of some blocks: a unit of work is a share of the sums for a part of the blocks. A share's units add their sums
+// to the result part after part, so that the order of the additions is one for any number of threads. A unit waits only for
+// some that were taken before it; nothing that it does may throw.
+class SummedParts {
+   public:
+    struct Unit {
+        int64_t share, begin, end;  // blocks
+    };
+
+    // at least two blocks a part, for its sums have to be cleared and added; no more parts than busy many threads
+    SummedParts(int64_t blocks, int64_t shares)
+        : blocks_(blocks),
+          shares_(shares),
+          parts_(std::clamp<int64_t>(ceil_div(16, shares), 1, std::max<int64_t>(blocks / 2, 1))),
+          added_(shares) {}
+
+    int64_t count() const { return parts_ * shares_; }
+    Unit operator[](int64_t unit) const {
+        const int64_t part = unit / shares_;
+        return {unit % shares_, part * blocks_ / parts_, (part + 1) * blocks_ / parts_};
+    }
+
+    template <class Add>
+    void in_order(int64_t unit, const Add& add) {
+        std::atomic<int>& added = added_[unit % shares_];
+        for (int before; (before = added) < unit / shares_;) added.wait(before);
+        add();
+        ++added;
+        added.notify_all();
+    }
+
+   private:
+    int64_t blocks_, shares_, parts_;
+    std::vector<std::atomic<int>> added_;  // parts
+};
+
+// The images of all steps, which count through the steps.
+template <class T, class A>
+ConvShape all_steps(const ConvWeightGradientArgs<T, A>& args) {
+    ConvShape all = args.shape;
+    all.batch *= args.steps;
+    return all;
+}
+
 // dW[o,c,ky,kx] += sum over images and pixels of grad[pixel,o] x[pixel + (ky,kx), c], c counting through the channels of up to
 // two x. Both factors are laid out anew, a block of the images at a time, so that for each plane of the sum (a tap of the
 // kernel, or a point of Winograd's) it is a matrix product whose factors are read in the order in which they lie.
@@ -68,25 +112,21 @@ class WeightGradient {
    public:
     virtual ~WeightGradient() = default;
 
-    // A unit of work is a share of the outputs for a part of the blocks. A share's units add their sums to the result part
-    // after part, so that the order of the additions is one for any number of threads. A unit waits only for some that were
-    // taken before it, and nothing that it calls throws.
+    // A unit of work is a share of the outputs for a part of the blocks.
     void run() const {
         const int64_t shares = this->shares(), planes = layout_.planes(), group_size = layout_.sum_at(1, 0, 0);
         const int64_t most = ceil_div(groups_, shares);
-        // at least two blocks a part, for its sums have to be cleared and added; no more parts than busy many threads
-        const int64_t parts = std::clamp<int64_t>(ceil_div(16, shares), 1, std::max<int64_t>(blocks_.count() / 2, 1));
-        std::vector<std::atomic<int>> added(shares);  // parts
-        parallel_for_dynamic(parts * shares, [&](WorkQueue& queue) {
+        SummedParts summed(blocks_.count(), shares);
+        parallel_for_dynamic(summed.count(), [&](WorkQueue& queue) {
             const auto s = from_thread_scratch([&](Arena& arena) {
                 return Scratch{arena.take<A>(layout_.patch_size), arena.take<A>(layout_.x_size),
                                arena.take<A>(std::max(planes * layout_.grad_plane, most * layout_.grad_group)),
                                arena.take<A>(most * group_size), arena.take<A>(taps() * lanes<A>)};
             });
             for (int64_t unit; queue.take(unit);) {
-                const int64_t part = unit / shares, index = unit % shares, first = index * groups_ / shares;
+                const auto [index, begin, end] = summed[unit];
+                const int64_t first = index * groups_ / shares;
                 const Share share{first, (index + 1) * groups_ / shares - first};
-                const int64_t begin = part * blocks_.count() / parts, end = (part + 1) * blocks_.count() / parts;
                 std::fill(s.sums, s.sums + share.count * group_size, A(0));
                 bool finite = true;
                 for (int64_t block = begin; block < end; ++block) finite &= add_products(blocks_[block], share, s);
@@ -94,11 +134,10 @@ class WeightGradient {
                     std::fill(s.sums, s.sums + share.count * group_size, A(0));
                     for (int64_t block = begin; block < end; ++block) sum_directly(blocks_[block], share, s);
                 }
-                for (int before; (before = added[index]) < part;) added[index].wait(before);
-                for (int64_t group = 0; group < share.count; ++group)
-                    add_kernels(first + group, s.sums + group * group_size, finite, s.kernels);
-                ++added[index];
-                added[index].notify_all();
+                summed.in_order(unit, [&] {
+                    for (int64_t group = 0; group < share.count; ++group)
+                        add_kernels(first + group, s.sums + group * group_size, finite, s.kernels);
+                });
             }
         });
     }
@@ -171,13 +210,6 @@ class WeightGradient {
     OuterLayout<A> layout_;
 
    private:
-    // Images count through the steps.
-    static ConvShape all_steps(const ConvWeightGradientArgs<T, A>& args) {
-        ConvShape all = args.shape;
-        all.batch *= args.steps;
-        return all;
-    }
-
     // The products are taken while the factors are in the cache. Whether they were finite.
     bool add_products(const Blocks::Block& block, Share share, const Scratch& s) const {
         const Extent extent = lay_out(block, share, s);
