@@ -19,36 +19,52 @@ class AmxConvolution final : public Convolution<float, torch::headeronly::BFloat
           taps_(shape, channels, groups, weight, register_depth) {}
 
     void operator()(Sources<E> sources, const Epilogue<float>& epilogue) const override {
-        const int count = sources[1] ? 2 : 1;
-        int64_t pieces = 0, weight_rows = 0, row_elements = 0;
-        for (int i = 0; i < count; ++i) {
-            pieces += unrolled_ * row_pieces(i);
-            weight_rows += shape_.kernel_h * taps_.row_length(i);
-            row_elements = std::max(row_elements, taps_.padded_channels(i));
-        }
-        // the factors of a block stay in the L2 cache
-        const int64_t wanted = std::clamp<int64_t>((1 << 20) / (pieces * piece_bytes), 64, 512);
-        const WorkShares work(shape_, {1, 1}, wanted, groups_, groups_ * weight_rows * width * sizeof(E));
+        const std::vector<Piece> pieces = this->pieces(sources[1] ? 2 : 1);
+        const int64_t total = static_cast<int64_t>(pieces.size()), planes = pieces.back().plane + 1;
+        const int64_t channels = std::max(taps_.padded_channels(0), sources[1] ? taps_.padded_channels(1) : 0);
+        // Weights beyond the L2 cache are read the fewer times the larger the blocks are; else the factors of a block stay in it.
+        const int64_t weight_bytes = groups_ * total * piece_bytes * width;
+        const int64_t wanted =
+            weight_bytes > l2_bytes ? 512 : std::clamp<int64_t>(l2_bytes / (planes * piece_bytes), 64, 512);
+        const WorkShares work(shape_, {1, 1}, wanted, groups_, weight_bytes, 256);
         const Blocks& blocks = work.blocks;
         const Layout sizes = layout(blocks.max_images(), blocks.max_rows(), blocks.max_cols());
+        // All groups go over as many planes as stay in the L2 cache, then over the next.
+        const int64_t passes = ceil_div(planes * sizes.plane() * static_cast<int64_t>(sizeof(E)), l2_bytes);
+        const int64_t most_groups = passes > 1 ? work.max_groups() : 1, tile_sums = register_rows * width;
         parallel_for_dynamic(work.count(), [&](WorkQueue& queue) {
             const auto s = from_thread_scratch([&](Arena& arena) {
-                return Scratch{
-                    arena.take<Tile>(sizes.tiles()), arena.take<float>(sizes.tiles() * 16 * width),
-                    arena.take<float>(width), arena.take<E>(pieces * sizes.plane()),
-                    arena.take<E>((blocks.max_cols() + shape_.kernel_w - 1) * row_elements + register_depth)};
+                return Scratch{arena.take<Tile>(sizes.tiles()),
+                               arena.take<Step>(total),
+                               arena.take<float>(most_groups * sizes.tiles() * tile_sums),
+                               arena.take<float>(width),
+                               arena.take<E>(planes * sizes.plane()),
+                               arena.take<E>((blocks.max_cols() + shape_.kernel_w - 1) * channels + register_depth)};
             });
             TileRegisters registers;
             for (int64_t index; queue.take(index);) {
                 const auto [block, begin, end] = work[index];
                 const Layout at = layout(block.images, block.rows, block.cols);
-                for (int i = 0, first = 0; i < count; first += unrolled_ * row_pieces(i++))
-                    lay_out(s.x + first * sizes.plane(), sizes.plane(), s.row, i, *sources[i], block, at);
+                for (int i = 0; i < 2 && sources[i]; ++i)
+                    lay_out(s.x + i * planes_of(0) * sizes.plane(), sizes.plane(), s.row, i, *sources[i], block, at);
                 const int64_t tiles = number_pixels(s.tiles, block, at);
-                for (int64_t group = begin; group < end; ++group) {
-                    epilogue.start(group, s.start, width);
-                    for (int64_t row = 0; row < tiles * 16; ++row) std::copy_n(s.start, width, s.sums + row * width);
-                    multiply(registers, s, tiles, group, count, at, sizes.plane(), epilogue);
+                for (int64_t pass = 0; pass < passes; ++pass) {
+                    const int64_t from = pass * total / passes, to = (pass + 1) * total / passes;
+                    for (int64_t group = begin; group < end; ++group) {
+                        float* const sums = s.sums + (passes > 1 ? (group - begin) * tiles * tile_sums : 0);
+                        if (pass == 0) {
+                            epilogue.start(group, s.start, width);
+                            for (int64_t row = 0; row < tiles * register_rows; ++row)
+                                std::copy_n(s.start, width, sums + row * width);
+                        }
+                        for (int64_t i = from; i < to; ++i)
+                            s.steps[i - from] = {
+                                s.x + pieces[i].plane * sizes.plane() + pieces[i].row * at.cols * register_depth,
+                                taps_.tap(pieces[i].source, group, 0) + pieces[i].weights * register_depth * width};
+                        multiply(registers, sums, s, tiles, to - from);
+                        for (int64_t t = 0; pass + 1 == passes && t < tiles; ++t)
+                            epilogue.finish(group, s.tiles[t].image_pixel, s.tiles[t].count, sums + t * tile_sums);
+                    }
                 }
             }
         });
@@ -56,19 +72,34 @@ class AmxConvolution final : public Convolution<float, torch::headeronly::BFloat
 
    private:
     static constexpr int64_t width = N * lanes<float>, piece_bytes = register_depth * sizeof(E);
-    static constexpr int together = 4 / N;    // tiles whose sums are in registers at a time
-    static constexpr int64_t chunk = 24 / N;  // pieces whose weights stay in the L1 cache
+    static constexpr int64_t l2_bytes = 1 << 20;    // of its 2 MB on all processors with AMX
+    static constexpr int together = 4 / N;          // tiles whose sums are in registers at a time
+    static constexpr int64_t chunk = 24 / N;        // pieces whose weights stay in the L1 cache
+    static constexpr int64_t most_prefetched = 24;  // lines beside a tile: with more it would wait for them
+
+    // 32 elements of a source's runs.
+    struct Piece {
+        int source;
+        int64_t plane, row;  // where it lies among the factors: so many rows of the images further down
+        int64_t weights;     // its number among those of the source
+    };
 
     // Of 16 pixels of an image at the most.
     struct Tile {
         int64_t x, count;  // its first pixel among the factors; how many
-        int64_t image_pixel[16];
+        int64_t image_pixel[register_rows];
+    };
+
+    // One piece of all pixels, and its weights.
+    struct Step {
+        const E *x, *weights;
     };
 
     struct Scratch {
         Tile* tiles;
-        float *sums, *start;  // [tile][16][width], [width]
-        E *x, *row;
+        Step* steps;
+        float *sums, *start;  // [group][tile][16][width], [width]
+        E *x, *row;           // [plane][pixel][32]; pixels of one row of an image
     };
 
     // How a block's factors lie: so many images of rows x cols pixels.
@@ -92,6 +123,23 @@ class AmxConvolution final : public Convolution<float, torch::headeronly::BFloat
     static bool few_pixels(int64_t pixels) { return pixels < 64 && round_up(pixels, register_rows) * 3 > pixels * 4; }
 
     int64_t row_pieces(int source) const { return taps_.row_length(source) / register_depth; }
+
+    int64_t planes_of(int source) const { return unrolled_ * row_pieces(source); }
+
+    // In the order in which they are added up: all rows of taps for some channels, then for the next.
+    std::vector<Piece> pieces(int sources) const {
+        std::vector<Piece> pieces;
+        for (int i = 0; i < sources; ++i)
+            for_tiles(row_pieces(i), chunk, [&](int64_t begin, int64_t length) {
+                for (int64_t ky = 0; ky < shape_.kernel_h; ++ky)
+                    for (int64_t piece = begin; piece < begin + length; ++piece) {
+                        const int64_t number = ky * row_pieces(i) + piece, first = i * planes_of(0);
+                        pieces.push_back(unrolled_ > 1 ? Piece{i, first + number, 0, number}
+                                                       : Piece{i, first + piece, ky, number});
+                    }
+            });
+        return pieces;
+    }
 
     void lay_out(E* x, int64_t plane, E* row, int index, const Source<E>& source, const Blocks::Block& block,
                  const Layout& at) const {
@@ -124,52 +172,34 @@ class AmxConvolution final : public Convolution<float, torch::headeronly::BFloat
     int64_t number_pixels(Tile* tiles, const Blocks::Block& block, const Layout& at) const {
         const Tile* const first = tiles;
         const int64_t images = at.dense() ? 1 : at.images, pixels = block.cells() / images;
+        PixelNumbers numbers(shape_, block);
         for (int64_t image = 0; image < images; ++image)
             for_tiles(pixels, register_rows, [&](int64_t begin, int64_t count) {
                 tiles->x = image * at.image_rows * at.cols + begin;
                 tiles->count = count;
-                for (int64_t p = 0; p < count; ++p) {
-                    const auto place = block.place(image * pixels + begin + p);
-                    tiles->image_pixel[p] =
-                        shape_.pixel(block.image + place.image, block.y + place.row, block.x + place.col);
-                }
+                for (int64_t p = 0; p < count; ++p) tiles->image_pixel[p] = numbers.next();
                 ++tiles;
             });
         return tiles - first;
     }
 
-    // The pieces of both sources, a chunk of them after the other.
-    void multiply(TileRegisters& registers, const Scratch& s, int64_t tiles, int64_t group, int count, const Layout& at,
-                  int64_t plane, const Epilogue<float>& epilogue) const {
-        const int64_t pieces[2] = {shape_.kernel_h * row_pieces(0), count == 2 ? shape_.kernel_h * row_pieces(1) : 0};
-        const int64_t first_plane[2] = {0, unrolled_ * row_pieces(0)};
-        const int64_t total = pieces[0] + pieces[1];
-        for_tiles(total, chunk, [&](int64_t begin, int64_t length) {
-            Step steps[chunk];
-            for (int64_t i = 0; i < length; ++i) {
-                const int source = begin + i >= pieces[0];
-                const int64_t piece = begin + i - (source ? pieces[0] : 0);
-                const int64_t ky = piece / row_pieces(source), in_row = piece % row_pieces(source);
-                steps[i].x = unrolled_ > 1
-                                 ? s.x + (first_plane[source] + piece) * plane
-                                 : s.x + (first_plane[source] + in_row) * plane + ky * at.cols * register_depth;
-                steps[i].weights = taps_.tap(source, group, 0) + piece * register_depth * width;
-            }
+    // A chunk of the steps after the other, for all tiles.
+    static void multiply(TileRegisters& registers, float* sums, const Scratch& s, int64_t tiles, int64_t steps) {
+        for_tiles(steps, chunk, [&](int64_t begin, int64_t length) {
+            const Step* const next = s.steps + begin + length;
+            const int64_t lines = std::min(length, steps - begin - length) * width;  // of the next chunk's weights
+            int64_t line = 0, some = ceil_div(lines, ceil_div(tiles, together));
+            if (some > most_prefetched) some = 0;
             for (int64_t tile = 0; tile < tiles; tile += together) {
-                const int64_t now = std::min<int64_t>(together, tiles - tile);
-                multiply_tiles<together>(now, registers, s.sums + tile * 16 * width, s.tiles + tile, steps, length);
-                for (int64_t t = tile; begin + length == total && t < tile + now; ++t)
-                    epilogue.finish(group, s.tiles[t].image_pixel, s.tiles[t].count, s.sums + t * 16 * width);
+                for (const int64_t end = std::min(line + some, lines); line < end; ++line)
+                    __builtin_prefetch(next[line / width].weights + line % width * register_depth, 0, 2);
+                multiply_tiles<together>(tiles - tile, registers, sums + tile * register_rows * width, s.tiles + tile,
+                                         s.steps + begin, length);
             }
         });
     }
 
-    // One piece of all pixels, and its weights.
-    struct Step {
-        const E *x, *weights;
-    };
-
-    // sums [tile][16][width] += the products of some steps, for `count` tiles, at most T of them.
+    // sums [tile][16][width] += the products of some steps, for as many tiles as there are, at most T.
     template <int T>
     static void multiply_tiles(int64_t count, TileRegisters& registers, float* sums, const Tile* tiles,
                                const Step* steps, int64_t length) {
@@ -177,8 +207,9 @@ class AmxConvolution final : public Convolution<float, torch::headeronly::BFloat
             if (count < T) return multiply_tiles<T - 1>(count, registers, sums, tiles, steps, length);
         }
         add_tile_products<T, N>(
-            registers, length, HYBRIDOPS_LAMBDA(int t, int n) { return sums + t * 16 * width + n * lanes<float>; },
-            width, HYBRIDOPS_LAMBDA(int64_t step, int t) { return steps[step].x + tiles[t].x * register_depth; },
+            registers, length,
+            HYBRIDOPS_LAMBDA(int t, int n) { return sums + t * register_rows * width + n * lanes<float>; }, width,
+            HYBRIDOPS_LAMBDA(int64_t step, int t) { return steps[step].x + tiles[t].x * register_depth; },
             HYBRIDOPS_LAMBDA(int64_t step, int n) { return steps[step].weights + n * 2 * lanes<float>; }, 2 * width);
     }
 

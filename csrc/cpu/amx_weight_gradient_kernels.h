@@ -33,7 +33,7 @@ class AmxWeightGradient {
         parallel_for_dynamic(summed.count(), [&](WorkQueue& queue) {
             const auto s = from_thread_scratch([&](Arena& arena) {
                 return Scratch{arena.take<float>(most_outputs * most_columns * tile_sums),
-                               arena.take<float>(most_columns * 16),
+                               arena.take<int32_t>(most_columns * 16),
                                arena.take<E>(most_columns / shape_.kernel_h * unrolled_ * plane()), arena.take<E>(row),
                                arena.take<int64_t>(block_steps_)};
             });
@@ -67,9 +67,10 @@ class AmxWeightGradient {
     };
 
     struct Scratch {
-        float *sums, *kernels;  // [output tile][ky][column tile][16][16]; [ky][column] of one output
-        E *x, *row;             // [plane][pair of pixels][16][2]
-        int64_t* steps;         // where 32 pixels of a block begin in a plane
+        float* sums;      // [output tile][ky][column tile][16][16]
+        int32_t* places;  // of one output's among them
+        E *x, *row;       // [plane][pair of pixels][16][2]
+        int64_t* steps;   // where 32 pixels of a block begin in a plane
     };
 
     int64_t row_tiles(int64_t channels) const { return ceil_div(shape_.kernel_w * channels, 16); }
@@ -95,7 +96,7 @@ class AmxWeightGradient {
     static Bits halves(const E* from, int64_t count) {
         if (count >= 16) return __builtin_convertvector(*reinterpret_cast<const HalfBits*>(from), Bits);
         uint16_t there[16] = {};
-        for (int64_t i = 0; i < count; ++i) std::memcpy(there + i, from + i, sizeof(E));
+        std::memcpy(there, from, std::max<int64_t>(count, 0) * sizeof(E));
         return __builtin_convertvector(*reinterpret_cast<const HalfBits*>(there), Bits);
     }
 
@@ -103,13 +104,11 @@ class AmxWeightGradient {
     void lay_out_gradients(E* gradients, int64_t index) const {
         const auto block = blocks_[index];
         const int64_t cells = block.cells();
+        PixelNumbers numbers(shape_, block);
         for (int64_t first = 0; first < cells; first += register_depth) {
             const E* pixel[register_depth];
-            for (int64_t p = 0; p < register_depth; ++p) {
-                const auto place = block.place(std::min(first + p, cells - 1));
-                pixel[p] = a_.da + shape_.pixel(block.image + place.image, block.y + place.row, block.x + place.col) *
-                                       a_.outputs;
-            }
+            for (int64_t p = 0; p < register_depth; ++p)
+                pixel[p] = first + p < cells ? a_.da + numbers.next() * a_.outputs : pixel[0];
             for (int64_t tile = 0; tile < output_tiles_; ++tile) {
                 const int64_t there = a_.outputs - tile * 16;
                 Bits pairs[16];  // of pixels, for each output
@@ -228,20 +227,28 @@ class AmxWeightGradient {
 
     void add_kernels(const Scratch& s, const Share& share) const {
         const int64_t channels = share.channels(), pieces = row_tiles(channels), columns = shape_.kernel_h * pieces;
-        const int64_t taps = shape_.kernel_h * shape_.kernel_w;
+        const int64_t taps = shape_.kernel_h * shape_.kernel_w, of_first = a_.factors[0].channels;
+        for (int64_t i = 0; i < channels * taps; ++i) {  // where the sums [channel][ky][kx] of an output are
+            const int64_t ky = i % taps / shape_.kernel_w, column = i % shape_.kernel_w * channels + i / taps;
+            s.places[i] = static_cast<int32_t>((ky * pieces + column / 16) * tile_sums + column % 16);
+        }
+        const int64_t second = std::clamp<int64_t>(of_first - share.channel, 0, channels);  // the first channel of it
         for (int64_t o = share.output * 16; o < std::min(share.output_end * 16, a_.outputs); ++o) {
             const float* sums = s.sums + (o / 16 - share.output) * columns * tile_sums + o % 16 * 16;
-            for (int64_t i = 0; i < columns; ++i) std::copy_n(sums + i * tile_sums, 16, s.kernels + i * 16);
-            for (int64_t c = 0; c < channels; ++c) {
-                const bool second = share.channel + c >= a_.factors[0].channels;
-                const auto& factor = a_.factors[second];
-                const int64_t channel = share.channel + c - (second ? a_.factors[0].channels : 0);
-                float* out = factor.dw + (o * factor.channels + channel) * taps;
-                for (int64_t ky = 0; ky < shape_.kernel_h; ++ky)
-                    for (int64_t kx = 0; kx < shape_.kernel_w; ++kx)
-                        *out++ += s.kernels[ky * pieces * 16 + kx * channels + c];
-            }
+            add(a_.factors[0], o, share.channel, sums, s.places, second * taps);
+            add(a_.factors[1], o, share.channel + second - of_first, sums, s.places + second * taps,
+                (channels - second) * taps);
         }
+    }
+
+    // `count` sums, from those of a channel on. The rows of outputs are far apart.
+    void add(const typename Args::Factor& factor, int64_t output, int64_t channel, const float* sums,
+             const int32_t* places, int64_t count) const {
+        if (count == 0) return;
+        const int64_t row = factor.channels * shape_.kernel_h * shape_.kernel_w;
+        float* const out = factor.dw + output * row + channel * shape_.kernel_h * shape_.kernel_w;
+        for (int64_t i = 0; i < count; i += cache_line<float>) __builtin_prefetch(out + 2 * row + i, 1);
+        for (int64_t i = 0; i < count; ++i) out[i] += sums[places[i]];
     }
 
     const Args& a_;

@@ -174,6 +174,30 @@ class Blocks {
     int64_t batch_, height_, width_, images_ = 1, rows_, cols_, across_;
 };
 
+// The numbers in the batch of a block's pixels, one after the other: without divisions, which would take longer than the
+// convolution of few channels.
+class PixelNumbers {
+   public:
+    PixelNumbers(const ConvShape& shape, const Blocks::Block& block)
+        : shape_(shape), block_(block), pixel_(shape.pixel(block.image, block.y, block.x)) {}
+
+    int64_t next() {
+        const int64_t pixel = pixel_++;
+        if (++col_ < block_.cols) return pixel;
+        col_ = 0;
+        pixel_ += shape_.width - block_.cols;
+        if (++row_ < block_.rows) return pixel;
+        row_ = 0;
+        pixel_ += (shape_.height - block_.rows) * shape_.width;
+        return pixel;
+    }
+
+   private:
+    const ConvShape& shape_;
+    const Blocks::Block& block_;
+    int64_t pixel_, row_ = 0, col_ = 0;
+};
+
 // The patches of a block's images with a kernel's margins, one after the other, each of so many rows and pixels a row.
 template <class E>
 void copy_patches(E* out, std::initializer_list<const Source<E>*> sources, int64_t stride, const ConvShape& shape,
@@ -191,14 +215,16 @@ struct WorkShares {
         int64_t begin, end;  // groups
     };
 
-    // weight_bytes: of all groups
-    WorkShares(const ConvShape& shape, Blocks::Cell cell, int64_t wanted_cells, int64_t groups, int64_t weight_bytes)
-        : blocks(shape, cell, wanted_cells, weight_bytes > l2_weights ? 32 : 1, wanted_units()),
+    // weight_bytes: of all groups; reading them takes longer than computing under so many cells
+    WorkShares(const ConvShape& shape, Blocks::Cell cell, int64_t wanted_cells, int64_t groups, int64_t weight_bytes,
+               int64_t cells_outweigh = 32)
+        : blocks(shape, cell, wanted_cells, weight_bytes > l2_weights ? cells_outweigh : 1, wanted_units()),
           groups_(groups),
-          shares_(std::min(groups,
-                           std::max(ceil_div(weight_bytes, l3_weights), ceil_div(wanted_units(), blocks.count())))) {}
+          shares_(std::min(groups, std::max(blocks.count() > 1 ? ceil_div(weight_bytes, l3_weights) : 1,
+                                            ceil_div(wanted_units(), blocks.count())))) {}
 
     int64_t count() const { return blocks.count() * shares_; }
+    int64_t max_groups() const { return ceil_div(groups_, shares_); }
     Unit operator[](int64_t index) const {
         const int64_t share = index / blocks.count();
         return {blocks[index % blocks.count()], share * groups_ / shares_, (share + 1) * groups_ / shares_};
@@ -207,10 +233,10 @@ struct WorkShares {
     const Blocks blocks;
 
    private:
-    // Weights that stay in the L2 cache are read again at no cost, and blocks may be small. Else, under 32 pixels or tiles of
-    // them, reading takes longer than computing, and the groups are shared out instead. (L2: 512 KB at least on the
+    // Weights that stay in the L2 cache are read again at no cost, and blocks may be small. Else blocks are
+    // large enough to outweigh the reading, and the groups are shared out instead. (L2: 512 KB at least on the
     // processors of the last years. L3: some megabytes a core; 2 to 16 were measured alike on Zen 4.)
-    static constexpr int64_t l2_weights = 512 << 10, l3_weights = 4 << 20;
+    static constexpr int64_t l2_weights = 512 << 10, l3_weights = 16 << 20;
 
     // every thread should find a few
     static int64_t wanted_units() { return 4 * static_cast<int64_t>(torch::stable::get_num_threads()); }

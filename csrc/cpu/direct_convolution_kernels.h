@@ -56,10 +56,9 @@ class PackedTaps {
                         const int64_t c = o * depth + d;
                         const auto kernel = c < channels_[source] ? weight(group, column, first + c)
                                                                   : decltype(weight(group, column, c)){};
-                        E* out = block + d / depth * taps * operand + column * depth + d % depth;
-                        for (int64_t ky = 0; ky < shape.kernel_h; ++ky)
-                            for (int64_t kx = 0; kx < shape.kernel_w; ++kx, out += operand)
-                                *out = static_cast<E>(kernel.at(ky, kx));
+                        if (c + together * depth < channels_[source])  // rows of weights are far apart
+                            __builtin_prefetch(weight(group, column, first + c + together * depth).data);
+                        copy(block + d / depth * taps * operand + column * depth + d % depth, operand, kernel);
                     }
                 for (int64_t k = 0; k < count * taps; ++k)
                     std::copy_n(block + k * operand, operand,
@@ -70,6 +69,17 @@ class PackedTaps {
                 }
             }
         });
+    }
+
+    // The taps of one kernel, so far apart.
+    template <class T>
+    void copy(E* out, int64_t stride, const KernelTaps<T>& kernel) const {
+        const T* row = kernel.data;
+        for (int64_t ky = 0; ky < kernel_h_; ++ky, row += row ? kernel.y : 0) {
+            const T* tap = row;
+            for (int64_t kx = 0; kx < kernel_w_; ++kx, out += stride, tap += tap ? kernel.x : 0)
+                *out = tap ? static_cast<E>(*tap) : E(0);
+        }
     }
 
     int64_t kernel_h_, kernel_w_, row_multiple_;
