@@ -44,6 +44,12 @@ Strided<T> strided(const Tensor& x) {  // (T,B,Y,X,C)
     return {data<const T>(x), x.stride(0), x.stride(1), x.stride(4), x.stride(2), x.stride(3)};
 }
 
+Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type) {
+    Tensor t = torch::stable::empty(sizes, type);
+    ask_for_huge_pages(t.mutable_data_ptr(), t.numel() * t.element_size());
+    return t;
+}
+
 // What both forward ops read.
 template <class T, class A>
 ConvLstmForwardArgs<T, A> forward_args(const Tensor& x, const std::optional<Tensor>& h0,
@@ -75,7 +81,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_forward(const Tensor& x, const std:
     const int64_t steps = x.size(0), hidden = w_hh.size(1);
     const Save kept{save};
     const auto images = [&](int64_t count, int64_t channels, ScalarType type) {
-        return torch::stable::empty({count, x.size(1), x.size(2), x.size(3), channels}, type);
+        return empty({count, x.size(1), x.size(2), x.size(3), channels}, type);
     };
     Tensor hs = images(steps, hidden, x.scalar_type());
     Tensor cs = images(kept == Save::nothing ? 1 : steps, hidden, accumulator_type(x));
@@ -141,7 +147,8 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward(const std::optional<Tensor
                                                       bool need_dh0, bool /*reduced_precision*/, int64_t winograd) {
     check_conv_lstm_backward(grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole);
     return backward(grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0, winograd,
-                    torch::stable::empty_like(gates));
+                    empty({gates.size(0), gates.size(1), gates.size(2), gates.size(3), gates.size(4)},
+                          gates.scalar_type()));
 }
 
 std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward_from_states(
@@ -151,7 +158,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward_from_states(
     const std::optional<Tensor>& peephole, bool need_dh0, bool /*reduced_precision*/, int64_t winograd) {
     check_conv_lstm_backward_from_states(grad_hs, grad_hn, grad_cn, x, h0, hs, cs, c0, w_ih, w_hh, bias, peephole);
     Tensor gates =
-        torch::stable::empty({hs.size(0), hs.size(1), hs.size(2), hs.size(3), 4 * hs.size(4)}, hs.scalar_type());
+        empty({hs.size(0), hs.size(1), hs.size(2), hs.size(3), 4 * hs.size(4)}, hs.scalar_type());
     if (gates.numel() > 0) {
         HYBRIDOPS_DISPATCH_DTYPE(x.scalar_type(), "conv_lstm_backward_from_states", {
             using A = Accumulator<scalar_t>;

@@ -44,11 +44,13 @@ struct FewChannels {
     }
     template <class U>
     void scatter(U* to, const A* in, int64_t stride) const {
+        U converted[room];
+        for (int64_t e = 0; e < size(); e += lanes<A>) store_all<A>(converted + e, load(in + e));
         with_few_channels(channels, [&](auto channels) {
-            const A* from = in;
+            const U* from = converted;
             for (int64_t i = 0; i < count; ++i, from += channels) {
                 U* at = to + pixels[i] * stride;
-                for (int64_t c = 0; c < channels; ++c) at[c] = static_cast<U>(from[c]);
+                for (int64_t c = 0; c < channels; ++c) at[c] = from[c];
             }
         });
     }

@@ -132,7 +132,7 @@ def gradients(
         da, dh, dc = impl.conv_lstm_backward(upstream, chunk, kept, steps.start > 0 or need_h0)
         deferred.add(steps, da, da)
         if need_bias:
-            db = add(db, da.sum([*range(da.dim() - 1)], dtype=cs.dtype))
+            db = add(db, _bias_gradient(da, cs.dtype))
         if need_peephole and inner.peephole is not None:
             dp = add(dp, _peephole_gradient(da, c, cs[steps], per_position=inner.peephole.dim() > 2))
         del da  # before that of the next chunk is made
@@ -153,6 +153,15 @@ def gradients(
         grad.to(of.dtype) if need and grad is not None else None
         for grad, of, need in zip(found, inputs, needed, strict=True)
     )
+
+
+def _bias_gradient(da: Tensor, dtype: torch.dtype) -> Tensor:
+    """(GH). On a CPU, `sum` first copies all that it sums to another dtype: here, as much as stays in the cache."""
+    rows = da.flatten(0, -2)
+    if da.device.type != "cpu" or da.dtype == dtype:
+        return rows.sum(0, dtype=dtype)
+    parts = rows.split(max(1, 2**17 // da.shape[-1]))
+    return torch.stack([part.sum(0, dtype=dtype) for part in parts]).sum(0)
 
 
 def _peephole_gradient(da: Tensor, c_before: Tensor | None, cs: Tensor, per_position: bool) -> Tensor:
