@@ -146,9 +146,9 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward(const std::optional<Tensor
                                                       const Tensor& w_hh, const std::optional<Tensor>& peephole,
                                                       bool need_dh0, bool /*reduced_precision*/, int64_t winograd) {
     check_conv_lstm_backward(grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole);
-    return backward(grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0, winograd,
-                    empty({gates.size(0), gates.size(1), gates.size(2), gates.size(3), gates.size(4)},
-                          gates.scalar_type()));
+    return backward(
+        grad_hs, grad_hn, grad_cn, gates, cs, c0, w_hh, peephole, need_dh0, winograd,
+        empty({gates.size(0), gates.size(1), gates.size(2), gates.size(3), gates.size(4)}, gates.scalar_type()));
 }
 
 std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward_from_states(
@@ -157,8 +157,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_lstm_backward_from_states(
     const std::optional<Tensor>& c0, const Tensor& w_ih, const Tensor& w_hh, const std::optional<Tensor>& bias,
     const std::optional<Tensor>& peephole, bool need_dh0, bool /*reduced_precision*/, int64_t winograd) {
     check_conv_lstm_backward_from_states(grad_hs, grad_hn, grad_cn, x, h0, hs, cs, c0, w_ih, w_hh, bias, peephole);
-    Tensor gates =
-        empty({hs.size(0), hs.size(1), hs.size(2), hs.size(3), 4 * hs.size(4)}, hs.scalar_type());
+    Tensor gates = empty({hs.size(0), hs.size(1), hs.size(2), hs.size(3), 4 * hs.size(4)}, hs.scalar_type());
     if (gates.numel() > 0) {
         HYBRIDOPS_DISPATCH_DTYPE(x.scalar_type(), "conv_lstm_backward_from_states", {
             using A = Accumulator<scalar_t>;

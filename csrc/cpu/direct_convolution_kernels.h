@@ -74,12 +74,9 @@ class PackedTaps {
     // The taps of one kernel, so far apart.
     template <class T>
     void copy(E* out, int64_t stride, const KernelTaps<T>& kernel) const {
-        const T* row = kernel.data;
-        for (int64_t ky = 0; ky < kernel_h_; ++ky, row += row ? kernel.y : 0) {
-            const T* tap = row;
-            for (int64_t kx = 0; kx < kernel_w_; ++kx, out += stride, tap += tap ? kernel.x : 0)
-                *out = tap ? static_cast<E>(*tap) : E(0);
-        }
+        for (int64_t ky = 0; ky < kernel_h_; ++ky)
+            for (int64_t kx = 0; kx < kernel_w_; ++kx, out += stride)
+                *out = kernel.data ? static_cast<E>(kernel.data[ky * kernel.y + kx * kernel.x]) : E(0);
     }
 
     int64_t kernel_h_, kernel_w_, row_multiple_;
