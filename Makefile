@@ -72,7 +72,7 @@ triton-check: env $(OTHER_TRITON) ## that the Triton kernels compile for GPUs, a
 # what Python itself never frees is not looked for. ARGS picks others than the tests of parity.
 SANITIZED := build/sanitize/lib
 PARITY    := tests/functional tests/autograd tests/native/test_ops.py tests/native/test_linear.py \
-             tests/native/test_winograd.py tests/modules/test_decoding.py \
+             tests/native/test_winograd.py tests/native/test_bfloat16.py tests/modules/test_decoding.py \
              -k '(native or decoding) and not compile and not accuracy'
 sanitize: env ## the tests of parity under AddressSanitizer and UndefinedBehaviorSanitizer, some ten minutes
 	$(NEED) pytest hypothesis setuptools

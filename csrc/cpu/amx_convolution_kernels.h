@@ -22,7 +22,7 @@ class AmxConvolution final : public Convolution<float, torch::headeronly::BFloat
         const std::vector<Piece> pieces = this->pieces(sources[1] ? 2 : 1);
         const int64_t total = static_cast<int64_t>(pieces.size()), planes = pieces.back().plane + 1;
         const int64_t channels = std::max(taps_.padded_channels(0), sources[1] ? taps_.padded_channels(1) : 0);
-        // Weights beyond the L2 cache are read the fewer times the larger the blocks are; else the factors of a block stay in it.
+        // Weights that do not stay in the L2 cache are read once a block; else the factors of a block stay there.
         const int64_t weight_bytes = groups_ * total * piece_bytes * width;
         const int64_t wanted =
             weight_bytes > l2_bytes ? 512 : std::clamp<int64_t>(l2_bytes / (planes * piece_bytes), 64, 512);
@@ -111,9 +111,8 @@ class AmxConvolution final : public Convolution<float, torch::headeronly::BFloat
         int64_t tiles() const {
             return dense() ? ceil_div(pixels(), register_rows) : images * ceil_div(rows * cols, register_rows);
         }
-        int64_t plane() const {
-            return (pixels() + register_rows) * register_depth;
-        }  // a tile may reach beyond the last pixel
+        // a tile may reach beyond the last pixel
+        int64_t plane() const { return (pixels() + register_rows) * register_depth; }
     };
     Layout layout(int64_t images, int64_t rows, int64_t cols) const {
         return {images, rows, cols, rows + shape_.kernel_h - unrolled_};

@@ -227,7 +227,9 @@ struct BackwardEpilogue final : Epilogue<A> {
         return grad + at / width * grad_hs.y + at % width * grad_hs.x;
     }
 
-    void step(int64_t pixel, const T* grad, int64_t channel, int64_t count, Simd<A> dh) const {
+    // by reference: GCC does not align the stack for vectors of two registers that are passed on it
+    void step(int64_t pixel, const T* grad, int64_t channel, int64_t count, const Simd<A>& sums) const {
+        Simd<A> dh = sums;
         if (grad) dh += load_lanes<A>(grad + channel * grad_hs.channel, count, grad_hs.channel);
         const int64_t at = pixel * hidden + channel;
         const T* gate = gates + pixel * 4 * hidden + channel;

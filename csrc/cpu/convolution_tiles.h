@@ -236,10 +236,13 @@ struct WorkShares {
     // Weights that stay in the L2 cache are read again at no cost, and blocks may be small. Else blocks are
     // large enough to outweigh the reading, and the groups are shared out instead. (L2: 512 KB at least on the
     // processors of the last years. L3: some megabytes a core; 2 to 16 were measured alike on Zen 4.)
-    static constexpr int64_t l2_weights = 512 << 10, l3_weights = 16 << 20;
+    static constexpr int64_t l2_weights = 512 << 10, l3_weights = 4 << 20;
 
-    // every thread should find a few
-    static int64_t wanted_units() { return 4 * static_cast<int64_t>(torch::stable::get_num_threads()); }
+    // every thread should find a few, where there are several
+    static int64_t wanted_units() {
+        const int64_t threads = torch::stable::get_num_threads();
+        return threads == 1 ? 1 : 4 * threads;
+    }
 
     int64_t groups_, shares_;
 };

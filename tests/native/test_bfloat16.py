@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests import tolerances
 from tests.problems import assert_parity, cast, conv_lstm_inputs, fused_conv_lstm, plain_conv_lstm, with_gradients
 
-# Of images that fill AMX's tiles of 16 pixels, and its sums over 32, and of those that do not; several blocks of pixels.
+# Images that fill AMX's tiles of 16 pixels, and its sums over 32, and some that do not; of several blocks.
 SPACES = [(1, 1), (2, 2), (3, 5), (4, 4), (7, 7), (8, 8), (6, 16), (9, 70), (40, 32)]
 
 
@@ -72,9 +72,7 @@ def test_what_is_not_finite_stays_where_it_is(space, value):
 def test_gradients_of_weights_add_up_in_float32(space):
     """Small whole numbers, whose sums over all pixels are exact there, and not in bfloat16."""
     generator = torch.Generator().manual_seed(0)
-    x, da = (
-        torch.randint(-3, 4, (5, 2, *space, channels), generator=generator).bfloat16() for channels in (37, 20)
-    )
+    x, da = (torch.randint(-3, 4, (5, 2, *space, channels), generator=generator).bfloat16() for channels in (37, 20))
     got = gradients(da, x, 3)[1]
     images, grads = (t.flatten(0, 1).permute(0, 3, 1, 2).double() for t in (x, da))
     want = torch.nn.grad.conv2d_weight(images, (20, 37, 3, 3), grads, padding=1)

@@ -15,7 +15,8 @@ from hybridops import native
 assert native.cpu_isa() == {isa!r}, native.cpu_isa()
 tests = "native and (channels or kernels or blocks or dtypes or queries_and_keys or mask or magnitude or nonfinite)"
 failed = pytest.main(["-q", "-p", "no:cacheprovider", "tests/functional", "-k", tests])
-for path, tests in {{"winograd": "parity or one_large_value", "attention_decoder": "", "linear": ""}}.items():
+some = {{"winograd": "parity or one_large_value"}}
+for path, tests in (some | dict.fromkeys(("attention_decoder", "linear", "bfloat16"), "")).items():
     failed = failed or pytest.main(["-q", "-p", "no:cacheprovider", f"tests/native/test_{{path}}.py", "-k", tests])
 sys.exit(failed)
 """
