@@ -36,10 +36,12 @@ class LinearRows {
     explicit LinearRows(const LinearArgs<T>& a) : memory_(bytes(a)), rows_(a.rows) {
         Arena arena(memory_.data());
         const OperandRows<A, E> x(arena, a.rows, a.inputs);
-        for (int64_t i = 0; i < a.rows; ++i) {
-            x.set(i, a.x + i * a.inputs);
-            rows_[i] = x[i];
-        }
+        torch::stable::parallel_for(0, a.rows, max_linear_rows, [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; ++i) {
+                x.set(i, a.x + i * a.inputs);
+                rows_[i] = x[i];
+            }
+        });
     }
 
     // f(first, rows, operands), no more than max_linear_rows at a time
