@@ -79,7 +79,7 @@ sanitize: env ## the tests of parity under AddressSanitizer and UndefinedBehavio
 	HYBRIDOPS_SANITIZE=address,undefined HYBRIDOPS_REQUIRE_NATIVE=1 HYBRIDOPS_CUDA=0 \
 		HYBRIDOPS_EMULATE_AVX512=$(if $(shell grep -m1 avx512_bf16 /proc/cpuinfo 2> /dev/null),0,1) \
 		$(PY) setup.py -q build --build-base build/sanitize --build-lib $(SANITIZED)
-	for isa in portable avx2 avx512_bf16; do \
+	for isa in portable avx2 avx512_bf16 amx_bf16; do \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 HYBRIDOPS_CPU_ISA=$$isa \
 		$(PY) -m pytest -q -p no:cacheprovider -o pythonpath=$(SANITIZED) $(or $(ARGS),$(PARITY)) || exit 1; \

@@ -101,6 +101,6 @@ STABLE_TORCH_LIBRARY(hybridops, m) {
     // the `count` largest of log softmax of that, (M,count) acc, and where they are, int64
     m.def("linear_likeliest(Tensor x, Tensor packed, Tensor? bias, int outputs, int count) -> (Tensor, Tensor)");
 
-    // the instruction set the CPU kernels run on: 0 portable, 1 avx2, 2 avx512, 3 avx512_bf16
+    // the instruction set the CPU kernels run on: 0 portable, 1 avx2, 2 avx512, 3 avx512_bf16, 4 amx_bf16
     m.def("cpu_isa() -> int");
 }

@@ -185,6 +185,7 @@ class DecoderForward {
         const int64_t entry_bytes = n.keys * (n.width * sizeof(A) + n.channels * sizeof(T));
         const RowBlocks blocks(n.batch, entry_bytes / n.rows_per_entry());
         parallel_for_dynamic(blocks.count, [&](WorkQueue& queue) {
+            const ProductRegisters<E> registers;
             Scratch scratch = from_thread_scratch([&](Arena& arena) { return Scratch(arena, *this, blocks.rows()); });
             for (int64_t block; queue.take(block);) all_steps(blocks.first(block), blocks.first(block + 1), scratch);
         });

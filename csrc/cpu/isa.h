@@ -14,6 +14,10 @@
 #else
 #define HYBRIDOPS_WIDE_TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"
 #endif
+// AMX as plain loops: in that build, and where AddressSanitizer should see what its instructions read and write.
+#if defined(HYBRIDOPS_EMULATE_AVX512) || defined(__SANITIZE_ADDRESS__)
+#define HYBRIDOPS_EMULATE_AMX 1
+#endif
 #define HYBRIDOPS_PRAGMA(x) _Pragma(#x)
 #if defined(__clang__)
 #define HYBRIDOPS_TARGET_BEGIN(isa) \
@@ -27,9 +31,10 @@
 
 namespace hybridops {
 
-enum class Isa { portable = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3 };
+// Each has all that those before it have. The last three run the kernels of the avx512 namespace.
+enum class Isa { portable = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3, amx_bf16 = 4 };
 
-// The widest set that this processor has; the environment variable HYBRIDOPS_CPU_ISA=portable|avx2|avx512 lowers it.
+// The widest set that this processor has; the environment variable HYBRIDOPS_CPU_ISA lowers it to one by its name.
 Isa cpu_isa();
 
 }  // namespace hybridops
@@ -37,6 +42,7 @@ Isa cpu_isa();
 #ifdef HYBRIDOPS_X86
 #define HYBRIDOPS_ON_ISA(call)                                           \
     switch (::hybridops::cpu_isa()) {                                    \
+        case ::hybridops::Isa::amx_bf16:                                 \
         case ::hybridops::Isa::avx512_bf16:                              \
         case ::hybridops::Isa::avx512: ::hybridops::avx512::call; break; \
         case ::hybridops::Isa::avx2: ::hybridops::avx2::call; break;     \

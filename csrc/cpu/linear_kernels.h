@@ -69,6 +69,7 @@ void linear_with(const LinearArgs<T>& a, T* out) {
     const auto product = linear_in<A, E>(a.packed, a.outputs, a.inputs);
     const LinearRows<T, A, E> x(a);
     parallel_for_dynamic(product.groups(), [&](WorkQueue& queue) {
+        const ProductRegisters<E> registers;
         A* sums = from_thread_scratch(
             [&](Arena& own) { return own.take<A>(product.sums(std::min(a.rows, max_linear_rows))); });
         for (int64_t group; queue.take(group);)

@@ -35,11 +35,13 @@ struct Operands<float, torch::headeronly::BFloat16> {
 template <class T>
 bool has_dot_product() {  // of the processor: two products of T an instruction
 #ifdef HYBRIDOPS_WIDE
-    return is_bfloat16<T> && cpu_isa() == Isa::avx512_bf16;
+    return is_bfloat16<T> && cpu_isa() >= Isa::avx512_bf16;
 #else
     return false;
 #endif
 }
+
+#include "amx_tiles.h"
 
 // f(E{}): with the type of the operands that products of tensors of type T are made of, A or T where the processor
 // multiplies T.

@@ -80,7 +80,7 @@ if unavailable_reason() is None:
         return query.new_empty(*rows, value.shape[2]), query.new_empty(*rows, k.shape[1] if need_weights else 0)
 
     def _lanes(dtype: torch.dtype, vectors: int) -> int:
-        return vectors * (16, 32, 64, 64)[_isa()] // dtype.itemsize
+        return vectors * (16, 32, 64, 64, 64)[_isa()] // dtype.itemsize
 
     def _isa() -> int:
         return int(torch.ops.hybridops.cpu_isa())
@@ -93,8 +93,8 @@ if unavailable_reason() is None:
     def _packed_bytes(dtype: torch.dtype, outputs: int, inputs: int, vectors: int) -> int:
         """Whole groups of outputs, whole operands of inputs: packed_product_kernels.h"""
         acc = accumulation_dtype(dtype)
-        dot_product = dtype == torch.bfloat16 and _isa() == 3
-        (depth, size), width = (2, 2) if dot_product else (1, acc.itemsize), _lanes(acc, vectors)
+        operands = {3: (2, 2), 4: (32, 2)} if dtype == torch.bfloat16 else {}
+        (depth, size), width = operands.get(_isa(), (1, acc.itemsize)), _lanes(acc, vectors)
         bytes = -(-outputs // width) * width * -(-inputs // depth) * depth * size
         return -(-bytes // 64) * 64
 

@@ -71,4 +71,4 @@ def call(op: torch._ops.OpOverload, *args: Any) -> Any:
 
 def cpu_isa() -> str:
     """The instruction set the CPU kernels run on; the environment variable HYBRIDOPS_CPU_ISA can lower it."""
-    return ("portable", "avx2", "avx512", "avx512_bf16")[torch.ops.hybridops.cpu_isa()]
+    return ("portable", "avx2", "avx512", "avx512_bf16", "amx_bf16")[torch.ops.hybridops.cpu_isa()]

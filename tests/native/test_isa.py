@@ -21,7 +21,7 @@ sys.exit(failed)
 """
 
 
-ISAS = ["portable", "avx2", "avx512", "avx512_bf16"]  # each has all that those before it have
+ISAS = ["portable", "avx2", "avx512", "avx512_bf16", "amx_bf16"]  # each has all that those before it have
 
 
 def is_here(isa: str) -> bool:
