@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -39,10 +39,10 @@ class AttentionDecoderWorkload:
     input_dim: int
     vocabulary: int = 10_000
     location: str | None = None  # as in AttentionDecoder; what it takes is not counted
+    dtype: torch.dtype = torch.float32
+    tasks: tuple[str, ...] = ("inference", "training", "greedy", "beam")
 
     family: ClassVar[str] = "attention_decoder"
-    dtype: ClassVar[torch.dtype] = torch.float32
-    tasks: ClassVar[tuple[str, ...]] = ("inference", "training", "greedy", "beam")
     unit: ClassVar[str] = "GFLOP/s"
 
     def operations(self, task: str) -> float:
@@ -149,11 +149,15 @@ def beam_search(
     return scores
 
 
+BFLOAT16: dict[str, Any] = {"dtype": torch.bfloat16, "tasks": ("inference", "training")}
 WORKLOADS = (  # batch, positions, steps; memory, attention, hidden, input
     AttentionDecoderWorkload("captioning", 32, 196, 20, 512, 512, 512, 512),
     AttentionDecoderWorkload("captioning_resnet", 32, 196, 20, 2048, 512, 512, 512),
     AttentionDecoderWorkload("translation", 32, 50, 50, 1024, 512, 512, 512),
     AttentionDecoderWorkload("tacotron", 16, 120, 200, 512, 128, 1024, 256, location="convolution"),
     AttentionDecoderWorkload("toy", 64, 49, 12, 128, 128, 128, 128),
+    # no searches: of two words that are all but equally likely, rounding would pick one, and another sentence
+    AttentionDecoderWorkload("captioning_bfloat16", 32, 196, 20, 512, 512, 512, 512, **BFLOAT16),
+    AttentionDecoderWorkload("translation_bfloat16", 32, 50, 50, 1024, 512, 512, 512, **BFLOAT16),
 )
 SMOKE_WORKLOADS = (AttentionDecoderWorkload("tiny", 2, 7, 3, 16, 32, 8, 12, vocabulary=20),)

@@ -1,5 +1,5 @@
 // The tile registers of AMX, in which matrices of bfloat16 are multiplied: 16 times the products a second of AVX512-BF16.
-// For one instruction set: included by direct_convolution_kernels.h, so inside a namespace.
+// For one instruction set: included by register_tiles.h, so inside a namespace.
 
 template <class T>
 bool has_tiles() {  // registers for matrices of T
@@ -10,12 +10,12 @@ bool has_tiles() {  // registers for matrices of T
 #endif
 }
 
-#ifdef HYBRIDOPS_WIDE
 // A register has 16 rows of 64 bytes: 32 bfloat16, or 16 sums in float32.
 inline constexpr int64_t register_rows = 16, register_depth = 32;
 
+#ifdef HYBRIDOPS_WIDE
 // The eight registers of a thread, set up for as long as this object lives: afterwards others may set them up for themselves.
-// In assembler, as add_bfloat16_products is.
+// All else is for the time in between. In assembler, as add_bfloat16_products is.
 class TileRegisters {
    public:
     TileRegisters() {
@@ -41,7 +41,7 @@ class TileRegisters {
 
     // Rows are `stride` elements apart.
     template <int to, class T>
-    HYBRIDOPS_INLINE void load(const T* from, int64_t stride) {
+    static HYBRIDOPS_INLINE void load(const T* from, int64_t stride) {
 #ifdef HYBRIDOPS_EMULATE_AMX
         for (int row = 0; row < register_rows; ++row) std::memcpy(at_[to][row], from + row * stride, 64);
 #else
@@ -49,7 +49,7 @@ class TileRegisters {
 #endif
     }
     template <int from>
-    HYBRIDOPS_INLINE void store(float* to, int64_t stride) {
+    static HYBRIDOPS_INLINE void store(float* to, int64_t stride) {
 #ifdef HYBRIDOPS_EMULATE_AMX
         for (int row = 0; row < register_rows; ++row) std::memcpy(to + row * stride, at_[from][row], 64);
 #else
@@ -60,9 +60,18 @@ class TileRegisters {
 #endif
     }
 
+    template <int to>
+    static HYBRIDOPS_INLINE void clear() {
+#ifdef HYBRIDOPS_EMULATE_AMX
+        std::memset(at_[to], 0, sizeof(at_[to]));
+#else
+        __asm__ volatile("tilezero %%tmm%c0" : : "i"(to));
+#endif
+    }
+
     // sums [row][column] += Σ_k x [row][k] y [k / 2][column][k % 2], in float32, without subnormal numbers
     template <int sums, int x, int y>
-    HYBRIDOPS_INLINE void multiply() {
+    static HYBRIDOPS_INLINE void multiply() {
 #ifdef HYBRIDOPS_EMULATE_AMX
         for (int row = 0; row < register_rows; ++row) {
             Simd<float> sum = hybridops::avx512::load(reinterpret_cast<const float*>(at_[sums][row]));
@@ -80,32 +89,32 @@ class TileRegisters {
 
 #ifdef HYBRIDOPS_EMULATE_AMX
    private:
-    int32_t at_[8][16][16] = {};
+    static inline thread_local int32_t at_[8][16][16] = {};
 #endif
 };
 
 // M x N registers of sums += the products of M x N factors, step after step; at most four sums. sums(m, n), x(step, m) and
 // y(step, n) say where they lie, with rows as far apart as the strides.
 template <int M, int N, class Sums, class X, class Y>
-HYBRIDOPS_INLINE void add_tile_products(TileRegisters& registers, int64_t steps, const Sums& sums, int64_t sums_stride,
+HYBRIDOPS_INLINE void add_tile_products(const TileRegisters&, int64_t steps, const Sums& sums, int64_t sums_stride,
                                         const X& x, const Y& y, int64_t y_stride) {
     static_assert(M * N <= 4);
     constexpr int first_x = 4, first_y = 6;  // of two registers each
     using E = torch::headeronly::BFloat16;
-    unrolled<M * N>(HYBRIDOPS_LAMBDA(auto i) { registers.template load<i>(sums(i / N, i % N), sums_stride); });
+    unrolled<M * N>(HYBRIDOPS_LAMBDA(auto i) { TileRegisters::load<i>(sums(i / N, i % N), sums_stride); });
     for (int64_t step = 0; step < steps; ++step) {
         const auto load_y = HYBRIDOPS_LAMBDA(auto n) {
-            registers.template load<first_y + n % 2>(static_cast<const E*>(y(step, n)), y_stride);
+            TileRegisters::load<first_y + n % 2>(static_cast<const E*>(y(step, n)), y_stride);
         };
         if constexpr (N <= 2) unrolled<N>(load_y);
         unrolled<M>(HYBRIDOPS_LAMBDA(auto m) {
-            registers.template load<first_x + m % 2>(static_cast<const E*>(x(step, m)), register_depth);
+            TileRegisters::load<first_x + m % 2>(static_cast<const E*>(x(step, m)), register_depth);
             unrolled<N>(HYBRIDOPS_LAMBDA(auto n) {
                 if constexpr (N > 2) load_y(n);
-                registers.template multiply<m * N + n, first_x + m % 2, first_y + n % 2>();
+                TileRegisters::multiply<m * N + n, first_x + m % 2, first_y + n % 2>();
             });
         });
     }
-    unrolled<M * N>(HYBRIDOPS_LAMBDA(auto i) { registers.template store<i>(sums(i / N, i % N), sums_stride); });
+    unrolled<M * N>(HYBRIDOPS_LAMBDA(auto i) { TileRegisters::store<i>(sums(i / N, i % N), sums_stride); });
 }
 #endif

@@ -21,6 +21,7 @@
 #include "../attention_decoder_args.h"
 #include "../attention_decoder_checks.h"
 #include "../tensors.h"
+#include "cache_size.h"
 #include "parallel.h"
 #include "scratch.h"
 

@@ -69,6 +69,7 @@ class DecoderBackward {
     void run() const {
         const RowBlocks blocks(n.batch, n.keys * (n.width * sizeof(A) + n.channels * sizeof(T)));
         parallel_for_dynamic(blocks.count, [&](WorkQueue& queue) {
+            const ProductRegisters<E> registers;
             Scratch scratch = from_thread_scratch([&](Arena& arena) { return Scratch(arena, *this, blocks.rows()); });
             for (int64_t block; queue.take(block);) all_steps(blocks.first(block), blocks.first(block + 1), scratch);
         });

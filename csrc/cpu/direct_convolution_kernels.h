@@ -2,7 +2,6 @@
 // widened to the type of the factors) times weights packed so that P pixels x N vectors of output channels stay in registers
 // while the reduction runs. Included by amx_convolution_kernels.h, so inside a namespace.
 
-#include "amx_tiles.h"
 #include "convolution_tiles.h"
 
 // Taps, packed as [source][group][ky][kx][channel / depth][N][lane][channel % depth]; zeros fill up each ky to a multiple

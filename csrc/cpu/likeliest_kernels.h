@@ -115,6 +115,7 @@ void likeliest_with(const LinearArgs<T>& a, int64_t count, A* values, int64_t* i
     found.clear();
     std::mutex adding;
     parallel_for_dynamic(groups, [&](WorkQueue& queue) {
+        const ProductRegisters<E> registers;
         struct Scratch {
             A *sums, *scores;
             LargestOfRows<A> seen;

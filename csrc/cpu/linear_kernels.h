@@ -36,10 +36,12 @@ class LinearRows {
     explicit LinearRows(const LinearArgs<T>& a) : memory_(bytes(a)), rows_(a.rows) {
         Arena arena(memory_.data());
         const OperandRows<A, E> x(arena, a.rows, a.inputs);
-        for (int64_t i = 0; i < a.rows; ++i) {
-            x.set(i, a.x + i * a.inputs);
-            rows_[i] = x[i];
-        }
+        torch::stable::parallel_for(0, a.rows, max_linear_rows, [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; ++i) {
+                x.set(i, a.x + i * a.inputs);
+                rows_[i] = x[i];
+            }
+        });
     }
 
     // f(first, rows, operands), no more than max_linear_rows at a time
@@ -67,6 +69,7 @@ void linear_with(const LinearArgs<T>& a, T* out) {
     const auto product = linear_in<A, E>(a.packed, a.outputs, a.inputs);
     const LinearRows<T, A, E> x(a);
     parallel_for_dynamic(product.groups(), [&](WorkQueue& queue) {
+        const ProductRegisters<E> registers;
         A* sums = from_thread_scratch(
             [&](Arena& own) { return own.take<A>(product.sums(std::min(a.rows, max_linear_rows))); });
         for (int64_t group; queue.take(group);)

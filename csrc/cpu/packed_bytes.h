@@ -8,6 +8,7 @@
 #include "../checks.h"
 #include "../tensors.h"
 #include "isa.h"
+#include "scratch.h"
 
 namespace hybridops {
 
@@ -16,6 +17,7 @@ using PackedHeader = std::array<int64_t, 8>;
 
 inline Tensor with_header(const PackedHeader& header, int64_t bytes) {
     Tensor packed = torch::stable::empty({bytes + static_cast<int64_t>(sizeof(header))}, ScalarType::Byte);
+    ask_for_huge_pages(data<std::byte>(packed), packed.numel());
     std::memcpy(data<std::byte>(packed), header.data(), sizeof(header));
     return packed;
 }

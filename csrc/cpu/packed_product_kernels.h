@@ -40,7 +40,10 @@ class PackedWeight {
     static constexpr int64_t width = N * lanes<A>, depth = Operands<A, E>::depth;
 
     PackedWeight(Arena& arena, int64_t inputs, int64_t groups)
-        : inputs_(inputs), groups_(groups), packed_(arena.take<E>(groups * padded_inputs() * width)) {}
+        : inputs_(inputs),
+          padded_inputs_(round_up(inputs, has_tiles<E>() ? register_depth : depth)),
+          groups_(groups),
+          packed_(arena.take<E>(groups * padded_inputs_ * width)) {}
 
     // rows(group, vector) -> OutputVector
     template <class Rows>
@@ -66,7 +69,7 @@ class PackedWeight {
 
     int64_t inputs() const { return inputs_; }
     int64_t groups() const { return groups_; }
-    int64_t padded_inputs() const { return round_up(inputs_, depth); }  // where they are multiplied
+    int64_t padded_inputs() const { return padded_inputs_; }  // where they are multiplied
     const E* group(int64_t group) const { return packed_ + group * padded_inputs() * width; }
 
    private:
@@ -79,24 +82,32 @@ class PackedWeight {
                     k < inputs_ && lane < from.count ? static_cast<E>(from.first[lane * w.output + k * w.input]) : E(0);
     }
 
-    // A cache line of inputs of every output at a time; strides that are 1 as constants
+    // Strides that are 1 as constants; that of the outputs is in the inner loop, else a cache line of inputs is.
     template <class T, class Input, class Output>
     void pack_vector(E* to, const OutputVector<T>& from, const WeightMatrix<T>&, Input input, Output output) const {
         constexpr int64_t together = cache_line<T>;
         static_assert(together % depth == 0);
+        const auto pack_operand = HYBRIDOPS_LAMBDA(int64_t k, int64_t lane) {
+            E* const out = to + k * width + lane * depth;
+            const T* const in = from.first + lane * output + k * input;
+            for (int64_t d = 0; d < depth; ++d) out[d] = static_cast<E>(in[d * input]);
+        };
         int64_t k = 0;
-        for (; k + together <= inputs_; k += together)
-            for (int64_t lane = 0; lane < lanes<A>; ++lane)
-                for (int64_t i = 0; i < together; ++i)
-                    to[(k + i) / depth * width * depth + lane * depth + i % depth] =
-                        static_cast<E>(from.first[lane * output + (k + i) * input]);
+        if constexpr (!std::is_same_v<Output, int64_t>) {
+            for (; k + depth <= inputs_; k += depth)
+                for (int64_t lane = 0; lane < lanes<A>; ++lane) pack_operand(k, lane);
+        } else {
+            for (; k + together <= inputs_; k += together)
+                for (int64_t lane = 0; lane < lanes<A>; ++lane)
+                    for (int64_t i = 0; i < together; i += depth) pack_operand(k + i, lane);
+        }
         for (; k < padded_inputs(); ++k)
             for (int64_t lane = 0; lane < lanes<A>; ++lane)
                 to[k / depth * width * depth + lane * depth + k % depth] =
                     k < inputs_ ? static_cast<E>(from.first[lane * output + k * input]) : E(0);
     }
 
-    int64_t inputs_, groups_;
+    int64_t inputs_, padded_inputs_, groups_;
     E* packed_;
 };
 
@@ -130,6 +141,8 @@ struct OperandRows {
     }
 };
 
+#include "amx_product_kernels.h"
+
 // The register tile of `count` rows, 1 <= count <= P, while `next` comes into the L2 cache, `step` elements an operand. Not
 // all at once between the tiles: so many at a time the processor cannot wait for.
 template <class A, class E, int N, int P = tile_pixels<N>>
@@ -147,12 +160,17 @@ void multiply_tile(int64_t count, A* sums, bool add, const E* const* rows, int64
 }
 
 // sums (count,width) = rows x times W^T of a group of outputs, or += with `add`. No epilogue is in here: it takes registers
-// from the tile, and over the sums, which stay in the L1 cache, it costs less.
+// from the tile, and over the sums, which stay in the L1 cache, it costs less. The caller has ProductRegisters.
 template <class A, int N, class E>
 void multiply(A* sums, bool add, const E* const* rows, int64_t count, const PackedWeight<A, N, E>& w, int64_t group) {
     constexpr int64_t width = N * lanes<A>, depth = Operands<A, E>::depth;
     constexpr int P = tile_pixels<N>;
     if (w.inputs() == 0 && !add) std::fill(sums, sums + count * width, A(0));
+#ifdef HYBRIDOPS_WIDE
+    if constexpr (is_bfloat16<E>) {
+        if (has_tiles<E>()) return TileProduct<N>{}(sums, add, rows, count, w.group(group), w.padded_inputs());
+    }
+#endif
     const int64_t tiles = ceil_div(count, P), step = ceil_div(width * depth, tiles);
     for_tiles(w.padded_inputs() / depth, chunk_length<A, E, N> / depth, [&](int64_t first, int64_t operands) {
         const int64_t begin = first * depth, length = operands * depth;

@@ -41,6 +41,8 @@ bool has_dot_product() {  // of the processor: two products of T an instruction
 #endif
 }
 
+#include "amx_tiles.h"
+
 // f(E{}): with the type of the operands that products of tensors of type T are made of, A or T where the processor
 // multiplies T.
 template <class T, class A, class F>

@@ -93,8 +93,8 @@ if unavailable_reason() is None:
     def _packed_bytes(dtype: torch.dtype, outputs: int, inputs: int, vectors: int) -> int:
         """Whole groups of outputs, whole operands of inputs: packed_product_kernels.h"""
         acc = accumulation_dtype(dtype)
-        dot_product = dtype == torch.bfloat16 and _isa() >= 3
-        (depth, size), width = (2, 2) if dot_product else (1, acc.itemsize), _lanes(acc, vectors)
+        operands = {3: (2, 2), 4: (32, 2)} if dtype == torch.bfloat16 else {}
+        (depth, size), width = operands.get(_isa(), (1, acc.itemsize)), _lanes(acc, vectors)
         bytes = -(-outputs // width) * width * -(-inputs // depth) * depth * size
         return -(-bytes // 64) * 64
 
