@@ -6,9 +6,10 @@
 template <class T, class A>
 class DirectWeightGradient final : public WeightGradient<T, A> {
    public:
-    // about 128 pixels: their gradients stay in the L1 cache while all channels pass over them
+    // about 64 pixels: their gradients stay in the L1 cache while all channels pass over them, and no sum is longer before it
+    // is added to the others (as chunk_length in register_tiles.h)
     explicit DirectWeightGradient(const ConvWeightGradientArgs<T, A>& args)
-        : WeightGradient<T, A>(args, {1, 1}, 128), rows_of_taps_(inputs_ < lanes<A>) {
+        : WeightGradient<T, A>(args, {1, 1}, 64), rows_of_taps_(inputs_ < lanes<A>) {
         const int64_t kernel_h = shape_.kernel_h, kernel_w = shape_.kernel_w;
         layout_.channels = inputs_ * (rows_of_taps_ ? kernel_w : 1);
         for (int64_t ky = 0; ky < kernel_h; ++ky)
