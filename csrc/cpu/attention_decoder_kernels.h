@@ -12,7 +12,7 @@
 // Which rows of the batch go through the steps together: enough for full register tiles, and to read the weights seldom; not
 // so many that their sums leave the L1 cache, or that what they attend to, and all threads read in every step, leaves the last
 // one. On Zen 4 (32 MB) 25 MB of two threads' did, beside 9 MB of weights: half of it at a time took a tenth less. On an Intel
-// Xeon (480 MB) the same half took a fifth more.
+// Xeon (480 MB) that half took a fifth more, on one thread.
 struct RowBlocks {
     int64_t batch, count;
 

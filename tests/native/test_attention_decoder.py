@@ -28,8 +28,8 @@ ODD = [
     {"batch": 2, "steps": 2, "keys": 1, "hidden": 3, "width": 5, "values": 300},
 ]
 EMPTY = [SIZES | {name: 0} for name in SIZES]
-# The CPU's own products give a row the same bits whatever the others are. Those of PyTorch, which csrc/cuda takes, and so
-# its tests on the CPU, may sum up in another order (MKL on Intel's processors does): there float64 tells rounding from a
+# The CPU's own products give a row the same bits whatever the others are. PyTorch's, which csrc/cuda takes, and so its
+# tests on the CPU, may sum up in another order (MKL on Intel's processors does): there float64 tells rounding from a
 # fault.
 PRODUCTS_ARE_PYTORCHS = "HYBRIDOPS_SHIM" in os.environ
 ROWS_DTYPE, SAME_ROWS = (
