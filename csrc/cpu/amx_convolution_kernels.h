@@ -41,7 +41,7 @@ class AmxConvolution final : public Convolution<float, torch::headeronly::BFloat
                                arena.take<E>(planes * sizes.plane()),
                                arena.take<E>((blocks.max_cols() + shape_.kernel_w - 1) * channels + register_depth)};
             });
-            TileRegisters registers;
+            const TileRegisters registers;
             for (int64_t index; queue.take(index);) {
                 const auto [block, begin, end] = work[index];
                 const Layout at = layout(block.images, block.rows, block.cols);
@@ -61,7 +61,7 @@ class AmxConvolution final : public Convolution<float, torch::headeronly::BFloat
                             s.steps[i - from] = {
                                 s.x + pieces[i].plane * sizes.plane() + pieces[i].row * at.cols * register_depth,
                                 taps_.tap(pieces[i].source, group, 0) + pieces[i].weights * register_depth * width};
-                        multiply(registers, sums, s, tiles, to - from);
+                        multiply(sums, s, tiles, to - from);
                         for (int64_t t = 0; pass + 1 == passes && t < tiles; ++t)
                             epilogue.finish(group, s.tiles[t].image_pixel, s.tiles[t].count, sums + t * tile_sums);
                     }
@@ -183,7 +183,7 @@ class AmxConvolution final : public Convolution<float, torch::headeronly::BFloat
     }
 
     // A chunk of the steps after the other, for all tiles.
-    static void multiply(TileRegisters& registers, float* sums, const Scratch& s, int64_t tiles, int64_t steps) {
+    static void multiply(float* sums, const Scratch& s, int64_t tiles, int64_t steps) {
         for_tiles(steps, chunk, [&](int64_t begin, int64_t length) {
             const Step* const next = s.steps + begin + length;
             const int64_t lines = std::min(length, steps - begin - length) * width;  // of the next chunk's weights
@@ -192,7 +192,7 @@ class AmxConvolution final : public Convolution<float, torch::headeronly::BFloat
             for (int64_t tile = 0; tile < tiles; tile += together) {
                 for (const int64_t end = std::min(line + some, lines); line < end; ++line)
                     __builtin_prefetch(next[line / width].weights + line % width * register_depth, 0, 2);
-                multiply_tiles<together>(tiles - tile, registers, sums + tile * register_rows * width, s.tiles + tile,
+                multiply_tiles<together>(tiles - tile, sums + tile * register_rows * width, s.tiles + tile,
                                          s.steps + begin, length);
             }
         });
@@ -200,15 +200,14 @@ class AmxConvolution final : public Convolution<float, torch::headeronly::BFloat
 
     // sums [tile][16][width] += the products of some steps, for as many tiles as there are, at most T.
     template <int T>
-    static void multiply_tiles(int64_t count, TileRegisters& registers, float* sums, const Tile* tiles,
-                               const Step* steps, int64_t length) {
+    static void multiply_tiles(int64_t count, float* sums, const Tile* tiles, const Step* steps, int64_t length) {
         if constexpr (T > 1) {
-            if (count < T) return multiply_tiles<T - 1>(count, registers, sums, tiles, steps, length);
+            if (count < T) return multiply_tiles<T - 1>(count, sums, tiles, steps, length);
         }
         add_tile_products<T, N>(
-            registers, length,
-            HYBRIDOPS_LAMBDA(int t, int n) { return sums + t * register_rows * width + n * lanes<float>; }, width,
-            HYBRIDOPS_LAMBDA(int64_t step, int t) { return steps[step].x + tiles[t].x * register_depth; },
+            length, HYBRIDOPS_LAMBDA(int t, int n) { return sums + t * register_rows * width + n * lanes<float>; },
+            width, HYBRIDOPS_LAMBDA(int64_t step, int t) { return steps[step].x + tiles[t].x * register_depth; },
+            register_depth,
             HYBRIDOPS_LAMBDA(int64_t step, int n) { return steps[step].weights + n * 2 * lanes<float>; }, 2 * width);
     }
 

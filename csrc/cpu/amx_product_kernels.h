@@ -44,30 +44,26 @@ class TileProduct {
     }
 
    private:
-    using R = TileRegisters;
-    static constexpr int x = 4, w = 5;  // the registers of the factors: one of x, the first of two of w
-
     static void whole(float* sums, bool add, const E* const* rows, const E* weights, int64_t padded_inputs) {
-        unrolled<N>(HYBRIDOPS_LAMBDA(auto n) { add ? R::load<n>(sums + n * lanes<float>, width) : R::clear<n>(); });
+        if (!add) std::fill_n(sums, register_rows * width, 0.0f);
         const int64_t stride = rows[1] - rows[0];
         bool apart = true;
         for (int i = 2; i < register_rows; ++i) apart = apart && rows[i] - rows[i - 1] == stride;
         alignas(64) E copy[2][register_rows * register_depth];  // of which one is read while the other is written
-        for (int64_t k = 0; k < padded_inputs; k += register_depth, weights += register_depth * width) {
-            if (apart) {
-                R::load<x>(rows[0] + k, stride);
-            } else {
-                E* to = copy[k / register_depth % 2];
-                for (int i = 0; i < register_rows; ++i)
-                    std::copy_n(rows[i] + k, register_depth, to + i * register_depth);
-                R::load<x>(to, register_depth);
-            }
-            unrolled<N>(HYBRIDOPS_LAMBDA(auto n) {
-                R::load<w + n % 2>(weights + n * 2 * lanes<float>, 2 * width);
-                R::multiply<n, x, w + n % 2>();
-            });
-        }
-        unrolled<N>(HYBRIDOPS_LAMBDA(auto n) { R::store<n>(sums + n * lanes<float>, width); });
+        const auto x = HYBRIDOPS_LAMBDA(int64_t step, int) {
+            const int64_t k = step * register_depth;
+            if (apart) return rows[0] + k;
+            E* const to = copy[step % 2];
+            for (int i = 0; i < register_rows; ++i) std::copy_n(rows[i] + k, register_depth, to + i * register_depth);
+            return static_cast<const E*>(to);
+        };
+        add_tile_products<1, N>(
+            padded_inputs / register_depth, HYBRIDOPS_LAMBDA(int, int n) { return sums + n * lanes<float>; }, width, x,
+            apart ? stride : register_depth,
+            HYBRIDOPS_LAMBDA(int64_t step, int n) {
+                return weights + step * register_depth * width + n * 2 * lanes<float>;
+            },
+            2 * width);
     }
 };
 #endif

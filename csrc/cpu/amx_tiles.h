@@ -60,15 +60,6 @@ class TileRegisters {
 #endif
     }
 
-    template <int to>
-    static HYBRIDOPS_INLINE void clear() {
-#ifdef HYBRIDOPS_EMULATE_AMX
-        std::memset(at_[to], 0, sizeof(at_[to]));
-#else
-        __asm__ volatile("tilezero %%tmm%c0" : : "i"(to));
-#endif
-    }
-
     // sums [row][column] += Σ_k x [row][k] y [k / 2][column][k % 2], in float32, without subnormal numbers
     template <int sums, int x, int y>
     static HYBRIDOPS_INLINE void multiply() {
@@ -94,10 +85,10 @@ class TileRegisters {
 };
 
 // M x N registers of sums += the products of M x N factors, step after step; at most four sums. sums(m, n), x(step, m) and
-// y(step, n) say where they lie, with rows as far apart as the strides.
+// y(step, n) say where they lie, with rows as far apart as the strides. The caller has TileRegisters.
 template <int M, int N, class Sums, class X, class Y>
-HYBRIDOPS_INLINE void add_tile_products(const TileRegisters&, int64_t steps, const Sums& sums, int64_t sums_stride,
-                                        const X& x, const Y& y, int64_t y_stride) {
+HYBRIDOPS_INLINE void add_tile_products(int64_t steps, const Sums& sums, int64_t sums_stride, const X& x,
+                                        int64_t x_stride, const Y& y, int64_t y_stride) {
     static_assert(M * N <= 4);
     constexpr int first_x = 4, first_y = 6;  // of two registers each
     using E = torch::headeronly::BFloat16;
@@ -108,7 +99,7 @@ HYBRIDOPS_INLINE void add_tile_products(const TileRegisters&, int64_t steps, con
         };
         if constexpr (N <= 2) unrolled<N>(load_y);
         unrolled<M>(HYBRIDOPS_LAMBDA(auto m) {
-            TileRegisters::load<first_x + m % 2>(static_cast<const E*>(x(step, m)), register_depth);
+            TileRegisters::load<first_x + m % 2>(static_cast<const E*>(x(step, m)), x_stride);
             unrolled<N>(HYBRIDOPS_LAMBDA(auto n) {
                 if constexpr (N > 2) load_y(n);
                 TileRegisters::multiply<m * N + n, first_x + m % 2, first_y + n % 2>();

@@ -37,7 +37,7 @@ class AmxWeightGradient {
                                arena.take<E>(most_columns / shape_.kernel_h * unrolled_ * plane()), arena.take<E>(row),
                                arena.take<int64_t>(block_steps_)};
             });
-            TileRegisters registers;
+            const TileRegisters registers;
             for (int64_t unit; queue.take(unit);) {
                 const auto [index, begin, end] = summed[unit];
                 const int64_t output = index % output_shares, channel = index / output_shares * slice;
@@ -47,7 +47,7 @@ class AmxWeightGradient {
                             0.0f);
                 for (int64_t block = begin; block < end; ++block) {
                     lay_out_images(s, blocks_[block], share);
-                    add_products(registers, s, gradients.data(), block, share);
+                    add_products(s, gradients.data(), block, share);
                 }
                 summed.in_order(unit, [&] { add_kernels(s, share); });
             }
@@ -180,8 +180,7 @@ class AmxWeightGradient {
         std::memcpy(to, &pairs, sizeof(pairs));
     }
 
-    void add_products(TileRegisters& registers, const Scratch& s, const E* gradients, int64_t index,
-                      const Share& share) const {
+    void add_products(const Scratch& s, const E* gradients, int64_t index, const Share& share) const {
         const auto block = blocks_[index];
         const int64_t rows = image_rows(block.rows), cells = unrolled_ > 1 ? block.cells() : block.rows * block.cols;
         const int64_t steps = ceil_div(block.cells(), register_depth);
@@ -202,9 +201,9 @@ class AmxWeightGradient {
                 const int64_t count = std::min(4 / now, columns - i);
                 for (int64_t n = 0; n < count; ++n) x[n] = column(i + n);
                 if (now == 2) {
-                    multiply_tiles<2, 2>(count, registers, sums + i * tile_sums, columns, gradient, x, s.steps, steps);
+                    multiply_tiles<2, 2>(count, sums + i * tile_sums, columns, gradient, x, s.steps, steps);
                 } else {
-                    multiply_tiles<1, 4>(count, registers, sums + i * tile_sums, columns, gradient, x, s.steps, steps);
+                    multiply_tiles<1, 4>(count, sums + i * tile_sums, columns, gradient, x, s.steps, steps);
                 }
             }
             output += now;
@@ -213,16 +212,16 @@ class AmxWeightGradient {
 
     // M tiles of outputs, `count` tiles of columns, at most N.
     template <int M, int N>
-    void multiply_tiles(int64_t count, TileRegisters& registers, float* sums, int64_t columns, const E* gradient,
-                        const E* const* x, const int64_t* at, int64_t steps) const {
+    void multiply_tiles(int64_t count, float* sums, int64_t columns, const E* gradient, const E* const* x,
+                        const int64_t* at, int64_t steps) const {
         if constexpr (N > 1) {
-            if (count < N) return multiply_tiles<M, N - 1>(count, registers, sums, columns, gradient, x, at, steps);
+            if (count < N) return multiply_tiles<M, N - 1>(count, sums, columns, gradient, x, at, steps);
         }
         const int64_t gradient_tile = block_steps_ * tile_elements;
         add_tile_products<M, N>(
-            registers, steps, HYBRIDOPS_LAMBDA(int m, int n) { return sums + (m * columns + n) * tile_sums; }, 16,
+            steps, HYBRIDOPS_LAMBDA(int m, int n) { return sums + (m * columns + n) * tile_sums; }, 16,
             HYBRIDOPS_LAMBDA(int64_t step, int m) { return gradient + m * gradient_tile + step * tile_elements; },
-            HYBRIDOPS_LAMBDA(int64_t step, int n) { return x[n] + at[step]; }, 32);
+            register_depth, HYBRIDOPS_LAMBDA(int64_t step, int n) { return x[n] + at[step]; }, 32);
     }
 
     void add_kernels(const Scratch& s, const Share& share) const {

@@ -1,5 +1,5 @@
-// The gradient of a convolution's weights for one instruction set: direct, on AMX, or by Winograd's minimal filtering. Included by
-// conv_lstm_kernels.h after convolution_kernels.h, so inside a namespace.
+// The gradient of a convolution's weights for one instruction set: direct, on AMX, or by Winograd's minimal filtering.
+// Included by conv_lstm_kernels.h after convolution_kernels.h, so inside a namespace.
 
 #include "amx_weight_gradient_kernels.h"
 #include "winograd_weight_gradient_kernels.h"
